@@ -85,8 +85,8 @@ pub static COMMON_KEYS: &[Key] = &[
         "settle",
         "\"30s\"",
         "Only the newest event of an object_id is delivered, once it has been the newest for so long, but no later than ten times that after \
-         the object's first change; older ones end as superseded. At a time 2,048 objects are waited for: where more change at once, older events of some \
-         go too. Events without object_id do not wait. Replays and dead letters that are tried again do not either",
+         the object's first change; older ones end as superseded. At a time 2,048 objects are waited for: where more change at once, what has settled \
+         is looked for in the rest of the log before it goes. Events without object_id do not wait. Replays and dead letters that are tried again do not either",
     ),
     Key::optional(
         "delay",
@@ -102,7 +102,8 @@ pub static COMMON_KEYS: &[Key] = &[
          subscription_id, attempt, key, sink). Filters beside Jinja's: `named` gives an object's custom fields their names of \
          now in Close (`(data | named)[\"Industry\"]`; of equal names the first in Close's order keeps it, others have their id \
          behind it; where Close can not be asked at all ids stay); `lead_url`; `money(currency)` of whole cents; `\"status_label\" | \
-         was`, what it was in previous_data; `ago`; `tojson`. Numbers print as Close wrote them; what is undefined is an error",
+         was`, what it was in previous_data; `ago`; `tojson`. Numbers print as Close wrote them, and are compared, sorted and found by their exact value; what is calculated (+, sum, \
+         round) is an integer or a double, as Jinja has it. What is undefined is an error",
     )
     .template(),
     Key::optional(

@@ -16,6 +16,7 @@ use super::memory::{Held as InMemory, Memory};
 use crate::config::Order;
 use crate::event::{Event, Seq};
 pub(super) use settle::Held;
+use settle::Span;
 
 /// Open events at the most: read, held back, being delivered or waiting for another try. Beyond, reading stops (I6).
 const OPEN_MAX: usize = 2048;
@@ -153,6 +154,8 @@ pub(super) struct Feed {
     leads: HashMap<String, BTreeSet<Seq>>,
     /// The newest event of each object that waits until it has settled.
     objects: HashMap<String, Seq>,
+    /// Objects whose newest event so far was superseded by one that was not read yet.
+    heirs: HashMap<String, Span>,
 }
 
 impl Feed {
@@ -170,6 +173,7 @@ impl Feed {
             memory: Memory::default(),
             leads: HashMap::new(),
             objects: HashMap::new(),
+            heirs: HashMap::new(),
         };
         for item in &saved.open {
             feed.insert(
@@ -615,6 +619,11 @@ fn kept(id: &str) -> String {
         return id.to_owned();
     }
     format!("sha256:{}", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(id)))
+}
+
+/// Whether it is kept as it is.
+fn is_whole(kept: &str) -> bool {
+    !kept.starts_with("sha256:")
 }
 
 /// Bytes that are really held for an item.

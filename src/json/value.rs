@@ -125,6 +125,23 @@ impl Decimal {
         }
     }
 
+    /// Its whole part as an integer is written, and whether that is all of it; `None` where it has more than `max` digits.
+    pub fn whole(&self, max: usize) -> Option<(String, bool)> {
+        let exponent = *self.exponent.as_ref().ok()?;
+        let Ok(len) = usize::try_from(exponent.max(0)) else {
+            return None;
+        };
+        if len > max {
+            return None;
+        }
+        let (whole, rest) = self.digits.split_at(len.min(self.digits.len()));
+        if whole.is_empty() {
+            return Some(("0".to_owned(), rest.is_empty()));
+        }
+        let sign = if self.negative { "-" } else { "" };
+        Some((format!("{sign}{whole:0<len$}"), rest.is_empty()))
+    }
+
     /// How it stands to another; `None` where the exponent of one is beyond all measure, and they are not the same.
     pub fn compare(&self, other: &Decimal) -> Option<Ordering> {
         let sign = |decimal: &Decimal| match (decimal.digits.is_empty(), decimal.negative) {

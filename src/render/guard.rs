@@ -243,7 +243,11 @@ impl Keeper {
 
     /// A child that has these programs and the names of now.
     fn child(&mut self, programs: &[&Program]) -> Result<&mut Running, End> {
-        let is_full = |child: &Running| child.programs.len() + programs.len() > PROGRAMS_MAX;
+        // Nearly always even all of them would have room.
+        let is_full = |child: &Running| {
+            let has_room = |more: usize| child.programs.len() + more <= PROGRAMS_MAX;
+            !has_room(programs.len()) && !has_room(child.lacking(programs).len())
+        };
         if self.child.as_ref().is_some_and(is_full) {
             self.child = None;
         }
@@ -366,6 +370,7 @@ impl Keeper {
                 Err(End::ByItself(why)) if answered < batch.len() => {
                     if batch.len() == 1 && suspected[first] {
                         made[first] = Some(Made::Fault(Fault {
+                            program: self.culprit(&jobs[first]),
                             text: format!("it {why}"),
                             ..Fault::default()
                         }));
@@ -387,6 +392,30 @@ impl Keeper {
             Some(why) if made.is_empty() => Err(Stuck(why)),
             _ => Ok(made),
         }
+    }
+
+    /// Which of an event's programs it is that a child dies of; `None`: all of them together, or none this time.
+    fn culprit(&mut self, job: &Job) -> Option<usize> {
+        let alone = |payload: Option<Program>, texts: &[(String, Template)]| Job {
+            payload,
+            texts: texts.into(),
+            ..job.clone()
+        };
+        let payload = job.payload.iter().map(|program| (0, alone(Some(program.clone()), &[])));
+        let texts = job.texts.chunks(1).enumerate();
+        let texts = texts.map(|(index, text)| (index + 1, alone(None, text)));
+        let mut parts: Vec<(usize, Job)> = payload.chain(texts).collect();
+        if parts.len() == 1 {
+            return parts.pop().map(|(number, _)| number);
+        }
+        for (number, part) in parts {
+            match self.converse(&[part], &[0], |_| true) {
+                Ok(()) => {}
+                Err(End::ByItself(_)) => return Some(number),
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Hands over a batch, and hears what comes back, as long as more of it is wanted.
@@ -533,14 +562,20 @@ impl Running {
         same.or_else(|| self.programs.iter().position(|known| known == program))
     }
 
-    /// Gives the child what it lacks.
-    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
-        let mut new: Vec<&Program> = Vec::new();
+    /// Those of these that it does not hold, each once.
+    fn lacking<'p>(&self, programs: &[&'p Program]) -> Vec<&'p Program> {
+        let mut lacking: Vec<&Program> = Vec::new();
         for program in programs {
-            if self.number(program).is_none() && !new.contains(program) {
-                new.push(program);
+            if self.number(program).is_none() && !lacking.contains(program) {
+                lacking.push(program);
             }
         }
+        lacking
+    }
+
+    /// Gives the child what it lacks.
+    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
+        let new = self.lacking(programs);
         if !new.is_empty() {
             // What is wrong with one of them shows when it is rendered.
             let _ = self.ask(&wire::programs(wire::PROGRAMS, &new))?;

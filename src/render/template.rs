@@ -12,6 +12,8 @@ pub enum Escape {
     Html,
     /// `&`, `<` and `>`, as Slack wants it: an event can then ping nobody and make no link.
     Slack,
+    /// Nothing; each is its JSON, however it was made, and what there is not under a condition is nothing. For a template that is one value.
+    Json,
     /// All that is no letter, digit or one of `-._~`, as a part of a URL wants it: an event can then begin no other part.
     Url,
 }

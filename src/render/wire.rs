@@ -141,6 +141,7 @@ pub(super) fn programs(kind: u8, programs: &[&Program]) -> Vec<u8> {
                     Escape::Html => 1,
                     Escape::Slack => 2,
                     Escape::Url => 4,
+                    Escape::Json => 5,
                 };
                 (kind, template.source())
             }
@@ -163,6 +164,7 @@ pub(super) fn read_programs(frame: &mut Reader<'_>) -> Option<Vec<Program>> {
                 1 => Escape::Html,
                 2 => Escape::Slack,
                 4 => Escape::Url,
+                5 => Escape::Json,
                 _ => return Some(Program::Transform(Transform::unchecked(source))),
             };
             Some(Program::Template(Template::unchecked(source, escape)))

@@ -456,9 +456,14 @@ impl Postgres {
                 }
                 *row = Made::Refused(missing);
             }
+            if let Made::Fields(fields) = row
+                && let Err(why) = fields.write_for(|name| types.takes(name))
+            {
+                *row = Made::Refused(why);
+            }
             let is_altered = match row {
                 Made::Event(row) => row.fit_for_postgres(),
-                Made::Fields(fields) => fields.fit_for_postgres(|name| types.is_json(name)),
+                Made::Fields(fields) => fields.fit_for_postgres(|name| types.takes(name)),
                 Made::Revision(revision) => revision.fit_for_postgres(),
                 Made::Skipped | Made::Refused(_) => false,
             };

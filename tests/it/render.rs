@@ -279,6 +279,37 @@ async fn no_hostile_program_gets_anything_but_an_error_and_none_of_its_neighbour
     }
 }
 
+/// A sink of many columns: which of them it is that is too much.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_ended_for_what_it_takes_is_named() {
+    let template = |source: &str| match program("template", source) {
+        Program::Template(template) => template,
+        Program::Transform(_) => unreachable!(),
+    };
+    let (good, large) = (template("{{ data }}"), template("a\n{{ 'x' * 90000000 }}"));
+    for (payload, texts, culprit) in [
+        (Some(&good), vec![&good, &large, &good], 2),
+        (Some(&large), vec![&good], 0),
+        (None, vec![&large], 1),
+        (None, vec![&good, &large], 2),
+    ] {
+        let texts: Vec<_> = texts.into_iter().map(|text| ("key".to_owned(), text.clone())).collect();
+        let job = Job {
+            payload: payload.map(|template| Program::Template(template.clone())),
+            texts: texts.into(),
+            event: r#"{"data":1}"#.into(),
+            meta: "{}".into(),
+        };
+        match guard().render(vec![job]).await.unwrap().remove(0) {
+            Made::Fault(fault) => {
+                assert!(fault.text.contains("16 MiB"), "{fault:?}");
+                assert_eq!(fault.program, Some(culprit), "{fault:?}");
+            }
+            made => panic!("{made:?}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn large_events_are_rendered_or_end_as_errors() {
     let guard = guard();

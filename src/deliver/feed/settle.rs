@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Feed, Item, Stage, Tries, kept};
+use super::{Feed, Item, Stage, Tries, is_whole, kept};
 use crate::event::{Event, Seq};
 
 /// What is known of the object of an event that waits until the object has settled.
@@ -29,6 +29,36 @@ impl Held {
 
 /// An object that goes on changing is delivered at the latest after so many times the span in which nothing may change.
 const SETTLES_WITHIN: i32 = 10;
+
+/// Objects are remembered at the most whose next event is somewhere in the log. For one more the ten times begin anew with that event.
+const HEIRS_MAX: usize = 16_384;
+
+/// The changes of an object since it had settled before: when the first of them was received, and the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    first: Timestamp,
+    newest: Timestamp,
+}
+
+impl Span {
+    /// When the object has settled.
+    fn settles_at(self, span: SignedDuration) -> Timestamp {
+        let settled = self.newest.checked_add(span).unwrap_or(Timestamp::MAX);
+        let last = span
+            .checked_mul(SETTLES_WITHIN)
+            .and_then(|span| self.first.checked_add(span).ok());
+        settled.min(last.unwrap_or(Timestamp::MAX))
+    }
+}
+
+impl Item {
+    /// The changes of its object, if it waits for that to settle.
+    fn changed(&self) -> Option<Span> {
+        let first = self.held.as_ref()?.first;
+        let newest = self.received_at.unwrap_or(first);
+        Some(Span { first, newest })
+    }
+}
 
 impl Feed {
     /// An event for this sink that goes at `due` at the earliest, and is read again then; in Seq order.
@@ -53,21 +83,56 @@ impl Feed {
             self.put(event, due(SignedDuration::ZERO), None);
             return None;
         };
-        let before = self.objects.get(&object).copied();
-        let before = before.and_then(|seq| {
-            let item = self.open.get(&seq)?;
-            let first = item.held.as_ref()?.first;
-            let newest = item.received_at.unwrap_or(first);
-            (received_at < settles_at(span, first, newest)).then_some((seq, first))
+        let open = self.objects.get(&object).and_then(|seq| {
+            let item = self.open.get(seq)?;
+            Some((Some(*seq), item.changed()?))
         });
-        let first = before.map_or(received_at, |(_, first)| first);
-        if let Some((seq, _)) = before {
+        let heir = self.heirs.remove(&object).map(|changed| (None, changed));
+        let before = open
+            .or(heir)
+            .filter(|(_, changed)| received_at < changed.settles_at(span));
+        let first = before.map_or(received_at, |(_, changed)| changed.first);
+        let before = before.and_then(|(seq, _)| seq);
+        if let Some(seq) = before {
             self.finished(seq);
         }
-        let wait = settles_at(span, first, received_at).duration_since(received_at);
+        let newest = received_at;
+        let wait = Span { first, newest }.settles_at(span).duration_since(newest);
         let due = due(wait.max(SignedDuration::ZERO));
         self.put(event, due, Some(Held { object, first }));
-        before.map(|(seq, _)| seq)
+        before
+    }
+
+    /// The objects that have settled, by the clock, each with its newest event. Those with overlong ids are not among them.
+    pub fn due_objects(&mut self, now: Timestamp) -> Vec<(String, Seq)> {
+        // What is due becomes ready.
+        self.deliverable(now, 0);
+        let due = self.objects.iter().filter(|(_, seq)| self.ready.contains(seq));
+        let due = due.filter(|(object, _)| is_whole(object));
+        due.map(|(object, seq)| (object.clone(), *seq)).collect()
+    }
+
+    /// Whether its object may have a newer one.
+    pub fn is_settling(&self, seq: Seq) -> bool {
+        let held = self.open.get(&seq).and_then(|item| item.held.as_ref());
+        held.is_some_and(|held| is_whole(&held.object))
+    }
+
+    /// The next event of the object of this one, which is not read yet, was received then. If that was before the object had settled, this
+    /// one is finished, and `true`: the next one takes its place when it is read.
+    pub fn overtaken(&mut self, seq: Seq, received_at: Timestamp, span: SignedDuration) -> bool {
+        let item = self.open.get(&seq);
+        let Some((changed, object)) = item.and_then(|item| Some((item.changed()?, item.held.clone()?.object))) else {
+            return false;
+        };
+        if received_at >= changed.settles_at(span) {
+            return false;
+        }
+        self.finished(seq);
+        if self.heirs.len() < HEIRS_MAX {
+            self.heirs.insert(object, changed);
+        }
+        true
     }
 
     /// Goes on with another span, or with none, or after the machine's clock, which shows `wall` at this moment, may have been set: what
@@ -79,15 +144,18 @@ impl Feed {
         now: Timestamp,
         wall: Timestamp,
     ) {
+        if span.is_none() {
+            self.heirs.clear();
+        }
         let held: Vec<Seq> = self.objects.values().copied().collect();
         for seq in held {
             let Some(item) = self.open.get_mut(&seq) else { continue };
-            let Some(first) = item.held.as_ref().map(|held| held.first) else {
+            let Some(changed) = item.changed() else {
                 continue;
             };
-            let newest = item.received_at.unwrap_or(first);
+            let newest = changed.newest;
             let wait = span.map_or(SignedDuration::ZERO, |span| {
-                settles_at(span, first, newest).duration_since(newest)
+                changed.settles_at(span).duration_since(newest)
             });
             let wait = wait.max(delay).max(SignedDuration::ZERO);
             let left = (wait - wall.duration_since(newest)).clamp(SignedDuration::ZERO, wait);
@@ -135,15 +203,6 @@ impl Feed {
             self.objects.remove(&held.object);
         }
     }
-}
-
-/// When an object whose newest change was received then has settled, `first` being the first of its changes since it had before.
-fn settles_at(span: SignedDuration, first: Timestamp, newest: Timestamp) -> Timestamp {
-    let settled = newest.checked_add(span).unwrap_or(Timestamp::MAX);
-    let last = span
-        .checked_mul(SETTLES_WITHIN)
-        .and_then(|span| first.checked_add(span).ok());
-    settled.min(last.unwrap_or(Timestamp::MAX))
 }
 
 #[cfg(test)]
@@ -196,6 +255,43 @@ mod tests {
             comes_to[newest] = Some((at + span).min(first + 10 * span));
         }
         comes_to
+    }
+
+    #[test]
+    fn what_is_overtaken_by_an_event_that_is_not_read_yet_hands_its_first_change_on() {
+        let span = SignedDuration::from_secs(10);
+        let mut feed = Feed::restore(
+            &Saved {
+                next: Seq(1),
+                open: vec![],
+            },
+            Order::None,
+        );
+        let read = |feed: &mut Feed, seq: u64, second: i64| {
+            feed.settle(&change(seq, 1, second), span, |wait| at(second) + wait)
+        };
+        assert_eq!(read(&mut feed, 1, 0), None);
+        assert!(feed.due_objects(at(9)).is_empty());
+        assert_eq!(feed.due_objects(at(10)), [("o_1".to_owned(), Seq(1))]);
+        assert!(feed.is_settling(Seq(1)));
+        assert!(!feed.overtaken(Seq(1), at(10), span), "it had settled");
+        assert!(feed.overtaken(Seq(1), at(9), span));
+        assert!(feed.is_idle() && !feed.overtaken(Seq(1), at(9), span));
+        // The heir has the ten times of the first one; again and again.
+        for (seq, second) in (2..).zip((9..=90).step_by(9)) {
+            assert_eq!(read(&mut feed, seq, second), None, "it was finished before");
+            assert!(feed.overtaken(Seq(seq), at(second + 9), span), "{second}");
+        }
+        assert_eq!(read(&mut feed, 12, 99), None);
+        assert_eq!(feed.due_objects(at(100)), [("o_1".to_owned(), Seq(12))]);
+        assert!(!feed.overtaken(Seq(12), at(100), span), "ten times is the end of it");
+        feed.finished(Seq(12));
+        // An heir that comes too late begins anew.
+        assert_eq!(read(&mut feed, 13, 200), None);
+        assert!(feed.overtaken(Seq(13), at(209), span));
+        assert_eq!(read(&mut feed, 14, 210), None);
+        assert!(feed.due_objects(at(219)).is_empty());
+        assert!(feed.heirs.is_empty());
     }
 
     proptest! {

@@ -126,3 +126,46 @@ async fn nothing_goes_while_the_log_has_something_newer() {
     assert_eq!(receiver.sorted(), [EVENTS - 2, EVENTS - 1, EVENTS]);
     engine.shutdown().await;
 }
+
+/// More objects than there is room for, which all change again before they have settled: their older events are read long before the newer
+/// ones, and do not go.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_that_was_superseded_in_what_there_is_no_room_to_read() {
+    const OBJECTS: u64 = 3000;
+    for commit in [Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].settle = Some(Span::secs(60));
+        let hour = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+        let mut incoming = Vec::new();
+        let mut at = |second: i64, object: u64| {
+            let body = format!(r#"{{"event":{{"id":"ev_{second}_{object}","object_id":"lead_{object}"}}}}"#);
+            let at = hour + jiff::SignedDuration::from_secs(second);
+            incoming.push(Incoming::new(body.into(), at, Source::Webhook, None));
+        };
+        // Three changes of each within a minute; then one when all of them had settled, but for one that had not.
+        for second in [0, 20, 40] {
+            (0..OBJECTS).for_each(|object| at(second, object));
+        }
+        at(99, 7);
+        (0..OBJECTS).for_each(|object| at(100, object));
+        for stored in bench.log.append_in_order(incoming).await {
+            assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+        }
+        let engine = bench.engine(Mode::Follow).await;
+        let last = 4 * OBJECTS + 1;
+        caught_up(&engine, last).await;
+        let settled = (2 * OBJECTS + 1..=3 * OBJECTS).filter(|seq| *seq != 2 * OBJECTS + 8);
+        let expected: Vec<u64> = settled.chain(3 * OBJECTS + 2..=last).collect();
+        let went = receiver.sorted();
+        assert!(
+            went == expected,
+            "{commit:?}: {} went, not {}",
+            went.len(),
+            expected.len()
+        );
+        assert_eq!(status(&engine).superseded, last - expected.len() as u64);
+        assert_eq!(state(&bench, &engine, 1).await, Superseded);
+        engine.shutdown().await;
+    }
+}

@@ -211,6 +211,11 @@ impl Worker<'_> {
         } else {
             feed.deliverable(now, most)
         };
+        let seqs = if *lane == Lane::Main {
+            self.only_looked_up(seqs)
+        } else {
+            seqs
+        };
         let mut batch: Vec<Delivery> = Vec::with_capacity(seqs.len());
         let (mut bytes, mut was_read, began) = (0, false, Instant::now());
         for seq in seqs {

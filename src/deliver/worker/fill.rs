@@ -1,7 +1,6 @@
 //! Reading the log into the feeds, and passing what the log is about to drop.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
@@ -17,8 +16,8 @@ use crate::log::{Batch, Narrow, ReadError, Take};
 use crate::telemetry;
 
 /// Events read from the log at a time, and bytes of their bodies.
-const READ_EVENTS: usize = 1024;
-const READ_BYTES: usize = 4 << 20;
+pub(super) const READ_EVENTS: usize = 1024;
+pub(super) const READ_BYTES: usize = 4 << 20;
 
 /// Batches read without a look at anything else.
 const READS_IN_A_ROW: usize = 8;
@@ -54,7 +53,8 @@ impl Worker<'_> {
         let head = *self.head.borrow_and_update();
         let passed = self.passed();
         let main = &self.lanes.main;
-        let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
+        let has_room = main.room() > 0 && !self.looks_ahead();
+        let main_more = self.kit.follow && main.next() <= head && has_room && !self.waits_by_delay();
         self.unread = main_more;
         main_more || self.lanes.replays.iter().any(|replay| replay.wants_more(head, passed))
     }
@@ -86,7 +86,7 @@ impl Worker<'_> {
         let (room, bytes) = (self.lanes.main.room(), self.lanes.main.room_bytes());
         let from = self.lanes.main.next();
         let head = *self.head.borrow_and_update();
-        if room == 0 || from > head || self.waits_by_delay() {
+        if room == 0 || from > head || self.looks_ahead() || self.waits_by_delay() {
             return Some(false);
         }
         let batch = self.read(from, (room, bytes), None).await?;
@@ -151,11 +151,14 @@ impl Worker<'_> {
         let (span, delay) = (settle_of(&self.kit.config), delay_of(&self.kit.config));
         let wall = Timestamp::now();
         self.lanes.main.settle_anew(span, delay.unwrap_or_default(), now, wall);
+        // What is due is found out anew.
+        self.looked_up.clear();
+        self.ahead = None;
     }
 
     /// Takes up what was read for a sink that waits until objects have settled: of what waits only ids and Seqs are kept, and it is read
-    /// again when it goes. Where so many objects have not settled that there is no room for more, reading stops, and what was first goes
-    /// first, whether or not something newer is in the log behind.
+    /// again when it goes. Where so many objects have not settled that there is no room for more, reading stops, and what is due is looked
+    /// for in the rest of the log before it goes.
     fn settle(&mut self, span: SignedDuration, read: Vec<(Arc<Event>, Option<Rules>)>) {
         let delay = delay_of(&self.kit.config).unwrap_or_default();
         let (now, wall) = (schedule::now(), Timestamp::now());
@@ -174,9 +177,7 @@ impl Worker<'_> {
             let has_object = event.view().is_some_and(|view| view.object_id.is_some());
             if has_object {
                 if let Some(seq) = main.settle(&event, span, due) {
-                    self.record.fates.supersede(seq);
-                    self.kit.superseded.fetch_add(1, Ordering::Relaxed);
-                    telemetry::superseded(self.kit.name());
+                    self.supersede(seq);
                 }
             } else if delay.is_zero() {
                 main.offer(&event, names);
@@ -271,7 +272,12 @@ impl Worker<'_> {
         Ok(asked.max(self.kit.log.head().borrow().next()))
     }
 
-    async fn read(&mut self, from: Seq, (room, bytes): (usize, usize), narrow: Option<&Narrow>) -> Option<Batch> {
+    pub(super) async fn read(
+        &mut self,
+        from: Seq,
+        (room, bytes): (usize, usize),
+        narrow: Option<&Narrow>,
+    ) -> Option<Batch> {
         let take = Take {
             events: room.min(READ_EVENTS),
             bytes: bytes.min(READ_BYTES),

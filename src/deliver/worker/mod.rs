@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
+//! | `ahead` | what has settled, and was superseded in what there is no room to read |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
 //! | `given` | when what other sinks gave up goes |
@@ -21,6 +22,7 @@
 //! | `stop` | coming to an end |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
+mod ahead;
 mod attempt;
 mod chores;
 mod erasing;
@@ -40,6 +42,7 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -239,6 +242,10 @@ struct Worker<'a> {
     arrivals: Option<Arrivals>,
     /// There is more in the log that the main feed has room for, and so perhaps a newer event of an object that has settled else.
     unread: bool,
+    /// Of what has settled, that which is superseded by nothing in the rest of the log, as long as there is no room to read it.
+    looked_up: BTreeSet<Seq>,
+    /// What is looked for there.
+    ahead: Option<ahead::Ahead>,
     /// The event at which the main feed stops reading, because it is not due yet.
     undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
@@ -309,6 +316,8 @@ impl<'a> Worker<'a> {
                 .max(settle_of(&kit.config))
                 .map(|span| Arrivals::new(span, end.prev(), now)),
             unread: true,
+            looked_up: BTreeSet::new(),
+            ahead: None,
             undue: None,
             last_error: None,
             stumbled: Paced::default(),
@@ -395,6 +404,7 @@ impl<'a> Worker<'a> {
             self.dispatch().await;
         }
         more |= self.fill().await;
+        more |= self.look_ahead(schedule::now()).await;
         self.dispatch().await;
         self.save_if_due();
         self.publish();

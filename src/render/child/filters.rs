@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::exact::{text_of, whole};
 use super::faults::{defined, wrong};
 use super::named::{KnownNames, named};
-use super::value::{Number, push_json};
+use super::value::push_json;
 use crate::json;
 
 /// Gives an environment the filters of the contract.
@@ -20,16 +21,22 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>
     environment.add_filter("money", money);
     environment.add_filter("was", was);
     environment.add_filter("ago", |value: &Value| ago(value, Timestamp::now()));
-    environment.add_filter("tojson", tojson);
-    environment.add_filter("int", int);
-    environment.add_filter("float", float);
+    environment.add_filter("tojson", |value: &Value, indent: Option<Value>, named: Kwargs| {
+        tojson(value, indent.as_ref(), &named)
+    });
 }
 
 /// JSON; `indent`, whatever it says, gives it lines.
-fn tojson(value: &Value, indent: Option<Value>) -> Result<String, Error> {
+fn tojson(value: &Value, indent: Option<&Value>, named: &Kwargs) -> Result<String, Error> {
     let mut text = String::new();
     push_json(&mut text, value, 0)?;
-    let lines = indent.is_some_and(|indent| indent.is_true());
+    let lines = match indent {
+        Some(indent) => indent.is_true(),
+        None => named
+            .get::<Option<Value>>("indent")?
+            .is_some_and(|indent| indent.is_true()),
+    };
+    named.assert_all_used()?;
     Ok(if lines { json::indented(&text) } else { text })
 }
 
@@ -59,7 +66,10 @@ fn lead_url(value: &Value) -> Result<String, Error> {
 /// Whole cents as an amount, exactly, with its currency if one is given: `123456|money("USD")` is `1,234.56 USD`.
 fn money(value: &Value, currency: Option<Value>) -> Result<String, Error> {
     defined(value, "money")?;
-    let text = value.to_string();
+    let written = text_of(value).filter(|_| value.kind() != ValueKind::Bool);
+    let is_all = |(whole, is_all): (String, bool)| is_all.then_some(whole);
+    let written = written.and_then(|written| whole(&written)).and_then(is_all);
+    let text = written.unwrap_or_else(|| value.to_string());
     let (sign, digits) = text
         .strip_prefix('-')
         .map_or(("", text.as_str()), |digits| ("-", digits));
@@ -132,33 +142,4 @@ fn moment(text: &str) -> Option<Timestamp> {
         .ok()
         .or_else(|| text.parse::<jiff::civil::DateTime>().ok().and_then(utc))
         .or_else(|| Some(text.parse::<jiff::civil::Date>().ok()?.at(0, 0, 0, 0)).and_then(utc))
-}
-
-/// Jinja's own, which has to know numbers that print otherwise than they are written.
-fn int(
-    state: &State,
-    value: &Value,
-    default: Option<Value>,
-    base: Option<u32>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
-    match value.downcast_object_ref::<Number>() {
-        Some(number) => match number.0.parse::<i128>() {
-            Ok(whole) => Ok(Value::from(whole)),
-            Err(_) => of_float(&number.0).map(|float| Value::from(float as i128)),
-        },
-        None => minijinja::filters::int(state, value, default, base, kwargs),
-    }
-}
-
-fn float(state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
-    match value.downcast_object_ref::<Number>() {
-        Some(number) => of_float(&number.0).map(Value::from),
-        None => minijinja::filters::float(state, value, default, kwargs),
-    }
-}
-
-fn of_float(text: &str) -> Result<f64, Error> {
-    text.parse()
-        .map_err(|_| wrong("it is no number that can be calculated with"))
 }

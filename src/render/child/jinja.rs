@@ -9,8 +9,8 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
 use super::named::KnownNames;
-use super::value::{Encoded, Escaped, print};
-use super::{compare, filters};
+use super::value::{Encoded, Escaped, print, push_json};
+use super::{compare, filters, reckon};
 use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 
 /// Steps of a template; so many take about as long as one may. An endless loop ends here, with its place, before its time is over.
@@ -18,6 +18,7 @@ const FUEL: u64 = 2_000_000;
 
 const SLACK: &str = "slack";
 const URL: &str = "url";
+const JSON: &str = ".json";
 
 /// The templates of a child, by number.
 pub(super) struct Jinja {
@@ -40,6 +41,7 @@ impl Jinja {
         environment.remove_global("debug");
         filters::add_all(&mut environment, &names);
         compare::add_all(&mut environment);
+        reckon::add_all(&mut environment);
         Jinja {
             environment,
             templates: HashMap::new(),
@@ -62,6 +64,8 @@ impl Jinja {
             Escape::Html => "html",
             Escape::Slack => SLACK,
             Escape::Url => URL,
+            // Nothing is escaped in it.
+            Escape::Json => return format!("{number}{JSON}"),
         };
         format!("{number}.{suffix}")
     }
@@ -118,6 +122,9 @@ fn escape_of(name: &str) -> AutoEscape {
 }
 
 fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    if state.name().ends_with(JSON) {
+        return print_json(out, value);
+    }
     if value.is_safe() {
         return print(out, value);
     }
@@ -127,6 +134,16 @@ fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Res
         AutoEscape::Custom(_) => print(&mut Escaped { out, quotes: false }, value),
         _ => print(&mut Escaped { out, quotes: true }, value),
     }
+}
+
+/// The JSON of a value. What is undefined comes here only where an `if` has no `else`; elsewhere it is an error before.
+fn print_json(out: &mut Output<'_>, value: &Value) -> Result<(), Error> {
+    if value.is_undefined() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    push_json(&mut text, value, 0)?;
+    print(out, &Value::from(text))
 }
 
 /// What went wrong, and where. The words are minijinja's own and the template's, not the event's; the rest is the detail.

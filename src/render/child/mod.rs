@@ -8,15 +8,18 @@
 //! | file | what it does |
 //! |---|---|
 //! | `limits` | what the child gives up |
-//! | `jinja`, `value`, `compare`, `filters`, `named` | templates, what they see, and what they can do with it |
+//! | `jinja`, `value`, `filters`, `named` | templates, what they see, and what they can do with it |
+//! | `exact`, `compare`, `reckon` | numbers as Close wrote them: compared, ordered and calculated with |
 //! | `script`, `rewrite`, `transform.js` | transforms |
 
 mod compare;
+mod exact;
 mod faults;
 mod filters;
 mod jinja;
 mod limits;
 mod named;
+mod reckon;
 mod rewrite;
 mod script;
 mod value;

@@ -43,6 +43,11 @@ impl Json {
         Arc::ptr_eq(&self.text, &other.text) && self.at == other.at
     }
 
+    /// Whether it is written the same.
+    pub fn reads_as(&self, other: &Json) -> bool {
+        self.node().raw() == other.node().raw()
+    }
+
     fn node(&self) -> Node<'_> {
         Node::new(self.text.get(self.at.clone()).unwrap_or_default())
     }

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use super::super::{Escape, Payload, Transform};
 use super::*;
 
+mod numbers;
+
 const EVENT: &str = r#"{"id":"ev_1","object_type":"opportunity","action":"updated","lead_id":"lead_1","changed_fields":["value"],
  "data":{"name":"A & <B> \"C\"","value":150000,"currency":"USD","amount":1.50,"big":12345678901234567890123,"exp":1e3,"half":0.5,
   "list":[1, 2.0,{"x":null}],"status":"Won","custom.cf_1":"Paint","custom.cf_2":"Blue","custom.cf_9":7,"nothing":null,"no":-0,"zero":0.00,"none":0e5,"some":-0.10,
@@ -330,63 +332,6 @@ async fn whoever_wants_names_that_are_not_there_waits_and_nobody_else() {
     names.set(known);
     let made = guard.render(vec![naming(source, with)]).await.unwrap();
     assert_eq!(payload(&made[0]), r#"{"custom.cf_1":1}"#);
-}
-
-/// Numbers that are printed as Close wrote them are compared by what they are worth.
-#[tokio::test]
-async fn numbers_compare_by_their_value_however_they_are_written() {
-    for (source, expected) in [
-        (
-            "{{ data.amount > 1 }} {{ data.amount < 2 }} {{ 2 > data.amount }} {{ 1 < data.amount }}",
-            "true true true true",
-        ),
-        (
-            "{{ data.amount == 1.5 }} {{ 1.5 != data.amount }} {{ data.amount >= 1.5 }} {{ data.amount <= 1.49 }}",
-            "true false true false",
-        ),
-        (
-            "{{ data.exp == 1000 }} {{ data.exp > 999 }} {{ data.exp < data.big }} {{ data.exp > data.amount }}",
-            "true true true true",
-        ),
-        (
-            "{{ data.big > 12345678901234567890122 }} {{ data.big == 12345678901234567890123 }}",
-            "true true",
-        ),
-        (
-            "{{ data.zero == 0 }} {{ data.none == data.zero }} {{ data.some < 0 }} {{ data.some > -1 }} {{ data.no == 0 }}",
-            "true true true true true",
-        ),
-        (
-            "{{ data.value > 1.5 }} {{ data.half < 1 }} {{ 'b' > 'a' }} {{ data.list == [1] }}",
-            "true true true false",
-        ),
-        (
-            "{{ data.amount is gt(1) }} {{ data.amount is lessthan 2 }} {{ data.amount is eq 1.5 }}",
-            "true true true",
-        ),
-        ("{{ [data.exp, 5, data.amount] | select('>', 2) | join(',') }}", "1e3,5"),
-        (
-            "{% if data.amount > 2 %}more{% elif data.amount > 1 %}{{ data.amount }}{% endif %}",
-            "1.50",
-        ),
-        (
-            "{{ not data.amount > 1 }} {{ data.amount > 1 and data.exp > 1 }}",
-            "false true",
-        ),
-        (
-            "{% macro m(x) %}{{ x >= 1.50 }}{% endmacro %}{{ m(data.amount) }}{% for x in [data.exp] if x == 1e3 %}!{% endfor %}",
-            "true!",
-        ),
-        (
-            "{{ data.amount == 'x' }} {{ data.amount == none }} {{ data.nothing == none }}",
-            "false false true",
-        ),
-    ] {
-        assert_eq!(filled(source).await.unwrap().to_lowercase(), expected, "{source}");
-    }
-    let fault = filled("a\n{{ data.amount > data.never }}").await.unwrap_err();
-    assert_eq!(fault.place.map(|(line, _)| line), Some(2), "{fault:?}");
-    assert!(fault.text.starts_with("there is no such value"), "{fault:?}");
 }
 
 fn payload(made: &Made) -> &str {
@@ -732,4 +677,39 @@ async fn a_thread_that_has_ended_is_begun_anew() {
     let good = Program::Template(template("{{ meta.seq }}", Escape::None));
     assert!(guard.render(vec![job(Some(good.clone()), vec![])]).await.is_err());
     assert_eq!(payload(&one(&guard, good).await), "7");
+}
+
+#[test]
+fn a_child_stays_as_long_as_it_has_room_for_the_programs_that_it_lacks() {
+    let mut keeper = Keeper {
+        names: Arc::default(),
+        program: None,
+        child: None,
+        vain: 0,
+    };
+    let mut work = |texts: &[String], events: usize| {
+        let texts: Vec<(String, Template)> = texts
+            .iter()
+            .map(|text| (text.clone(), template(text, Escape::None)))
+            .collect();
+        let made = keeper.render(&vec![job(None, texts); events], || false).unwrap();
+        assert!(made.iter().all(|made| matches!(made, Made::Rendered(_))));
+        let child = keeper.child.as_ref().unwrap();
+        let first = child.programs.first().cloned();
+        let Some(Program::Template(first)) = first else {
+            panic!()
+        };
+        (first.source().to_owned(), child.programs.len())
+    };
+    let text = |number: usize| format!("{number} {{{{ meta.seq }}}}");
+    assert_eq!(work(&[text(0)], 1), (text(0), 1));
+    // A full batch of several templates, again and again.
+    let some: Vec<String> = (1..8).map(text).collect();
+    for _ in 0..3 {
+        assert_eq!(work(&some, BATCH_EVENTS), (text(0), 8));
+    }
+    let all: Vec<String> = (8..PROGRAMS_MAX).map(text).collect();
+    assert_eq!(work(&all, 2), (text(0), PROGRAMS_MAX), "there is room for these");
+    assert_eq!(work(&some, 2), (text(0), PROGRAMS_MAX), "and none of these is new");
+    assert_eq!(work(&[text(5000)], 2), (text(5000), 1), "one more needs another child");
 }

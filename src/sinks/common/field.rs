@@ -2,7 +2,34 @@
 
 #[cfg(any(test, feature = "sink-postgres"))]
 use super::jsonb::fit_for_jsonb;
-use crate::json::{self, Kind, Node};
+use crate::json::{self, Decimal, Doc, Kind, Node};
+
+/// Longer than any integer of a database, and short enough to be written out.
+const DIGITS_MAX: usize = 40;
+
+/// What a column takes, as far as values have to be written for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sinks) enum Takes {
+    /// JSON text.
+    Json,
+    /// Integers.
+    Whole,
+    /// Anything else.
+    Other,
+}
+
+impl Takes {
+    /// By the name that SQL has for a type, or that a table is made with.
+    pub(in crate::sinks) fn of(kind: &str) -> Takes {
+        let kind = kind.trim().to_ascii_lowercase();
+        match kind.as_str() {
+            "json" | "jsonb" => Takes::Json,
+            "smallint" | "integer" | "bigint" | "int" | "int2" | "int4" | "int8" | "smallserial" | "serial"
+            | "bigserial" | "serial2" | "serial4" | "serial8" => Takes::Whole,
+            _ => Takes::Other,
+        }
+    }
+}
 
 /// A value for a column.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +67,31 @@ impl Field {
         }
     }
 
+    /// Writes it as what takes this has it, its value unchanged: a number that is whole as an integer, and a template's text for a column
+    /// of JSON as the JSON that it is. An error is why a column can't have it.
+    pub(super) fn write_for(&mut self, takes: Takes) -> Result<(), &'static str> {
+        match (takes, &mut *self) {
+            (Takes::Whole, Field::Number(text)) => match Decimal::parse(text).whole(DIGITS_MAX) {
+                Some((whole, true)) => *text = whole,
+                Some((_, false)) => return Err("takes whole numbers, and this one is not"),
+                None => return Err("takes whole numbers, and this one is too large"),
+            },
+            (Takes::Json, Field::Text(text)) => {
+                let doc = Doc::parse(text.as_bytes());
+                let written = doc.map(|doc| json::compact(doc.root().raw()));
+                if let Ok(written) = written {
+                    *self = Field::Json(written);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Becomes a text that PostgreSQL casts to the column's type, or nothing. Whether that changed anything but its form.
     #[cfg(any(test, feature = "sink-postgres"))]
-    pub(super) fn fit_for_postgres(&mut self, is_json: bool) -> bool {
+    pub(super) fn fit_for_postgres(&mut self, takes: Takes) -> bool {
+        let is_json = takes == Takes::Json;
         let text = match std::mem::replace(self, Field::Null) {
             Field::Null => return false,
             Field::String(text) if is_json => {
@@ -83,7 +132,10 @@ mod tests {
 
     #[test]
     fn what_a_type_can_not_hold_is_replaced_and_a_string_is_json_only_among_json() {
-        let fit = |mut field: Field, is_json| (field.fit_for_postgres(is_json), field);
+        let fit = |mut field: Field, is_json| {
+            let takes = if is_json { Takes::Json } else { Takes::Other };
+            (field.fit_for_postgres(takes), field)
+        };
         let text = |text: &str| Field::Text(text.into());
         assert_eq!(fit(Field::String("a\0".into()), false), (true, text("a\u{fffd}")));
         assert_eq!(fit(Field::String("a".into()), true), (false, text("\"a\"")));
@@ -95,5 +147,40 @@ mod tests {
         );
         assert_eq!(fit(Field::Bool(true), false), (false, text("true")));
         assert_eq!(fit(Field::Null, true), (false, Field::Null));
+    }
+
+    #[test]
+    fn an_integer_s_column_takes_what_is_whole_and_says_what_it_does_not_take() {
+        let written = |text: &str| {
+            let mut field = Field::Number(text.into());
+            field.write_for(Takes::Whole).map(|()| field)
+        };
+        for (text, whole) in [
+            ("7", "7"),
+            ("-12.50e1", "-125"),
+            ("1e1", "10"),
+            ("-0", "0"),
+            ("0e999999999999999999999999999999999999999999", "0"),
+            ("1e39", "1000000000000000000000000000000000000000"),
+        ] {
+            assert_eq!(written(text), Ok(Field::Number(whole.into())), "{text}");
+        }
+        for (text, said) in [
+            ("7.5", "is not"),
+            ("1e-1", "is not"),
+            ("1e40", "too large"),
+            ("1e999999999999999999999999999999999999999999", "too large"),
+        ] {
+            assert!(written(text).unwrap_err().contains(said), "{text}");
+        }
+        for (kind, takes) in [
+            ("jsonb", Takes::Json),
+            ("BIGINT", Takes::Whole),
+            ("int4", Takes::Whole),
+            ("numeric(8,0)", Takes::Other),
+            ("integer[]", Takes::Other),
+        ] {
+            assert_eq!(Takes::of(kind), takes, "{kind}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::field::{Field, decoded};
+use super::field::{Field, Takes, decoded};
 use super::latest::{LATEST_TABLE, Revision};
 use super::rows::{EVENTS_TABLE, NAME_LEN_MAX, Row};
 use crate::config::{Key, Size, Span, Table};
@@ -37,7 +37,7 @@ pub(in crate::sinks) struct Column {
     /// As the table is made, and, in SQLite, what the value is taken for.
     pub(in crate::sinks) kind: Option<String>,
     template: Template,
-    /// The template is one expression: it makes the JSON of its value.
+    /// The template is one expression: what is rendered is the JSON of its value.
     is_value: bool,
 }
 
@@ -49,17 +49,17 @@ impl Column {
 
     fn field(&self, delivery: &Delivery) -> Field {
         let text = delivery.text(&self.key(), &self.template);
-        if self.is_value {
-            return match Field::of(Node::new(text)) {
-                // A template makes text, also where that is what JSON is written in.
-                Field::String(text) => Field::Text(text),
-                other => other,
-            };
+        match (self.is_value, text.trim_end()) {
+            (true, "") => Field::Null,
+            (true, value) => Field::of(Node::new(value)),
+            (false, _) if text.is_empty() => Field::Null,
+            (false, _) => Field::Text(text.to_owned()),
         }
-        if text.is_empty() {
-            return Field::Null;
-        }
-        Field::Text(text.to_owned())
+    }
+
+    /// What it takes, as far as the configuration says.
+    fn takes(&self) -> Takes {
+        self.kind.as_deref().map_or(Takes::Other, Takes::of)
     }
 }
 
@@ -111,12 +111,21 @@ impl Fields {
         })
     }
 
-    /// Makes of it what PostgreSQL can hold; `is_json` says so of a column. Whether that changed anything: the log keeps the bytes.
+    /// Writes each value as its column has it. An error is why one can't have it; it holds nothing of the event.
+    pub(in crate::sinks) fn write_for(&mut self, takes: impl Fn(&str) -> Takes) -> Result<(), String> {
+        let mut pairs = self.names.iter().zip(&mut self.values);
+        pairs.try_for_each(|(name, value)| {
+            let written = value.write_for(takes(name));
+            written.map_err(|why| format!("the column \"{name}\" {why}"))
+        })
+    }
+
+    /// Makes of it what PostgreSQL can hold, for columns that take this. Whether that changed anything: the log keeps the bytes.
     #[cfg(any(test, feature = "sink-postgres"))]
-    pub(in crate::sinks) fn fit_for_postgres(&mut self, is_json: impl Fn(&str) -> bool) -> bool {
+    pub(in crate::sinks) fn fit_for_postgres(&mut self, takes: impl Fn(&str) -> Takes) -> bool {
         let pairs = self.names.iter().zip(&mut self.values);
         pairs.fold(false, |changed, (name, value)| {
-            value.fit_for_postgres(is_json(name)) || changed
+            value.fit_for_postgres(takes(name)) || changed
         })
     }
 }
@@ -220,7 +229,12 @@ impl Layout {
         let fields: Vec<(String, Field)> = match made.unwrap_or(Made::Skipped) {
             Made::Event(row) => row.fields(),
             Made::Revision(revision) => revision.fields(),
-            Made::Fields(fields) => fields.names.iter().cloned().zip(fields.values).collect(),
+            Made::Fields(mut fields) => {
+                if case == Case::Counts {
+                    fields.write_for(|name| self.takes(name))?;
+                }
+                fields.names.iter().cloned().zip(fields.values).collect()
+            }
             Made::Skipped => return Err(Outcome::Skipped),
             Made::Refused(why) => return Err(why.into()),
         };
@@ -235,6 +249,15 @@ impl Layout {
         }
         out.push('}');
         Ok(out)
+    }
+
+    /// What a column of PostgreSQL takes, as far as the configuration says.
+    fn takes(&self, name: &str) -> Takes {
+        let Layout::Columns(columns) = self else {
+            return Takes::Other;
+        };
+        let column = columns.iter().find(|column| column.name == name);
+        column.map_or(Takes::Other, Column::takes)
     }
 
     /// What `rules test` compares: the row where it is made of more than the event, else that, or what was made of it.
@@ -330,16 +353,12 @@ fn column(name: &str, value: Value) -> Result<Column, String> {
             "\"{kind}\" is no type, like \"numeric(12,2)\" or \"timestamptz\""
         ));
     }
-    let as_value = value_of(&source).and_then(|source| Template::parse(&source, Escape::None).ok());
-    let is_value = as_value.is_some();
-    let template = match as_value {
-        Some(template) => template,
-        None => Template::parse(&source, Escape::None)?,
-    };
+    let is_value = is_value(&source);
+    let escape = if is_value { Escape::Json } else { Escape::None };
     Ok(Column {
         name: name.to_owned(),
         kind,
-        template,
+        template: Template::parse(&source, escape)?,
         is_value,
     })
 }
@@ -361,18 +380,53 @@ fn is_balanced(text: &str) -> bool {
     depth == 0
 }
 
-/// Where a template is one expression and nothing else, the template that makes the JSON of its value: text alone could not tell
-/// `null` from a text that reads so. Places in it stay where they are as far as that goes.
-fn value_of(source: &str) -> Option<String> {
-    let source = source.trim_end_matches('\n');
-    let inner = source.strip_prefix("{{")?.strip_suffix("}}")?;
-    let (begin, inner) = inner.strip_prefix('-').map_or(("{{", inner), |inner| ("{{-", inner));
-    let (inner, end) = inner.strip_suffix('-').map_or((inner, "}}"), |inner| (inner, "-}}"));
-    if inner.trim().is_empty() || !is_one_expression(inner) {
-        return None;
+/// Whether a template is one expression and nothing else, so that it gives a value: its text alone could not tell `null` from a text
+/// that reads so. What ends in `tojson` makes text: that of JSON.
+fn is_value(source: &str) -> bool {
+    let inner = source.trim_end_matches('\n').strip_prefix("{{");
+    let Some(inner) = inner.and_then(|inner| inner.strip_suffix("}}")) else {
+        return false;
+    };
+    let inner = inner.strip_prefix('-').unwrap_or(inner);
+    let inner = inner.strip_suffix('-').unwrap_or(inner).trim();
+    !inner.is_empty() && is_one_expression(inner) && !ends_in_tojson(inner)
+}
+
+/// Whether the last that happens to a value is that JSON is made of it: a name or a bracket, what follows from it, and that filter.
+fn ends_in_tojson(inner: &str) -> bool {
+    // What is quoted or in brackets counts as one letter.
+    let (mut plain, mut depth, mut quote, mut escaped) = (String::new(), 0_usize, None, false);
+    for c in inner.chars() {
+        match (quote, c) {
+            (Some(_), _) if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), _) if open == c => quote = None,
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                if depth == 0 {
+                    plain.push('x');
+                }
+            }
+            (None, '(' | '[' | '{') => depth += 1,
+            (None, ')' | ']' | '}') => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    plain.push('x');
+                }
+            }
+            (None, _) if depth == 0 => plain.push(c),
+            _ => {}
+        }
     }
-    let inner = inner.strip_prefix(' ').unwrap_or(inner);
-    Some(format!("{begin}({inner})|tojson{end}"))
+    let mut steps: Vec<&str> = plain.split('|').map(str::trim).collect();
+    while steps.len() > 1 && steps.last() == Some(&"safe") {
+        // It changes nothing about it.
+        steps.pop();
+    }
+    let is_word = |step: &&str| step.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.'));
+    // An argument in brackets is a letter behind it.
+    let is_last = steps.last().is_some_and(|last| matches!(*last, "tojson" | "tojsonx"));
+    is_last && steps.len() > 1 && steps.iter().all(is_word)
 }
 
 /// Whether nothing in it ends the expression, outside of strings and brackets.
@@ -402,9 +456,11 @@ fn is_one_expression(inner: &str) -> bool {
 
 #[cfg(test)]
 pub(in crate::sinks) mod tests {
+    use super::super::line::tests::delivery;
     use super::super::rows::tests::event;
     use super::*;
-    use crate::render::{Payload, Rendered};
+    use crate::config::SinkOptions;
+    use crate::render::{Fault, Guard, Job, Made as Making, Payload, Rendered};
 
     /// An event of which this was made.
     pub(in crate::sinks) fn made(seq: u64, payload: &str) -> Delivery {
@@ -431,6 +487,30 @@ pub(in crate::sinks) mod tests {
         )
     }
 
+    /// An event with this data, and what the sink's templates make of it; an error is what is wrong with one of them.
+    pub(in crate::sinks) async fn filled(kind: &SinkOptions, seq: u64, data: &str) -> Result<Delivery, Fault> {
+        let delivery = delivery(
+            seq,
+            &format!(r#"{{"event":{{"id":"ev_{seq}","date_updated":"2024-02-15T12:48:23.395000","data":{data}}}}}"#),
+        );
+        let mut texts = kind.templates();
+        texts.retain(|(_, template)| !template.is_constant());
+        let job = Job {
+            payload: None,
+            texts: texts.into(),
+            event: delivery.event.object().raw().to_owned(),
+            meta: format!("{{\"seq\":{seq}}}"),
+        };
+        match Guard::new(Arc::default()).render(vec![job]).await.unwrap().remove(0) {
+            Making::Rendered(rendered) => Ok(Delivery {
+                rendered: Some(Arc::new(rendered)),
+                ..delivery
+            }),
+            Making::Fault(fault) => Err(fault),
+            Making::Skipped => panic!("no template skips anything"),
+        }
+    }
+
     fn rendered(seq: u64, rendered: Rendered) -> Delivery {
         Delivery {
             rendered: Some(Arc::new(rendered)),
@@ -440,24 +520,34 @@ pub(in crate::sinks) mod tests {
 
     #[test]
     fn a_template_that_is_one_expression_is_told_from_others() {
-        for (source, made) in [
-            ("{{ data.name }}", Some("{{(data.name )|tojson}}")),
-            ("{{data.name}}\n", Some("{{(data.name)|tojson}}")),
-            ("{{- a -}}", Some("{{-(a )|tojson-}}")),
-            ("{{ '}} {{' }}", Some("{{('}} {{' )|tojson}}")),
-            ("{{ \"\\\"}}\" }}", Some("{{(\"\\\"}}\" )|tojson}}")),
-            ("{{ {'a': {'b': 1}} }}", Some("{{({'a': {'b': 1}} )|tojson}}")),
-            ("{{ a }} {{ b }}", None),
-            ("{{ a }}{{ b }}", None),
-            (" {{ a }}", None),
-            ("{{ a }}.", None),
-            ("{{ a) ~ (b }}", None),
-            ("{{ }}", None),
-            ("{% if a %}{{ a }}{% endif %}", None),
-            ("text", None),
-            ("", None),
+        for (source, expected) in [
+            ("{{ data.name }}", true),
+            ("{{data.name}}\n", true),
+            ("{{- a -}}", true),
+            ("{{ '}} {{' }}", true),
+            ("{{ \"\\\"}}\" }}", true),
+            ("{{ {'a': {'b': 1}} }}", true),
+            ("{{ a if b }}", true),
+            ("{{ a if b else c | tojson }}", true),
+            ("{{ a ~ b|tojson }}", true),
+            ("{{ a|tojson|length }}", true),
+            ("{{ a }} {{ b }}", false),
+            ("{{ a }}{{ b }}", false),
+            (" {{ a }}", false),
+            ("{{ a }}.", false),
+            ("{{ a) ~ (b }}", false),
+            ("{{ }}", false),
+            ("{% if a %}{{ a }}{% endif %}", false),
+            ("{{ a|tojson }}", false),
+            ("{{ a | tojson | safe }}", false),
+            ("{{ a | safe }}", true),
+            ("{{ a.b['|'][c | d] | named | tojson(indent=2) }}", false),
+            ("{{ (a if b else c) | tojson }}", false),
+            ("{{ {'a': b ~ c} | tojson -}}", false),
+            ("text", false),
+            ("", false),
         ] {
-            assert_eq!(value_of(source).as_deref(), made, "{source}");
+            assert_eq!(is_value(source), expected, "{source}");
         }
     }
 

@@ -7,7 +7,7 @@ use tokio_postgres::Error;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::session::Session;
-use crate::sinks::common::field::Field;
+use crate::sinks::common::field::{Field, Takes};
 use crate::sinks::common::layout::{Column, Fields};
 use crate::sinks::common::rows::{TableName, quoted};
 
@@ -43,8 +43,9 @@ impl Types {
         names.into_iter().find(|name| !self.0.contains_key(*name))
     }
 
-    pub(super) fn is_json(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|kind| kind == "json" || kind == "jsonb")
+    /// What a column takes.
+    pub(super) fn takes(&self, name: &str) -> Takes {
+        self.0.get(name).map_or(Takes::Other, |kind| Takes::of(kind))
     }
 
     /// Inserts texts, each cast to the type of its column. One that has no column makes a statement that the server refuses.

@@ -17,9 +17,12 @@ text, date_updated text, received_at timestamptz, type text (object_type.action)
 jsonb; UNIQUE (id, date_updated). What jsonb can't hold (\\u0000, halves of surrogate pairs) is U+FFFD there, a number beyond numeric a \
 string; the log has it as it came.
 `columns` names columns of your own, each with a template; a replay or a retried letter inserts again. The server casts what a \
-template makes to the column's type. A template that is one expression (`{{ data.value }}`) gives its value: null is NULL, an empty text \
-is an empty text, objects and arrays are JSON. Any other template gives its text, and NULL where that is empty. `create` makes the \
-table with the types given, else text. In a table that is there, what `columns` leaves out gets its default. A template or transform \
+template makes to the column's type. A template that is one expression (`{{ data.value }}`) gives its value: null is NULL, and so is an \
+`if` without `else` that does not hold; an empty text is an empty text; objects and arrays are JSON, and in a json or jsonb column a \
+text is a JSON string. Any other template gives its text, which is JSON as it stands in such a column, and NULL where that is empty; so \
+does an expression that ends in `| tojson`. A number that is whole however it is written (12.0, 1e2) is one for an integer column, which \
+refuses any other. A date without an offset is UTC's: transactions have TimeZone UTC, whatever the server or the role has, for defaults \
+and triggers too. `create` makes the table with the types given, else text. In a table that is there, what `columns` leaves out gets its default. A template or transform \
 beside `columns` is not written; a transform decides whether there is a row.
 Without `columns`, and with a template or transform (the sink's or a rule's), the keys of the JSON object that it makes are the columns, \
 and its values theirs; the table must be there. An event whose object has a key that is no column is refused.

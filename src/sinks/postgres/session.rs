@@ -269,14 +269,14 @@ impl Patience {
         }
     }
 
-    /// Begins a transaction with these limits. Constraints that could wait until the commit do not: there nobody could say which
-    /// row is at fault.
+    /// Begins a transaction with these limits. A date without an offset is UTC's in it, as Close means it. Constraints that could wait
+    /// until the commit do not: there nobody could say which row is at fault.
     pub(super) fn begin(&self) -> String {
         // Zero would be no limit at all.
         let millis = |duration: Duration| duration.as_millis().clamp(1, i32::MAX as u128);
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {}; SET CONSTRAINTS ALL IMMEDIATE",
+             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL TimeZone = 'UTC'; SET CONSTRAINTS ALL IMMEDIATE",
             millis(self.statement),
             millis(self.lock),
             millis(self.idle),

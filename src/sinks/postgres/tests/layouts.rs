@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sinks::common::latest::tests::{Told, batches, history};
-use crate::sinks::common::layout::tests::{made, with_columns};
+use crate::sinks::common::layout::tests::{filled, made, with_columns};
 
 /// What is said of an event that is refused: what the server quotes is in its answer alone.
 fn refusal(outcome: &Outcome) -> String {
@@ -58,7 +58,6 @@ async fn columns_are_cast_and_a_row_that_can_not_be_is_refused_alone() {
         (("short", "\"no\""), "check constraint"),
         (("letters", "\"xyz\""), "too long"),
         (("flags", "\"10101\""), "too long"),
-        (("data", "\"{\""), "json"),
         (("n", "null"), "null"),
         (("n", "1"), "unique"),
     ];
@@ -313,4 +312,208 @@ fn faults_of_layouts_are_said_where_they_are() {
         exclusive(json!({"url": "postgres://db/crm"})),
         exclusive(json!({"url": "postgres://db/crm", "mode": "latest"}))
     );
+}
+
+/// Close's dates carry no offset, and are UTC's (decision 8).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_date_without_an_offset_is_utc_s_whatever_time_zone_the_server_has() {
+    let Some(server) = Server::start("timezone = 'Europe/Berlin'\n").await else {
+        return;
+    };
+    for role in ["timezone = 'Europe/Berlin'", "timezone = 'America/New_York'"] {
+        server
+            .sql(&format!(
+                "ALTER ROLE postgres SET {role}; DROP TABLE IF EXISTS dates; CREATE TABLE dates (n bigint, at timestamptz, plain timestamp, day date, \"hour\" timetz)"
+            ))
+            .await;
+        let date = "{{ event.date_updated }}";
+        let columns = json!({"n": "{{ meta.seq }}", "at": date, "plain": date, "day": date, "hour": "{{ data.hour }}"});
+        let kind = kind(json!({"url": server.url(), "table": "dates", "columns": columns}));
+        let opened = kind.open(context()).await.unwrap();
+        let row = filled(&kind, 1, r#"{"hour":"23:30:00"}"#).await.unwrap();
+        assert_eq!(deliver(&opened, &[row]).await.unwrap(), [Outcome::Delivered]);
+        // What a template or transform makes: in summer, across midnight, and with an offset.
+        let plain = super::kind(json!({"url": server.url(), "table": "dates"}));
+        let opened = plain
+            .open(Context {
+                name: "made".into(),
+                ..context()
+            })
+            .await
+            .unwrap();
+        let batch = [
+            made(
+                2,
+                r#"{"n": 2, "at": "2024-07-15T23:30:00", "day": "2024-07-15T23:30:00", "hour": "00:30:00Z"}"#,
+            ),
+            made(3, r#"{"n": 3, "at": "2024-07-15T23:30:00+05:30"}"#),
+        ];
+        assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; 2]);
+        for row in [
+            "n = 1 AND at = '2024-02-15 12:48:23.395Z' AND plain = '2024-02-15 12:48:23.395' AND day = '2024-02-15' AND \"hour\" = '23:30:00Z'",
+            "n = 2 AND at = '2024-07-15 23:30:00Z' AND day = '2024-07-15' AND \"hour\" = '00:30:00Z'",
+            "n = 3 AND at = '2024-07-15 18:00:00Z'",
+        ] {
+            let found = server.number(&format!("SELECT count(*) FROM dates WHERE {row}")).await;
+            assert_eq!(found, 1, "{role}: {row}");
+        }
+        server.sql("TRUNCATE closehook_mark").await;
+    }
+}
+
+/// The row of an event in a table `t`, each column as a text; the preview of it.
+async fn written(server: &Server, kind: &SinkOptions, data: &str) -> (serde_json::Value, serde_json::Value) {
+    let opened = kind.open(context()).await.unwrap();
+    let row = filled(kind, 1, data).await.unwrap();
+    let shown = kind.preview("db", &row).unwrap().row.unwrap();
+    assert_eq!(deliver(&opened, &[row]).await.unwrap(), [Outcome::Delivered], "{data}");
+    let client = server.admin().await;
+    let found = client
+        .query_one("SELECT row_to_json(t)::text FROM t", &[])
+        .await
+        .unwrap();
+    server.sql("TRUNCATE t; TRUNCATE closehook_mark").await;
+    (
+        serde_json::from_str(&found.get::<_, String>(0)).unwrap(),
+        serde_json::from_str(&shown).unwrap(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_string_is_a_string_in_a_json_column_and_what_makes_json_text_is_json() {
+    let Some(server) = Server::start("").await else { return };
+    let json_of = |kind: &str, value: &str| json!({"type": kind, "value": value});
+    let columns = json!({
+        "label": json_of("jsonb", "{{ data.label }}"),
+        "old": json_of("json", "{{ data.label }}"),
+        "whole": json_of("jsonb", "{{ data }}"),
+        "filtered": json_of("jsonb", "{{ data.list | tojson }}"),
+        "called": json_of("jsonb", "{{ (data.nothing or data.list) | tojson(indent=2) }}"),
+        "joined": json_of("jsonb", "{{ data.label ~ '!' }}"),
+        "either": json_of("jsonb", "{{ data.label if data.label else data.list | tojson }}"),
+        "by_hand": json_of("jsonb", "{ \"label\": {{ data.label | tojson }}, \"n\": {{ data.n }} }"),
+        "constant": json_of("jsonb", "{\"a\": 1.50}"),
+        "text": "{{ data.label }}",
+        "nothing": json_of("jsonb", "{{ data.nothing }}"),
+    });
+    let kind = kind(json!({"url": server.url(), "table": "t", "columns": columns}));
+    for label in ["Won", "{\"not\": 1}", "null", "a\"b", ""] {
+        let data = json!({"label": label, "list": [1, "x"], "n": 7, "nothing": null});
+        let (row, shown) = written(&server, &kind, &data.to_string()).await;
+        let wanted = json!({
+            "label": label, "old": label, "whole": data, "filtered": [1, "x"], "called": [1, "x"],
+            "joined": format!("{label}!"), "either": if label.is_empty() { json!("[1,\"x\"]") } else { json!(label) },
+            "by_hand": {"label": label, "n": 7}, "constant": {"a": 1.5}, "text": label, "nothing": null,
+        });
+        assert_eq!(row, wanted, "{label}");
+        assert_eq!(shown, wanted, "{label}: what is shown is what is sent");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_without_else_is_null_and_what_is_not_there_is_an_error_at_its_place() {
+    let Some(server) = Server::start("").await else { return };
+    let columns = json!({"a": "{{ data.name if data.won }}", "b": {"type": "jsonb", "value": "{{ data.n if data.won }}"},
+        "c": "{{- (data.name if data.won) -}}"});
+    let kind = kind(json!({"url": server.url(), "table": "t", "columns": columns}));
+    let (row, shown) = written(&server, &kind, r#"{"name": "A", "n": 1.5, "won": false}"#).await;
+    assert_eq!(row, json!({"a": null, "b": null, "c": null}));
+    assert_eq!(shown, row);
+    let (row, _) = written(&server, &kind, r#"{"name": "A", "n": 1.5, "won": true}"#).await;
+    assert_eq!(row, json!({"a": "A", "b": 1.5, "c": "A"}));
+    for (template, column, said) in [
+        ("{{ data.never }}", 4, "there is no such value (data.never)"),
+        ("{{ data['never'] }}", 4, "there is no such value (data['never'])"),
+        ("{{data.never}}", 3, "there is no such value (data.never)"),
+        ("{{- data.never -}}", 5, "there is no such value (data.never)"),
+    ] {
+        let kind = super::kind(json!({"url": server.url(), "columns": {"a": template}}));
+        let fault = filled(&kind, 1, r#"{"name": "A"}"#).await.unwrap_err();
+        assert_eq!(
+            (fault.place, fault.text.as_str()),
+            (Some((1, column)), said),
+            "{template}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_number_is_one_in_an_integer_column_however_it_is_written() {
+    let Some(server) = Server::start("").await else { return };
+    server
+        .sql(
+            "CREATE DOMAIN count AS integer; CREATE TABLE t (big bigint, int integer, small smallint, domain count, exact numeric, float float8, text text)",
+        )
+        .await;
+    let columns = json!({"big": "{{ data.n }}", "int": "{{ data.n }}", "small": "{{ data.n }}", "domain": "{{ data.n }}",
+        "exact": "{{ data.n }}", "float": "{{ data.n }}", "text": "{{ data.n }}"});
+    let kind = kind(json!({"url": server.url(), "table": "t", "columns": columns}));
+    for (written_as, whole) in [
+        ("1234.0", 1234),
+        ("1e1", 10),
+        ("12.50E+2", 1250),
+        ("-0", 0),
+        ("-0.0", 0),
+        ("0e5", 0),
+        ("-1200e-2", -12),
+        ("7", 7),
+    ] {
+        let (row, shown) = written(&server, &kind, &format!("{{\"n\": {written_as}}}")).await;
+        for column in ["big", "int", "small", "domain"] {
+            assert_eq!(row[column], json!(whole), "{written_as} in {column}");
+        }
+        assert_eq!(row["exact"].as_f64(), Some(f64::from(whole)), "{written_as}");
+        assert_eq!(row["text"], json!(written_as), "as it was written");
+        let number: Option<f64> = shown["text"].to_string().parse().ok();
+        assert_eq!(number, Some(f64::from(whole)));
+    }
+    let opened = kind.open(context()).await.unwrap();
+    for (number, said) in [
+        ("1234.5", "column \"big\" takes whole numbers"),
+        ("1e-1", "column \"big\" takes whole numbers"),
+        ("1e30", "22003"),
+        ("1e999999999999", "too large"),
+    ] {
+        let row = filled(&kind, 1, &format!("{{\"n\": {number}}}")).await.unwrap();
+        let outcome = deliver(&opened, &[row]).await.unwrap().remove(0);
+        assert!(refusal(&outcome).contains(said), "{number}: {outcome:?}");
+        let Outcome::Reject { reason } = outcome else { panic!() };
+        assert!(
+            !reason.text.contains(number),
+            "what is of the event is no text for logs: {reason}"
+        );
+    }
+    // What a transform makes too; and one that names the type is shown what is sent.
+    let plain = super::kind(json!({"url": server.url(), "table": "t"}));
+    let opened = plain
+        .open(Context {
+            name: "made".into(),
+            ..context()
+        })
+        .await
+        .unwrap();
+    let batch = [
+        made(1, r#"{"big": 1e1, "int": 7.00}"#),
+        made(2, r#"{"big": "7.0"}"#),
+        made(3, r#"{"int": 7.5}"#),
+    ];
+    let outcomes = deliver(&opened, &batch).await.unwrap();
+    assert_eq!(outcomes[0], Outcome::Delivered);
+    assert!(refusal(&outcomes[1]).contains("22P02"), "a text is none: {outcomes:?}");
+    assert!(
+        refusal(&outcomes[2]).contains("\"int\" takes whole numbers"),
+        "{outcomes:?}"
+    );
+    assert_eq!(
+        server.number("SELECT count(*) FROM t WHERE big = 10 AND int = 7").await,
+        1
+    );
+    let columns =
+        json!({"n": {"type": "BigInt", "value": "{{ data.n }}"}, "x": {"type": "numeric", "value": "{{ data.n }}"}});
+    let typed = super::kind(json!({"url": server.url(), "table": "typed", "columns": columns}));
+    let shown = |delivery: &Delivery| typed.preview("db", delivery);
+    let row = filled(&typed, 1, r#"{"n": 12.0}"#).await.unwrap();
+    assert_eq!(shown(&row).unwrap().row.as_deref(), Some(r#"{"n":12,"x":12.0}"#));
+    let row = filled(&typed, 1, r#"{"n": 12.5}"#).await.unwrap();
+    assert!(refusal(&shown(&row).unwrap_err()).contains("\"n\" takes whole numbers"));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sinks::common::latest::tests::{Told, batches, history};
-use crate::sinks::common::layout::tests::{made, with_columns};
+use crate::sinks::common::layout::tests::{filled, made, with_columns};
 
 fn refusal(outcome: &Outcome) -> &str {
     match outcome {
@@ -188,4 +188,37 @@ async fn a_merge_is_written_whole_or_not_at_all() {
         ),
         0
     );
+}
+
+#[tokio::test]
+async fn a_template_of_one_expression_gives_its_value_as_the_column_has_it() {
+    let (_dir, path) = place();
+    let typed = |kind: &str, value: &str| json!({"type": kind, "value": value});
+    let columns = json!({
+        "condition": "{{ data.name if data.won }}",
+        "text": "{{ data.name }}",
+        "json": "{{ data.list | tojson }}",
+        "whole": typed("INTEGER", "{{ data.n }}"),
+        "written": "{{ data.n }}",
+        "day": "{{ event.date_updated }}",
+    });
+    let kind = kind(json!({"path": path, "table": "t", "columns": columns}));
+    let opened = kind.open(context()).await.unwrap();
+    let row = filled(
+        &kind,
+        1,
+        r#"{"name": "null", "won": false, "n": 1e1, "list": [1.50, "x"]}"#,
+    )
+    .await
+    .unwrap();
+    let shown = kind.preview("db", &row).unwrap().row.unwrap();
+    assert_eq!(
+        shown,
+        r#"{"condition":null,"day":"2024-02-15T12:48:23.395000","json":"[1.50,\"x\"]","text":"null","whole":1e1,"written":1e1}"#
+    );
+    assert_eq!(deliver(&opened, &[row]).await.unwrap(), [Outcome::Delivered]);
+    let connection = Connection::open(&path).unwrap();
+    let is = "condition IS NULL AND text = 'null' AND json = '[1.50,\"x\"]' AND typeof(whole) = 'integer' AND whole = 10 \
+         AND written = '1e1' AND day = '2024-02-15T12:48:23.395000'";
+    assert_eq!(number(&connection, &format!("SELECT count(*) FROM t WHERE {is}")), 1);
 }
