@@ -175,6 +175,8 @@ impl Engine {
         match removed.flatten() {
             Ok(_) => self.note_start(config, &found).await,
             Err(error) => {
+        // While they are there no other letter is made for the same events.
+        letters.set_leaving(delivered.iter().copied().collect());
                 let sink = &config.name;
                 tracing::warn!(sink, %error, "dead letters that were delivered can't be removed now; this is tried again");
             }

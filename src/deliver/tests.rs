@@ -20,6 +20,7 @@ use crate::sinks::{
 use crate::state::{Entry, Expected, Revision, Store, StoreError};
 use crate::sync::lock;
 
+mod again;
 mod burying;
 mod commits;
 mod delaying;

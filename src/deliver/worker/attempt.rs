@@ -253,6 +253,9 @@ impl Worker<'_> {
         let Some(sink) = self.sink.clone().filter(|_| self.kit.lease.holds()) else {
             return self.put_back(&lane, &batch);
         };
+        if matches!(lane, Lane::Letters | Lane::Given) {
+            self.note_leaving();
+        }
         self.breaker.started();
         self.running += 1;
         let call = self.calls.begin(Instant::now());

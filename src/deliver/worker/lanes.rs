@@ -279,6 +279,13 @@ impl Lanes {
     pub fn erase(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> bool {
         self.letters.erase(seqs);
         self.given.erase(seqs);
+    /// Those of which the letter is being delivered, or was and has not gone yet.
+    pub fn leaving(&self) -> BTreeSet<Seq> {
+        let is_in_flight = |seq: &Seq| self.given.stage(*seq).is_some_and(|(is_in_flight, _)| is_in_flight);
+        let given = self.given.open_seqs().into_iter().filter(is_in_flight);
+        given.chain(self.letters.handed()).collect()
+    }
+
         if reach == Reach::Letters {
             return false;
         }
@@ -475,6 +482,17 @@ impl Queue {
     /// It is still dead.
     pub fn failed(&mut self, seq: Seq, reason: &str) {
         self.running.remove(&seq);
+    /// Whether it was delivered, and is to be removed.
+    pub fn is_done(&self, seq: Seq) -> bool {
+        self.done.contains(&seq)
+    }
+
+    /// All of those.
+    fn handed(&self) -> impl Iterator<Item = Seq> {
+        let running = self.running.keys().chain(&self.done);
+        running.chain(self.doubted.keys()).copied()
+    }
+
         self.erased.remove(&seq);
         self.done.remove(&seq);
         self.settle(seq, false, reason);

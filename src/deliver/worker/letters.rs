@@ -117,6 +117,19 @@ impl Worker<'_> {
         Ok(Some((self.lanes.given.load(&event, rules.clone()), rules)))
     }
 
+    /// Says of which events no other letter may be made now.
+    pub(super) fn note_leaving(&self) {
+        let mut leaving = self.lanes.leaving();
+        leaving.extend(&self.unanswered);
+        // By what is durable, or may be, they go when the sink begins anew.
+        leaving.extend(self.durable.remove.iter().chain(&self.progress.removing));
+        if !self.kit.lease.holds() {
+            // Whoever has the sink now knows that better.
+            leaving.clear();
+        }
+        self.kit.letters.set_leaving(leaving);
+    }
+
     /// A letter was being delivered, and the sink has said nothing of it. One that keeps the mark itself is asked when it is open again.
     pub(super) fn letter_unanswered(&mut self, seq: Seq, reason: &str) {
         if self.drive.commit == Commit::Transaction {

@@ -42,6 +42,7 @@ mod tests;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -228,6 +229,8 @@ struct Worker<'a> {
     erasing: Vec<Erasing>,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
+    /// Of letters that were being delivered when a receiver which keeps the mark went away: it may have them, and says so when it is back.
+    unanswered: BTreeSet<Seq>,
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
@@ -305,6 +308,7 @@ impl<'a> Worker<'a> {
             read_upto: None,
             gathering: None,
             gathering_given: None,
+            unanswered: BTreeSet::new(),
             arrivals: delay_of(&kit.config)
                 .max(settle_of(&kit.config))
                 .map(|span| Arrivals::new(span, end.prev(), now)),

@@ -55,6 +55,10 @@ impl Worker<'_> {
                     if let Some(feed) = self.lanes.feed(&lane) {
                         feed.unstarted(delivery.event.seq);
                     }
+                    if asked && self.drive.commit == Commit::Transaction && matches!(lane, Lane::Letters | Lane::Given)
+                    {
+                        self.unanswered.insert(delivery.event.seq);
+                    }
                     if lane == Lane::Letters {
                         self.letter_unanswered(delivery.event.seq, &unavailable.reason);
                     }

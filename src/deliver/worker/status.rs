@@ -206,6 +206,7 @@ impl Worker<'_> {
             0
         };
         let (cursor, since) = match self.durable.cursor() {
+        self.note_leaving();
             Some(cursor) if gathered > 0 => (cursor, self.progress.unsecured_since),
             _ => (main.cursor(), None),
         };
