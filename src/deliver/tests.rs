@@ -29,6 +29,7 @@ pub(super) mod faulty;
 mod gathered;
 mod gathering;
 mod given;
+mod had;
 mod handing_over;
 mod held_up;
 mod keeping;

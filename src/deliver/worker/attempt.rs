@@ -339,7 +339,9 @@ impl Worker<'_> {
         if *lane == Lane::Main {
             return self.record.fates.is_unjudged(event.seq);
         }
-        finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
+        // Of a letter that stays, for it is not the one that is tried, nothing is known any more once it was dropped, but that.
+        (matches!(lane, Lane::Replay(_)) && self.kit.letters.has(event.seq))
+            || finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
     }
 }

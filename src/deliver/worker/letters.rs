@@ -200,7 +200,7 @@ impl Worker<'_> {
             .as_ref()
             .map_or("the sink takes nothing", |(reason, _)| reason);
         let why = format!("given up after {}: {why}", retry.max_age);
-        let (mut letters, began) = (Vec::new(), Instant::now());
+        let (mut letters, mut events, began) = (Vec::new(), Vec::new(), Instant::now());
         for seq in overdue {
             if !letters.is_empty() && self.is_long(began) {
                 break;
@@ -221,11 +221,13 @@ impl Worker<'_> {
                     let (name, why) = (self.kit.name(), why.clone().into());
                     let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
                     letters.push(DeadLetter { dead, ..letter });
+                    events.push(event);
                 }
                 None => feed.finished(seq),
             }
         }
         self.progress.dirty = true;
+        self.note_had(lane, events.iter(), &letters).await;
         letters.is_empty() || self.make_letters(lane, letters, false).await
     }
 }

@@ -11,6 +11,7 @@
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
 //! | `given` | when what other sinks gave up goes |
+//! | `had` | what the sink has had of what comes once more and fails |
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
@@ -26,6 +27,7 @@ mod chores;
 mod erasing;
 mod fill;
 mod given;
+mod had;
 mod hanging;
 mod lanes;
 mod letters;

@@ -120,6 +120,7 @@ impl Worker<'_> {
         });
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
+        self.note_had_before_skipping(lane, &batch, &outcomes).await;
         let mut ends = Ends::default();
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
@@ -136,6 +137,8 @@ impl Worker<'_> {
             self.letters_delivered(&ends.removed).await;
         }
         if !ends.dead.is_empty() {
+            self.note_had(lane, batch.iter().map(|delivery| &delivery.event), &ends.dead)
+                .await;
             self.make_letters(lane, ends.dead, false).await;
         }
         if let Some(unavailable) = waits {
