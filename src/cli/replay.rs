@@ -62,7 +62,7 @@ pub(super) struct Replay {
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// The replays of the last 7 days
+    /// The replays of the last 7 days, and older ones that are not over
     #[command(after_help = "Example:\n  closehook replay list")]
     List,
 }

@@ -33,6 +33,7 @@ mod had;
 mod handing_over;
 mod held_up;
 mod keeping;
+mod kept;
 mod lanes;
 mod leased;
 mod letters;
