@@ -374,6 +374,10 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
+        for handle in self.workers().by_sink.values() {
+            // One that has so much to do comes to it by itself.
+            let _ = handle.commands.try_send(Command::Rules);
+        }
         self.tell_stranded();
         Ok(became)
     }
@@ -435,15 +439,15 @@ impl Stopping {
     }
 }
 
-/// Whether a sink's configuration means the same sink, driven the same way.
-fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
-    let driving = |config: &SinkConfig| {
-        (
 /// Whether a sink left the configuration so long ago that its position is not kept any more.
 fn is_too_long_gone(record: &Record, now: Timestamp) -> bool {
     record.detached_at.is_some_and(|at| now.duration_since(at) > KEPT)
 }
 
+/// Whether a sink's configuration means the same sink, driven the same way.
+fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
+    let driving = |config: &SinkConfig| {
+        (
             config.kind.clone(),
             config.concurrency,
             config.rate,

@@ -1,5 +1,6 @@
 //! Replay jobs, as people ask for them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +9,13 @@ use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT};
 use super::mark::{JOBS, JobRecord, RECORDS, ReplayRecord, record_key};
-use super::replay::Job;
+use super::replay::{Job, unruled};
 use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
 use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
-use crate::state::{Expected, StoreError, put_json};
 use crate::rules::RuleSet;
+use crate::state::{Expected, StoreError, put_json};
 use crate::sync::lock;
 
 /// How often it is looked which replays are not kept any more.
@@ -46,6 +47,10 @@ impl Engine {
         self.know(&spec)?;
         let rules = self.rules();
         spec.to = spec.to.min(*self.inner.log.head().borrow());
+        if spec.limit == Some(0) {
+            spec.to = spec.from.prev();
+            return Ok((spec, BTreeMap::new()));
+        }
         let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
         let sinks: Vec<String> = self.workers().by_sink.keys().cloned().collect();
         let mut planned = BTreeMap::new();
@@ -106,8 +111,15 @@ impl Engine {
 
     /// Starts a planned replay; durable when this returns its id. Whoever starts it need not have had it planned here, so it is held
     /// to what a plan could be: it ends with the log, and goes to sinks and by a rule that there are.
-    pub async fn replay_start(&self, spec: ReplaySpec, planned: BTreeMap<String, u64>) -> Result<String, EngineError> {
+    pub async fn replay_start(
+        &self,
+        spec: ReplaySpec,
+        mut planned: BTreeMap<String, u64>,
+    ) -> Result<String, EngineError> {
         self.know(&spec)?;
+        if spec.limit == Some(0) {
+            planned.clear();
+        }
         planned.keys().try_for_each(|sink| self.know_sink(sink))?;
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(failed)?;
@@ -174,6 +186,7 @@ impl Engine {
 
     /// Interrupts a replay or lets it go on; durable.
     pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
+        let rules = self.rules();
         let (job, record) = {
             let mut jobs = self.inner.jobs.lock();
             let (job, record) = jobs.get_mut(id).ok_or_else(|| {
@@ -181,6 +194,13 @@ impl Engine {
                     "there is no replay {id}: `closehook replay list` shows those there are"
                 ))
             })?;
+            if let Some(rule) = record.spec.rule.as_deref().filter(|_| running)
+                && rules.sinks_of(rule).is_none()
+            {
+                return Err(EngineError(format!(
+                    "the replay {id} can't go on: there is no rule \"{rule}\" any more; it goes on where that is put back"
+                )));
+            }
             record.running = running;
             (job.clone(), record.clone())
         };
@@ -195,6 +215,17 @@ impl Engine {
 
     /// Every replay of the last 7 days, and those of before that are not over, oldest first.
     pub fn replays(&self) -> Vec<ReplayStatus> {
+        let sinks = self.sinks_seen();
+        let jobs = self.inner.jobs.lock();
+        let mut replays: Vec<ReplayStatus> = jobs
+            .iter()
+            .map(|(id, (_, record))| status(id, record, &sinks))
+            .collect();
+        replays.sort_by_key(|replay| replay.created_at);
+        replays
+    }
+
+    fn sinks_seen(&self) -> Sinks {
         let views: BTreeMap<String, View> = {
             let workers = self.workers();
             let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
@@ -209,17 +240,6 @@ impl Engine {
             rules: self.rules(),
         }
     }
-        let sinks = self.sinks_seen();
-        let jobs = self.inner.jobs.lock();
-        let mut replays: Vec<ReplayStatus> = jobs
-            .iter()
-            .map(|(id, (_, record))| status(id, record, &sinks))
-            .collect();
-        replays.sort_by_key(|replay| replay.created_at);
-        replays
-    }
-
-    fn sinks_seen(&self) -> Sinks {
 
     /// The replays that are known and take an event in, each with the sinks that it sends it to as the rules are now; oldest first.
     pub async fn replays_of(&self, event: &Event) -> Vec<(ReplayStatus, Vec<String>)> {
@@ -456,6 +476,8 @@ struct Sinks {
     configured: BTreeSet<String>,
     /// How far replays were at sinks that are configured no more.
     parted: BTreeMap<String, BTreeMap<String, ReplayRecord>>,
+    /// The rules of now.
+    rules: Arc<RuleSet>,
 }
 
 /// How a replay stands at one of its sinks.
@@ -463,7 +485,7 @@ struct Part<'a> {
     /// `None`: it was not begun there.
     record: Option<&'a ReplayRecord>,
     /// Why nothing more will be sent there, with what to do.
-    ended: Option<&'static str>,
+    ended: Option<Cow<'static, str>>,
 }
 
 impl Part<'_> {
@@ -473,19 +495,23 @@ impl Part<'_> {
 }
 
 impl Sinks {
+    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks.
+    fn are_over(&self, id: &str, record: &JobRecord) -> bool {
+        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done();
+        record.planned.keys().all(is_over)
+    }
+
     fn part<'a>(&'a self, id: &str, sink: &str, record: &'a JobRecord) -> Part<'a> {
         if let Some(forgotten) = record.forgotten.get(sink) {
             return Part {
-    /// The rules of now.
-    rules: Arc<RuleSet>,
                 record: Some(forgotten),
-                ended: Some("was forgotten"),
+                ended: Some("was forgotten".into()),
             };
         }
         if let Some(view) = self.views.get(sink) {
             return Part {
                 record: view.replays.get(id),
-                ended: None,
+                ended: unruled(&record.spec, sink, &self.rules).map(Cow::Owned),
             };
         }
         let is_configured = self.configured.contains(sink);
@@ -493,14 +519,9 @@ impl Sinks {
             record: self.parted.get(sink).and_then(|replays| replays.get(id)),
             // In the middle of a reload it is about to go on.
             ended: (!is_configured).then_some(
-                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)",
+                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)"
+                    .into(),
             ),
-    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks.
-    fn are_over(&self, id: &str, record: &JobRecord) -> bool {
-        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done();
-        record.planned.keys().all(is_over)
-    }
-
         }
     }
 }

@@ -42,6 +42,7 @@ mod reloading;
 mod rendering;
 mod replaying;
 mod retries;
+mod ruled;
 mod settling;
 mod states;
 mod waiting;

@@ -188,7 +188,7 @@ impl Worker<'_> {
             return Vec::new();
         };
         let job = replay.job.clone();
-        if !job.is_running() || replay.done || replay.feed.deliverable(now, 1).is_empty() {
+        if !replay.goes() || replay.feed.deliverable(now, 1).is_empty() {
             return Vec::new();
         }
         let allowed = job.take(now, most);

@@ -75,7 +75,7 @@ impl Worker<'_> {
         let held = self.kit.memory.hold(&event);
         let delivery = Delivery {
             origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
-            rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
+            rules: self.rules.route_again(self.kit.name(), &event).unwrap_or_default(),
             event: held.event().clone(),
             attempt: letter.attempts.saturating_add(1),
             rendered: None,

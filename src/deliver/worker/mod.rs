@@ -99,6 +99,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<Finished>),
     Replay(Arc<Job>),
     RetryDead(Vec<(Seq, Waiter)>),
+    /// The rules are others now: a replay may have waited for that.
+    Rules,
     /// These were erased: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
     Erased(Arc<[Seq]>, Reach, oneshot::Sender<()>),
     Stop {
@@ -435,8 +437,8 @@ impl<'a> Worker<'a> {
                 self.breaker.probe_now(schedule::now());
             }
             Command::Erased(seqs, reach, done) => self.erase(&seqs, reach, done),
-            // Handled by the loop.
-            Command::Stop { .. } => {}
+            // Handled by the loop, or in each turn.
+            Command::Stop { .. } | Command::Rules => {}
         }
         self.publish();
     }
