@@ -415,7 +415,7 @@ impl Worker<'_> {
             }
             let to = upto.min(replay.job.spec.to);
             if replay.feed.next() <= to {
-                replay.lost += to.0 + 1 - replay.feed.next().0;
+                replay.lost += self.kit.log.places(replay.feed.next(), to);
                 replay.feed.passed(to.next());
                 passed = true;
             }

@@ -42,9 +42,9 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -81,7 +81,7 @@ use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use lanes::Reach;
-pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, saved_state, saved_view, unseen};
+pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, oldest_of, saved_state, saved_view, unseen};
 pub(super) use supervise::{probe, start};
 
 /// Beyond the sink's own time-out, before the engine gives a call up itself.
@@ -229,15 +229,17 @@ struct Worker<'a> {
     outdated: bool,
     stopping: bool,
     progress: Progress,
+    /// Of letters that were being delivered when a receiver which keeps the mark went away: it may have them, and says so when it is back.
+    unanswered: BTreeSet<Seq>,
     /// Orders to erase that are not answered yet.
     erasing: Vec<Erasing>,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
-    /// Of letters that were being delivered when a receiver which keeps the mark went away: it may have them, and says so when it is back.
-    unanswered: BTreeSet<Seq>,
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
+    /// When the event came at which the main feed goes on, where that was looked up.
+    came: Option<(Seq, Timestamp)>,
     /// Since when a batch that is not full waits for more, and until when.
     gathering: Option<(Timestamp, Timestamp)>,
     /// The same of what other sinks gave up.
@@ -306,13 +308,14 @@ impl<'a> Worker<'a> {
             outdated: false,
             stopping: false,
             progress: Progress::new(),
+            unanswered: BTreeSet::new(),
             erasing: Vec::new(),
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
+            came: None,
             gathering: None,
             gathering_given: None,
-            unanswered: BTreeSet::new(),
             arrivals: delay_of(&kit.config)
                 .max(settle_of(&kit.config))
                 .map(|span| Arrivals::new(span, end.prev(), now)),
@@ -405,6 +408,7 @@ impl<'a> Worker<'a> {
         more |= self.fill().await;
         self.dispatch().await;
         self.save_if_due();
+        self.find_age().await;
         self.publish();
         more && self.not_before.is_none()
     }
