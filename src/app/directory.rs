@@ -112,6 +112,8 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     log::refuse_moved(&config.log.dir)?;
     let log = build_log(log::Options::from_config(config), &Handle::current()).await??;
     let request = config.log.dir.join(GIVE_WAY);
+    // Whoever asked for it before may be gone. A daemon that still wants it asks again at once.
+    let _ = std::fs::remove_file(&request);
     tokio::spawn(async move {
         while !request.exists() {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -112,7 +112,8 @@ pub(super) fn source_of_history(metrics: PrometheusHandle, engine: Engine) -> So
         for sink in engine.sinks() {
             let of_sink = reading.sinks.entry(sink.name).or_default();
             of_sink.lag_events = sink.lag_events;
-            of_sink.lag_seconds = sink.lag_seconds;
+            // What is not known is drawn as none.
+            of_sink.lag_seconds = Some(sink.lag_seconds).filter(|age| !age.is_nan()).unwrap_or_default();
         }
         reading
     })

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -9,11 +10,12 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::handover::{Own, Said, Saying, may_be_asked_again};
 use super::{Failure, Global, Outcome, report};
 use crate::admin::socket;
 use crate::app;
 use crate::config::Config;
-use crate::control::{self, Answer, Facade, Question, Refusal, Request};
+use crate::control::{Answer, Question, Refusal, Request};
 use crate::log;
 
 /// A daemon that has the data directory has so long to make its socket.
@@ -53,38 +55,39 @@ pub(super) enum Access {
 /// The other end of a command's questions.
 pub(super) struct Connection {
     pub config: Config,
-    local: Option<std::sync::Arc<Facade>>,
+    /// The data directory itself; `None`: a daemon is asked.
+    local: Option<Arc<Own>>,
     access: Access,
     /// Stands for a directory that is not there yet.
     instead: Option<tempfile::TempDir>,
-    give_way: CancellationToken,
+    is_json: bool,
 }
 
 /// Answers of any type as they come.
-type Coming = mpsc::Receiver<Result<Answer, Refusal>>;
+enum Coming {
+    /// From the data directory itself.
+    Own(Saying),
+    Daemon(mpsc::Receiver<Result<Answer, Refusal>>),
+}
+
+/// What was asked, and where.
+struct Asked {
+    request: Request,
+    coming: Coming,
+}
 
 /// A stream of answers of one type.
-pub(super) struct Answers<T> {
-    coming: Coming,
-    give_way: CancellationToken,
+pub(super) struct Answers<'c, T> {
+    connection: &'c Connection,
+    asked: Asked,
     of: PhantomData<fn() -> T>,
 }
 
-impl<T: DeserializeOwned> Answers<T> {
+impl<T: DeserializeOwned> Answers<'_, T> {
     /// The next answer; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<T>, Failure> {
-        let text = next_text(&mut self.coming, &self.give_way).await?;
+        let text = self.connection.next_text(&mut self.asked).await?;
         text.map(|answer| understood(&answer)).transpose()
-    }
-}
-
-/// The text of the next answer; `None` at the end.
-async fn next_text(coming: &mut Coming, give_way: &CancellationToken) -> Result<Option<Answer>, Failure> {
-    tokio::select! {
-        () = give_way.cancelled() => {
-            Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
-        }
-        answer = coming.recv() => answer.transpose().map_err(Failure::Work),
     }
 }
 
@@ -102,7 +105,7 @@ impl Connection {
     /// Finds out whether a daemon runs, and opens the data directory if none does.
     pub async fn open(global: &Global, access: Access) -> Result<Connection, Failure> {
         let mut config = global.load()?;
-        let give_way = CancellationToken::new();
+        let wanted = CancellationToken::new();
         let (mut local, mut instead) = (None, None);
         let found = look_for_daemon(&config).await?;
         if found != Found::Answers {
@@ -116,7 +119,7 @@ impl Connection {
             local = Some(match access {
                 Access::Read => app::open_read(&config).await?,
                 Access::Preview if instead.is_none() => app::open_read(&config).await?,
-                Access::Preview | Access::Write | Access::Begin => app::open_write(&config, give_way.clone()).await?,
+                Access::Preview | Access::Write | Access::Begin => app::open_write(&config, wanted.clone()).await?,
             });
         }
         // One that has begun since is no daemon whose socket is missing.
@@ -128,13 +131,16 @@ impl Connection {
         {
             local = None;
         }
-        Ok(Connection {
+        let mut connection = Connection {
             config,
-            local: local.map(std::sync::Arc::new),
+            local: None,
             access,
             instead,
-            give_way,
-        })
+            is_json: global.json,
+        };
+        let gives_way = connection.writes();
+        connection.local = local.map(|facade| Own::new(facade, wanted, gives_way));
+        Ok(connection)
     }
 
     /// The running daemon, if there is one; the data directory is not touched.
@@ -145,13 +151,13 @@ impl Connection {
             local: None,
             access: Access::Read,
             instead: None,
-            give_way: CancellationToken::new(),
+            is_json: false,
         }))
     }
 
     /// Whether a daemon answers.
     pub fn is_daemon(&self) -> bool {
-        self.local.is_none()
+        self.local.as_ref().is_none_or(|own| own.is_given_up())
     }
 
     /// Whether the data directory was opened to be written, and must be closed well.
@@ -163,39 +169,53 @@ impl Connection {
         }
     }
 
-    /// Asks; answers come as a stream.
-    pub async fn ask<Q: Question>(&self, question: Q) -> Result<Answers<Q::Answer>, Failure> {
+    /// Asks; answers come as a stream. Where a daemon takes over meanwhile they begin anew, as it has them.
+    pub async fn ask<Q: Question>(&self, question: Q) -> Result<Answers<'_, Q::Answer>, Failure> {
         Ok(Answers {
-            coming: self.request(question.into()).await?,
-            give_way: self.give_way.clone(),
+            connection: self,
+            asked: self.request(question.into()).await?,
             of: PhantomData,
         })
     }
 
     /// Asks whatever it is. What answers is large: it is compiled here once, and not for each type of question.
-    async fn request(&self, request: Request) -> Result<Coming, Failure> {
-        let Some(facade) = &self.local else {
-            let asked = socket::ask(&self.config.log.dir, &request).await;
-            // Not as an error of our own output: a daemon that goes away closes a pipe, too.
-            let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
-            return asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()));
-        };
-        let (out, answers) = mpsc::channel(64);
-        let facade = facade.clone();
-        tokio::spawn(async move {
-            let (sender, mut receiver) = mpsc::channel(64);
-            let sender = control::Answers::new(sender);
-            let answering = tokio::spawn(async move { facade.answer(request, &sender).await });
-            while let Some(answer) = receiver.recv().await {
-                if out.send(Ok(answer)).await.is_err() {
-                    return;
+    async fn request(&self, request: Request) -> Result<Asked, Failure> {
+        if let Some(own) = &self.local {
+            if let Some(said) = own.ask(request.clone()) {
+                let coming = Coming::Own(said);
+                return Ok(Asked { request, coming });
+            }
+            own.daemon_answers(&self.config.log.dir, self.is_json).await?;
+        }
+        let asked = socket::ask(&self.config.log.dir, &request).await;
+        // Not as an error of our own output: a daemon that goes away closes a pipe, too.
+        let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
+        let coming = asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?;
+        let coming = Coming::Daemon(coming);
+        Ok(Asked { request, coming })
+    }
+
+    /// The text of the next answer; `None` at the end.
+    async fn next_text(&self, asked: &mut Asked) -> Result<Option<Answer>, Failure> {
+        loop {
+            let said = match &mut asked.coming {
+                Coming::Daemon(coming) => return coming.recv().await.transpose().map_err(Failure::Work),
+                Coming::Own(said) => said.recv().await,
+            };
+            match said {
+                None => return Ok(None),
+                Some(Said::Answer(answer)) => return Ok(Some(answer)),
+                Some(Said::Refusal(refusal)) => return Err(Failure::Work(refusal)),
+                Some(Said::Cut) if may_be_asked_again(&asked.request) => {
+                    *asked = self.request(asked.request.clone()).await?;
+                }
+                Some(Said::Cut) => {
+                    return Err(Failure::Work(
+                        "a daemon is starting and has taken the data directory over before this was answered: it may be done or not; look, and run it again if it is not".into(),
+                    ));
                 }
             }
-            if let Ok(Err(refusal)) = answering.await {
-                let _ = out.send(Err(refusal)).await;
-            }
-        });
-        Ok(answers)
+        }
     }
 
     /// Asks for one answer; the last one counts.
@@ -204,9 +224,9 @@ impl Connection {
     }
 
     async fn last_text(&self, request: Request) -> Result<Answer, Failure> {
-        let mut coming = self.request(request).await?;
+        let mut asked = self.request(request).await?;
         let mut last = None;
-        while let Some(answer) = next_text(&mut coming, &self.give_way).await? {
+        while let Some(answer) = self.next_text(&mut asked).await? {
             last = Some(answer);
         }
         last.ok_or_else(|| not_understood(&"there is none"))
@@ -221,10 +241,9 @@ impl Connection {
     /// Lets go of the data directory in good order.
     pub async fn close(self, outcome: Outcome) -> Outcome {
         if self.writes()
-            && let Some(facade) = self.local
+            && let Some(own) = self.local
         {
-            // Whoever still holds it is an answer nobody waits for.
-            app::close(Facade::clone(&facade)).await?;
+            own.close().await?;
         }
         outcome
     }

@@ -256,9 +256,12 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
     };
     let retried = connection.ask_one(order).await?;
     global.print(&retried, |retried| {
+        let untried: u64 = retried.refused.iter().map(|refused| refused.letters).sum();
         let mut counts = format!(
             "{} tried: {} delivered, {} still dead",
-            retried.total, retried.delivered, retried.failed
+            retried.total - untried,
+            retried.delivered,
+            retried.failed - untried
         );
         if retried.elsewhere > 0 {
             counts = format!("{counts}; {} more are being tried for another retry", retried.elsewhere);
@@ -266,10 +269,16 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
         if retried.gone > 0 {
             counts = format!("{counts}; {} were gone already", retried.gone);
         }
-        match &retried.reason {
+        let is_said = |reason: &String| retried.refused.iter().any(|refused| refused.reason == *reason);
+        let mut lines = vec![match retried.reason.as_ref().filter(|reason| !is_said(reason)) {
             Some(reason) => format!("{counts}: {}", plain::line(reason)),
             None => counts,
-        }
+        }];
+        lines.extend(retried.refused.iter().map(|refused| {
+            let (letters, reason) = (refused.letters, plain::line(&refused.reason));
+            format!("{letters} not tried: {reason}")
+        }));
+        lines.join("\n")
     })?;
     if retried.failed > 0 {
         Err(Failure::Found)

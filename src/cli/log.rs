@@ -42,7 +42,7 @@ pub(super) enum Log {
     },
     /// Take events from a file; known ones are passed over
     #[command(
-        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given.\n\nExample:\n  closehook log import events.jsonl"
+        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given;\n`closehook replay` sends them later.\n\nExample:\n  closehook log import events.jsonl"
     )]
     Import {
         /// As `log export` or `events export` wrote it; - for standard input

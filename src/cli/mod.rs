@@ -14,6 +14,7 @@ mod copy_args;
 mod dead;
 mod events;
 mod filter;
+mod handover;
 mod help;
 mod init;
 mod interrupt;

@@ -22,7 +22,8 @@ const ASK_ABOVE: u64 = 100;
 #[command(
     args_conflicts_with_subcommands = true,
     after_help = "Says how many will go where before it starts. A replay is a durable job: interrupt it with Ctrl-C and go on with --resume.
-It goes where the rules of now send the events, or only to the sinks named with --sink, whether or not a rule does.
+It goes where the rules of now send the events, or only to the sinks named with --sink, whether or not a rule does;
+also what was imported without being dispatched.
 
 Examples:
   closehook replay --since 2h --sink crm-db --dry-run
@@ -62,7 +63,7 @@ pub(super) struct Replay {
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// The replays of the last 7 days
+    /// The replays of the last 7 days, and older ones that are not over
     #[command(after_help = "Example:\n  closehook replay list")]
     List,
 }

@@ -123,7 +123,7 @@ pub(super) fn row(shown: &asked::Shown) -> Vec<String> {
         plain::line(&sink.kind).into_owned(),
         saved(sink.cursor.to_string()),
         saved(sink.lag_events.to_string()),
-        now(age.to_string()),
+        known(sink.known == Known::Now && !sink.lag_seconds.is_nan(), age.to_string()),
         now(sink.in_flight.to_string()),
         saved(sink.retrying.to_string()),
         shown.held.to_string(),

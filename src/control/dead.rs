@@ -82,6 +82,20 @@ pub struct Retried {
     pub gone: u64,
     /// Why the newest of those is.
     pub reason: Option<String>,
+    /// Of the letters that are still dead those that were not tried at all, for their sinks take none now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
+}
+
+/// A sink that takes none of its dead letters now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its name.
+    pub sink: String,
+    /// How many of those that were meant are its.
+    pub letters: u64,
+    /// Why, with what to do.
+    pub reason: String,
 }
 
 /// Removes letters for good.
@@ -148,13 +162,31 @@ impl Show {
 
 impl Retry {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Retried>) -> Result<(), Refusal> {
-        let mut running = Vec::new();
+        let (mut running, mut refused) = (Vec::new(), Vec::new());
         for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
-            running.push(on.engine.dead_retry(&sink, seqs).await.map_err(text)?);
+            let letters = seqs.len() as u64;
+            match on.engine.dead_retry(&sink, seqs).await {
+                Ok(progress) => running.push(progress),
+                // One that takes none now keeps those of no other from being tried.
+                Err(error) => refused.push(Refused {
+                    sink,
+                    letters,
+                    reason: error.to_string(),
+                }),
+            }
         }
+        if running.is_empty() && !refused.is_empty() {
+            let reasons: Vec<String> = refused.into_iter().map(|refused| refused.reason).collect();
+            return Err(reasons.join("; "));
+        }
+        let untried: u64 = refused.iter().map(|refused| refused.letters).sum();
         loop {
+            let why = running.iter().find_map(|progress| progress.why());
             let mut retried = Retried {
-                reason: running.iter().find_map(|progress| progress.why()),
+                total: untried,
+                failed: untried,
+                reason: why.or_else(|| refused.first().map(|refused| refused.reason.clone())),
+                refused: refused.clone(),
                 ..Retried::default()
             };
             for (total, delivered, failed) in running.iter().map(|progress| progress.counts()) {
@@ -178,13 +210,20 @@ impl Retry {
 
 impl Drop {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Dropped>) -> Result<(), Refusal> {
-        let mut dropped = 0;
+        let (mut dropped, mut left) = (0, Vec::new());
         for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
-            let engine = on.engine.clone();
-            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
-            dropped += drop.await.map_err(text)?.map_err(text)?;
+            let (engine, name) = (on.engine.clone(), sink.clone());
+            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&name, &seqs));
+            match drop.await.map_err(text)? {
+                Ok(count) => dropped += count,
+                // Those of the others go all the same.
+                Err(error) => left.push(format!("those of sink \"{sink}\" can't be dropped: {error}")),
+            }
         }
-        out.say(&Dropped { dropped }).await
+        if left.is_empty() {
+            return out.say(&Dropped { dropped }).await;
+        }
+        Err(format!("{dropped} dropped; {}", left.join("; ")))
     }
 }
 

@@ -78,7 +78,7 @@ pub struct Set {
     pub running: bool,
 }
 
-/// The replays of the last 7 days, oldest first.
+/// The replays of the last 7 days, and older ones that are not over, oldest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct List {}
 

@@ -225,7 +225,7 @@ impl Engine {
     /// Delivers dead letters again, once each; those that are delivered are removed. What can't be tried now ends as still dead, with
     /// the reason.
     pub async fn dead_retry(&self, sink: &str, seqs: Vec<Seq>) -> Result<Arc<RetryProgress>, EngineError> {
-        let handle = self.worker(sink)?;
+        let handle = self.worker(sink).map_err(|unknown| self.why_no_worker(sink, unknown))?;
         if lock(&handle.view).status.paused {
             return Err(EngineError(format!(
                 "\"{sink}\" is paused: `closehook sinks resume {sink}` first"
@@ -242,6 +242,19 @@ impl Engine {
             return Ok(self.retry_afar(sink, seqs));
         }
         self.retry_here(sink, seqs).await
+    }
+
+    /// Why there is nobody to try the letters of a sink that has some.
+    fn why_no_worker(&self, sink: &str, unknown: EngineError) -> EngineError {
+        if self.is_configured(sink) {
+            return EngineError(format!("\"{sink}\" is being started anew: try again in a moment"));
+        }
+        if !self.has_letters(sink) {
+            return unknown;
+        }
+        EngineError(format!(
+            "\"{sink}\" is not configured any more: put it back to have its dead letters delivered, or let them go with `closehook dead drop --sink {sink} --all`"
+        ))
     }
 
     /// The same at a sink that is driven here.

@@ -251,14 +251,13 @@ impl Engine {
     /// Shows what is saved of a sink that no worker here drives.
     pub(super) async fn look_from_afar(&self, sink: &SinkConfig) {
         let record = self.record(&record_key(&sink.name)).await;
-        let head = *self.inner.log.head().borrow();
         let letters = self.letters_of(&sink.name);
         // Of this node's sinks some may give it letters.
         letters.set_max(sink.dead_max.0);
         let view = match record {
             Ok(record) => {
                 let record = record.map(|(record, _)| record).unwrap_or_default();
-                let mut view = worker::saved_view(sink, record, &letters, head);
+                let mut view = worker::saved_view(sink, record, &letters, &*self.inner.log);
                 view.status.known = Known::Saved;
                 if self.inner.leases.holder(&node::of_sink(&sink.name)).is_none() {
                     view.idle(worker::UNDRIVEN);

@@ -64,7 +64,7 @@ const MOVING: Duration = Duration::from_millis(200);
 /// Where the state is, below the data directory.
 const STATE: &str = "state";
 
-/// A position is kept this long after its sink left the configuration; so is a replay after it was made.
+/// A position is kept this long after its sink left the configuration; a replay after it was made, and until it is over.
 pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
@@ -214,6 +214,7 @@ impl Engine {
         self.load_jobs().await?;
         self.find_parted().await?;
         self.guard_seqs().await?;
+        self.forget_detached(Timestamp::now(), &BTreeSet::new()).await;
         self.keep_rules(sinks).await;
         if mode != Mode::Look && self.inner.desk.is_none() {
             for config in sinks {
@@ -231,9 +232,10 @@ impl Engine {
         }
         self.inner.store.mended();
         self.detach_missing(sinks).await?;
+        self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {
             self.tell_stranded();
-            self.forget_replays_in_time();
+            self.forget_in_time();
         }
         if self.shares_sinks() {
             self.drive_what_is_leased();

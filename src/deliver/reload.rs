@@ -3,7 +3,7 @@
 //! A worker that is told to stop says at once that it judges no further event, and then lets what runs come to its end. So new rules are
 //! in force as soon as all have heard, and a sink that takes its time to stop holds up its own successor and nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
@@ -50,8 +50,11 @@ impl Engine {
             let letters = self.letters_of(&config.name);
             let handle = match record {
                 Ok(record) if self.inner.log.absent().is_none() => {
-                    let record = record.map(|(record, _)| record).unwrap_or_default();
-                    worker::look(config, record, letters, *self.inner.log.head().borrow())
+                    let record = record.map(|(record, _)| record);
+                    let record = record.filter(|record| !is_too_long_gone(record, Timestamp::now()));
+                    let record = record.unwrap_or_default();
+                    let oldest = worker::oldest_of(&record, &*self.inner.log).await;
+                    worker::look(config, record, letters, &*self.inner.log, oldest)
                 }
                 // An error is not an absence.
                 _ => worker::afar(config, worker::unseen(config), letters),
@@ -144,8 +147,11 @@ impl Engine {
             Ok(None) => {}
             Ok(Some(entry)) => match entry.json() {
                 Ok(record) => {
-                    found.record = record;
                     found.revision = Some(entry.revision);
+                    // Where it could not be forgotten in time it is all the same not gone on from.
+                    if !is_too_long_gone(&record, Timestamp::now()) {
+                        found.record = record;
+                    }
                 }
                 Err(error) => {
                     tracing::error!(sink = config.name, error, "the sink's position is damaged");
@@ -169,6 +175,8 @@ impl Engine {
         if delivered.is_empty() {
             return;
         }
+        // While they are there no other letter is made for the same events.
+        letters.set_leaving(delivered.iter().copied().collect());
         let letters = letters.clone();
         let remove = move || letters.read().and_then(|()| letters.remove(&delivered));
         let removed = aside(move || remove().map_err(|error| error.to_string())).await;
@@ -252,7 +260,41 @@ impl Engine {
         }
     }
 
-    /// Sinks that are no longer configured keep their position for a week.
+    /// Forgets the positions of sinks that left the configuration longer ago than they are kept, but for some: one that is put back after
+    /// that begins as a new one. What replays have still to send there is never sent.
+    pub(super) async fn forget_detached(&self, now: Timestamp, but: &BTreeSet<String>) {
+        if !self.inner.mode.drives() {
+            return;
+        }
+        let keys = self.record_keys().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "removed sinks can't be looked at now; this is tried again");
+            Vec::new()
+        });
+        for key in keys {
+            let name = key.trim_start_matches(RECORDS);
+            let Ok(Some((record, revision))) = self.record(&key).await else {
+                continue;
+            };
+            if !is_too_long_gone(&record, now) || but.contains(name) {
+                continue;
+            }
+            if let Err(error) = self.part_for_good(name).await {
+                tracing::warn!(sink = name, %error, "a removed sink can't be forgotten now; this is tried again");
+                continue;
+            }
+            match self.inner.store.remove(&key, Expected::Revision(revision)).await {
+                Ok(()) => tracing::info!(
+                    sink = name,
+                    "the sink was removed more than 7 days ago: its position is forgotten"
+                ),
+                Err(error) => {
+                    tracing::warn!(sink = name, %error, "a removed sink can't be forgotten now; this is tried again");
+                }
+            }
+        }
+    }
+
+    /// Sinks that are no longer configured keep their position for a week from now on.
     pub(super) async fn detach_missing(&self, sinks: &[SinkConfig]) -> Result<(), EngineError> {
         if self.inner.mode != Mode::Follow {
             return Ok(());
@@ -266,17 +308,12 @@ impl Engine {
             let Ok(Some((mut record, revision))) = self.record(&key).await else {
                 continue;
             };
-            let is_new = record.detached_at.is_none();
-            let detached_at = *record.detached_at.get_or_insert(now);
+            if record.detached_at.is_some() {
+                continue;
+            }
+            record.detached_at = Some(now);
             let expected = Expected::Revision(revision);
-            let result = if now.duration_since(detached_at) > KEPT {
-                self.inner.store.remove(&key, expected).await
-            } else if is_new {
-                put_json(&*self.inner.store, &key, &record, expected).await.map(drop)
-            } else {
-                Ok(())
-            };
-            if let Err(error) = result {
+            if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
                 tracing::warn!(sink = name, %error, "a removed sink's position could not be updated");
             }
         }
@@ -291,6 +328,8 @@ impl Engine {
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
         usable(changed.iter().copied())?;
+        self.forget_detached(Timestamp::now(), &current.keys().cloned().collect())
+            .await;
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let names = sinks.iter().map(|sink| sink.name.as_str());
         judges::keep_rules(&*self.inner.store, &rules, names).await;
@@ -335,6 +374,10 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
+        for handle in self.workers().by_sink.values() {
+            // One that has so much to do comes to it by itself.
+            let _ = handle.commands.try_send(Command::Rules);
+        }
         self.tell_stranded();
         Ok(became)
     }
@@ -394,6 +437,11 @@ impl Stopping {
             tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
         }
     }
+}
+
+/// Whether a sink left the configuration so long ago that its position is not kept any more.
+fn is_too_long_gone(record: &Record, now: Timestamp) -> bool {
+    record.detached_at.is_some_and(|at| now.duration_since(at) > KEPT)
 }
 
 /// Whether a sink's configuration means the same sink, driven the same way.

@@ -87,15 +87,20 @@ impl Job {
             } else {
                 named
             };
-            return (to_this_sink && rules.matches(rule, event)?).then(|| Rules::from([rule.as_str().into()]));
+            return (to_this_sink && rules.matches_again(rule, event)?).then(|| Rules::from([rule.as_str().into()]));
         }
         if self.spec.releases {
             return rules.route_released(sink, event);
         }
         if self.spec.sinks.is_empty() {
-            return rules.route(sink, event);
+            return rules.route_again(sink, event);
         }
-        named.then(|| rules.route(sink, event).unwrap_or_default())
+        named.then(|| rules.route_again(sink, event).unwrap_or_default())
+    }
+
+    /// Why nothing of it can go to a sink as the rules are now, in words that follow on the sink's name; `None`: it can.
+    pub fn unruled(&self, sink: &str, rules: &RuleSet) -> Option<String> {
+        unruled(&self.spec, sink, rules)
     }
 
     /// How many the job's own rate lets go now.
@@ -135,6 +140,21 @@ impl Jobs {
         let jobs = self.lock();
         let meant = jobs.values().filter(|(_, record)| record.is_for(sink));
         meant.map(|(job, _)| job.clone()).collect()
+    }
+}
+
+/// See [`Job::unruled`].
+pub(super) fn unruled(spec: &ReplaySpec, sink: &str, rules: &RuleSet) -> Option<String> {
+    let rule = spec.rule.as_ref()?;
+    let back = "it goes on where the rule is put back";
+    match rules.sinks_of(rule) {
+        None => Some(format!(
+            "gets no more of it, for there is no rule \"{rule}\" any more ({back})"
+        )),
+        Some(sinks) if spec.sinks.is_empty() && !sinks.iter().any(|name| name == sink) => Some(format!(
+            "gets no more of it, for the rule \"{rule}\" does not name the sink any more ({back})"
+        )),
+        Some(_) => None,
     }
 }
 

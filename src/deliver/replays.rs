@@ -1,5 +1,6 @@
 //! Replay jobs, as people ask for them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT};
 use super::mark::{JOBS, JobRecord, RECORDS, ReplayRecord, record_key};
-use super::replay::Job;
+use super::replay::{Job, unruled};
 use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
 use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
+use crate::rules::RuleSet;
 use crate::state::{Expected, StoreError, put_json};
 use crate::sync::lock;
 
@@ -45,6 +47,10 @@ impl Engine {
         self.know(&spec)?;
         let rules = self.rules();
         spec.to = spec.to.min(*self.inner.log.head().borrow());
+        if spec.limit == Some(0) {
+            spec.to = spec.from.prev();
+            return Ok((spec, BTreeMap::new()));
+        }
         let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
         let sinks: Vec<String> = self.workers().by_sink.keys().cloned().collect();
         let mut planned = BTreeMap::new();
@@ -105,8 +111,15 @@ impl Engine {
 
     /// Starts a planned replay; durable when this returns its id. Whoever starts it need not have had it planned here, so it is held
     /// to what a plan could be: it ends with the log, and goes to sinks and by a rule that there are.
-    pub async fn replay_start(&self, spec: ReplaySpec, planned: BTreeMap<String, u64>) -> Result<String, EngineError> {
+    pub async fn replay_start(
+        &self,
+        spec: ReplaySpec,
+        mut planned: BTreeMap<String, u64>,
+    ) -> Result<String, EngineError> {
         self.know(&spec)?;
+        if spec.limit == Some(0) {
+            planned.clear();
+        }
         planned.keys().try_for_each(|sink| self.know_sink(sink))?;
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(failed)?;
@@ -173,13 +186,21 @@ impl Engine {
 
     /// Interrupts a replay or lets it go on; durable.
     pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
+        let rules = self.rules();
         let (job, record) = {
             let mut jobs = self.inner.jobs.lock();
             let (job, record) = jobs.get_mut(id).ok_or_else(|| {
                 EngineError(format!(
-                    "there is no replay {id}: `closehook replay list` shows those of the last 7 days"
+                    "there is no replay {id}: `closehook replay list` shows those there are"
                 ))
             })?;
+            if let Some(rule) = record.spec.rule.as_deref().filter(|_| running)
+                && rules.sinks_of(rule).is_none()
+            {
+                return Err(EngineError(format!(
+                    "the replay {id} can't go on: there is no rule \"{rule}\" any more; it goes on where that is put back"
+                )));
+            }
             record.running = running;
             (job.clone(), record.clone())
         };
@@ -192,20 +213,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Every replay of the last 7 days, oldest first.
+    /// Every replay of the last 7 days, and those of before that are not over, oldest first.
     pub fn replays(&self) -> Vec<ReplayStatus> {
-        let views: BTreeMap<String, View> = {
-            let workers = self.workers();
-            let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
-            workers.by_sink.iter().map(view).collect()
-        };
-        let configured = lock(&self.inner.configured).clone();
-        let parted = lock(&self.inner.parted).clone();
-        let sinks = Sinks {
-            views,
-            configured,
-            parted,
-        };
+        let sinks = self.sinks_seen();
         let jobs = self.inner.jobs.lock();
         let mut replays: Vec<ReplayStatus> = jobs
             .iter()
@@ -215,7 +225,23 @@ impl Engine {
         replays
     }
 
-    /// The replays of the last 7 days that take an event in, each with the sinks that it sends it to as the rules are now; oldest first.
+    fn sinks_seen(&self) -> Sinks {
+        let views: BTreeMap<String, View> = {
+            let workers = self.workers();
+            let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
+            workers.by_sink.iter().map(view).collect()
+        };
+        let configured = lock(&self.inner.configured).clone();
+        let parted = lock(&self.inner.parted).clone();
+        Sinks {
+            views,
+            configured,
+            parted,
+            rules: self.rules(),
+        }
+    }
+
+    /// The replays that are known and take an event in, each with the sinks that it sends it to as the rules are now; oldest first.
     pub async fn replays_of(&self, event: &Event) -> Vec<(ReplayStatus, Vec<String>)> {
         let rules = self.rules();
         let jobs: BTreeMap<String, (Arc<Job>, Vec<String>)> = {
@@ -329,13 +355,18 @@ impl Engine {
                     continue;
                 }
             };
-            let job = Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone());
-            match job {
-                Ok(job) if now.duration_since(record.created_at) <= KEPT => {
-                    self.inner.jobs.lock().insert(id, (Arc::new(job), record));
+            // Whether it is old says nothing about whether it is done: that is known when the sinks' records were read.
+            match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
+                Ok(job) => drop(self.inner.jobs.lock().insert(id, (Arc::new(job), record))),
+                Err(error) if now.duration_since(record.created_at) > KEPT && self.inner.mode == Mode::Follow => {
+                    tracing::warn!(
+                        replay = id,
+                        error,
+                        "an old replay that can't be carried out any more is forgotten"
+                    );
+                    drop(store.remove(&key, Expected::Anything).await);
                 }
-                _ if self.inner.mode == Mode::Follow => drop(store.remove(&key, Expected::Anything).await),
-                _ => {}
+                Err(error) => tracing::error!(replay = id, error, "the replay can't be carried out"),
             }
         }
         Ok(())
@@ -343,8 +374,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// Forgets replays when it is time, until the engine stops or is there no more.
-    pub(super) fn forget_replays_in_time(&self) {
+    /// Forgets what is not kept any more when it is time, until the engine stops or is there no more.
+    pub(super) fn forget_in_time(&self) {
         let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
         tokio::spawn(async move {
             while stop
@@ -353,20 +384,44 @@ impl Engine {
                 .is_some()
             {
                 let Some(inner) = inner.upgrade() else { return };
-                Engine { inner }.forget_old_replays(Timestamp::now()).await;
+                Engine { inner }.forget_what_is_old(Timestamp::now()).await;
             }
         });
     }
 
-    /// Forgets replays that have come to their end and were made too long ago. Sinks let go of them with their next save.
+    /// Forgets the positions of sinks that were removed too long ago, and replays.
+    pub(super) async fn forget_what_is_old(&self, now: Timestamp) {
+        {
+            // A reload may be about to bring one back.
+            let _changing = self.inner.changing.lock().await;
+            let configured = lock(&self.inner.configured).clone();
+            self.forget_detached(now, &configured).await;
+        }
+        self.forget_old_replays(now).await;
+    }
+
+    /// Forgets replays that have come to their end, whatever that was, and were made too long ago. Sinks let go of them with their next
+    /// save.
     pub(super) async fn forget_old_replays(&self, now: Timestamp) {
-        let is_old = |replay: &ReplayStatus| replay.state == "done" && now.duration_since(replay.created_at) > KEPT;
-        for replay in self.replays().into_iter().filter(is_old) {
-            let key = format!("{JOBS}{}", replay.id);
-            match self.inner.store.remove(&key, Expected::Anything).await {
-                Ok(()) => drop(self.inner.jobs.lock().remove(&replay.id)),
+        let sinks = self.sinks_seen();
+        let old: Vec<String> = {
+            let jobs = self.inner.jobs.lock();
+            let is_old = |(id, (_, record)): &(&String, &(Arc<Job>, JobRecord))| {
+                now.duration_since(record.created_at) > KEPT && sinks.are_over(id, record)
+            };
+            jobs.iter().filter(is_old).map(|(id, _)| id.clone()).collect()
+        };
+        for id in old {
+            let key = format!("{JOBS}{id}");
+            let removed = match self.inner.mode {
+                Mode::Follow => self.inner.store.remove(&key, Expected::Anything).await,
+                // Nobody else writes.
+                Mode::Jobs | Mode::Look | Mode::Outside => Ok(()),
+            };
+            match removed {
+                Ok(()) => drop(self.inner.jobs.lock().remove(&id)),
                 Err(error) => {
-                    tracing::debug!(replay = replay.id, %error, "an old replay can't be forgotten now; this is tried again");
+                    tracing::debug!(replay = id, %error, "an old replay can't be forgotten now; this is tried again");
                 }
             }
         }
@@ -387,7 +442,6 @@ impl Engine {
     }
 
     async fn look_at_jobs(&self) -> Result<(), EngineError> {
-        let now = Timestamp::now();
         for key in self.inner.store.keys(JOBS).await.map_err(failed)? {
             let id = key.trim_start_matches(JOBS).to_owned();
             let Some(entry) = self.inner.store.get(&key).await.map_err(failed)? else {
@@ -400,7 +454,6 @@ impl Engine {
             let job = match known {
                 Some((_, before)) if before.running == record.running => continue,
                 Some((job, _)) => job,
-                None if now.duration_since(record.created_at) > KEPT => continue,
                 None => match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
                     Ok(job) => Arc::new(job),
                     Err(_) => continue,
@@ -423,6 +476,8 @@ struct Sinks {
     configured: BTreeSet<String>,
     /// How far replays were at sinks that are configured no more.
     parted: BTreeMap<String, BTreeMap<String, ReplayRecord>>,
+    /// The rules of now.
+    rules: Arc<RuleSet>,
 }
 
 /// How a replay stands at one of its sinks.
@@ -430,7 +485,7 @@ struct Part<'a> {
     /// `None`: it was not begun there.
     record: Option<&'a ReplayRecord>,
     /// Why nothing more will be sent there, with what to do.
-    ended: Option<&'static str>,
+    ended: Option<Cow<'static, str>>,
 }
 
 impl Part<'_> {
@@ -440,17 +495,23 @@ impl Part<'_> {
 }
 
 impl Sinks {
+    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks.
+    fn are_over(&self, id: &str, record: &JobRecord) -> bool {
+        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done();
+        record.planned.keys().all(is_over)
+    }
+
     fn part<'a>(&'a self, id: &str, sink: &str, record: &'a JobRecord) -> Part<'a> {
         if let Some(forgotten) = record.forgotten.get(sink) {
             return Part {
                 record: Some(forgotten),
-                ended: Some("was forgotten"),
+                ended: Some("was forgotten".into()),
             };
         }
         if let Some(view) = self.views.get(sink) {
             return Part {
                 record: view.replays.get(id),
-                ended: None,
+                ended: unruled(&record.spec, sink, &self.rules).map(Cow::Owned),
             };
         }
         let is_configured = self.configured.contains(sink);
@@ -458,7 +519,8 @@ impl Sinks {
             record: self.parted.get(sink).and_then(|replays| replays.get(id)),
             // In the middle of a reload it is about to go on.
             ended: (!is_configured).then_some(
-                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)",
+                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)"
+                    .into(),
             ),
         }
     }

@@ -20,6 +20,7 @@ use crate::sinks::{
 use crate::state::{Entry, Expected, Revision, Store, StoreError};
 use crate::sync::lock;
 
+mod again;
 mod burying;
 mod commits;
 mod delaying;
@@ -28,9 +29,11 @@ pub(super) mod faulty;
 mod gathered;
 mod gathering;
 mod given;
+mod had;
 mod handing_over;
 mod held_up;
 mod keeping;
+mod kept;
 mod lanes;
 mod leased;
 mod letters;
@@ -39,6 +42,7 @@ mod reloading;
 mod rendering;
 mod replaying;
 mod retries;
+mod ruled;
 mod settling;
 mod states;
 mod waiting;

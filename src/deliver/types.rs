@@ -91,6 +91,11 @@ where
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
+/// The same of an age, of which 0 says something.
+fn or_no_number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Option::deserialize(from).map(|age| age.unwrap_or(f64::NAN))
+}
+
 /// One sink, for people and for `/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SinkStatus {
@@ -107,8 +112,9 @@ pub struct SinkStatus {
     /// Events of the log behind the cursor that are not looked at yet.
     #[serde(deserialize_with = "or_default")]
     pub lag_events: u64,
-    /// Age in seconds of the oldest event that is not finished, or since when it waits that another sink gave it up; 0 when there is none.
-    #[serde(deserialize_with = "or_default")]
+    /// Age in seconds of the oldest event that is not finished, or since when it waits that another sink gave it up; 0 when there is none,
+    /// and no number (null) where that is not known.
+    #[serde(deserialize_with = "or_no_number")]
     pub lag_seconds: f64,
     /// Deliveries running now.
     #[serde(deserialize_with = "or_default")]

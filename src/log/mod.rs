@@ -67,6 +67,11 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// The newest Seq before `seq` that is kept, or may be; `None` where nothing is. Steps over what was never given out.
     fn last_before(&self, seq: Seq) -> Option<Seq>;
 
+    /// How many places there are in a range, both ends included, but for those that were never given out.
+    fn places(&self, from: Seq, to: Seq) -> u64 {
+        (to.0 + 1).saturating_sub(from.0)
+    }
+
     /// Which log this is: random text made with it, the same for all its life, restored backups included.
     fn id(&self) -> &str;
 

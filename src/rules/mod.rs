@@ -200,6 +200,14 @@ impl RuleSet {
         goes.then(|| self.names_of(sink, event)).flatten()
     }
 
+    /// The same of an event that somebody sends again: whether it was dispatched when it was stored does not matter then.
+    pub fn route_again(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
+        if event.kind == Kind::Event {
+            return self.names_of(sink, event);
+        }
+        self.route(sink, event)
+    }
+
     fn names_of(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
         if self.is_without_rules(sink) {
             return Some(Arc::default());
@@ -246,11 +254,22 @@ impl RuleSet {
 
     /// Whether the rule sends the event anywhere; `None` if there is no such rule.
     pub fn matches(&self, rule: &str, event: &Event) -> Option<bool> {
+        let wants = self.wants_it(rule, event)?;
+        Some(self.dispatches(event) && wants)
+    }
+
+    /// The same of an event that somebody sends again: whether it was dispatched when it was stored does not matter then.
+    pub fn matches_again(&self, rule: &str, event: &Event) -> Option<bool> {
+        let wants = self.wants_it(rule, event)?;
+        Some((event.kind == Kind::Event || self.dispatches(event)) && wants)
+    }
+
+    fn wants_it(&self, rule: &str, event: &Event) -> Option<bool> {
         let rule = self.rules.iter().find(|candidate| &*candidate.name == rule)?;
         let type_action = event.view().and_then(crate::event::View::type_action);
         let doc = Doc::of(event.object());
         let filter_matches = || rule.filter.as_ref().is_none_or(|filter| filter.matches(&doc));
-        Some(self.dispatches(event) && rule.takes(type_action.as_deref()) && filter_matches())
+        Some(rule.takes(type_action.as_deref()) && filter_matches())
     }
 
     /// The names of all rules.

@@ -409,3 +409,35 @@ async fn a_backup_overwrites_nothing_and_is_restored_over_nothing() {
     two.run().await;
     assert_eq!(two.lines(&["events", "list"]).len(), 3);
 }
+
+/// Places that a restored log leaves out are nothing that is missing, nothing that a sink has still to get, and no age.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_log_lacks_nothing_and_its_sinks_lag_by_events() {
+    let sink = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
+    let mut one = Daemon::start(sink).await;
+    one.ok(&["sinks", "pause", "file"]);
+    one.store(1..=5).await;
+    let file = one.path("one.backup");
+    one.ok(&["backup", text(&file)]);
+    one.stop().await;
+    let mut two = Daemon::new(sink);
+    two.ok(&["restore", text(&file)]);
+    let check = |daemon: &Daemon| {
+        let listed = daemon.run_command(&["events", "list"]);
+        assert_eq!(String::from_utf8_lossy(&listed.stderr), "");
+        let sink = daemon.sink("file");
+        assert_eq!(sink["lag_events"], 5, "{sink}");
+        assert!(sink["lag_seconds"].as_f64().is_some_and(|age| age > 0.0), "{sink}");
+    };
+    check(&two);
+    two.run().await;
+    until("the age is found", async || two.sink("file")["lag_seconds"].is_f64()).await;
+    check(&two);
+    assert!((two.metric("closehook_sink_lag_events{sink=\"file\"}").await - 5.0).abs() < 0.1);
+    assert!(two.metric("closehook_sink_lag_seconds{sink=\"file\"}").await > 0.0);
+    two.store(6..=7).await;
+    assert_eq!(two.sink("file")["lag_events"], 7);
+    two.ok(&["sinks", "resume", "file"]);
+    until("it has them", async || ids_in(&two.path("events.jsonl")).len() == 7).await;
+    until("nothing is left", async || two.sink("file")["lag_events"] == 0).await;
+}

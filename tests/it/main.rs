@@ -180,6 +180,7 @@ mod smtp_server;
 #[cfg(all(feature = "engine-jetstream", feature = "sink-nats", feature = "sink-postgres"))]
 mod state;
 mod status;
+mod takeover;
 mod tls;
 mod waiting;
 #[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]

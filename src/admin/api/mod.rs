@@ -404,7 +404,7 @@ pub const ROUTES: &[Route] = &[
         "/replays",
         Looks,
         Items("Replay"),
-        "The replays of the last 7 days, oldest first",
+        "The replays of the last 7 days, and older ones that are not over, oldest first",
         || get(acting::list_replays),
     ),
     Route::new(

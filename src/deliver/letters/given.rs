@@ -15,8 +15,9 @@
 //!
 //! What the first sink has kept of an event goes along with its letter ([`Letters::take_copies`]): the log may not have it any more.
 //!
-//! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
-//! a dead letter of its own for the event is tried again with it.
+//! For one event a sink has one letter. What two sinks give it before it has begun with it is delivered once, with what the first of them
+//! said; a dead letter of its own for the event is tried again with it. While it is being delivered, and until it has gone, no other is
+//! given for the event: that would be taken for the delivered one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -46,10 +47,14 @@ impl Letters {
     }
 
     /// Adds letters durably that are to be delivered here, once they are released, under a lease of the sink that gives them; what was
-    /// given before stays as it is. An error, and none is added, where somebody else is just giving one for the same event. Blocking.
-    pub fn give(&self, letters: &[DeadLetter], fence: u64) -> Result<(), FrameError> {
-        let mut other = None;
+    /// given before stays as it is. An error, and none is added, where somebody else is just giving one for the same event. Gives those
+    /// that are not added, for the letter that is there for the same event is being delivered, or was: it is about to go. Blocking.
+    pub fn give(&self, letters: &[DeadLetter], fence: u64) -> Result<BTreeSet<Seq>, FrameError> {
+        let (mut other, mut leaving) = (None, BTreeSet::new());
         self.write("add", &mut |index| {
+            leaving = self.leaving(letters.iter().map(|letter| letter.seq));
+            let letters = letters.iter().filter(|letter| !leaving.contains(&letter.seq));
+            let letters: Vec<&DeadLetter> = letters.collect();
             other = letters.iter().find_map(|letter| {
                 let giver = index.withheld.get(&letter.seq)?;
                 (*giver != Giver::of(letter, fence)).then(|| giver.sink.clone())
@@ -60,7 +65,7 @@ impl Letters {
                 .collect()
         })?;
         match other {
-            None => Ok(()),
+            None => Ok(leaving),
             Some(other) => Err(FrameError::Io {
                 path: self.shared.path.clone(),
                 source: std::io::Error::other(format!("the sink \"{other}\" is just giving it one for the same event")),

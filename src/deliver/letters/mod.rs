@@ -89,6 +89,9 @@ struct Shared {
     arrived: Notify,
     /// What workers do with them beside themselves, and have not ended.
     busy: watch::Sender<usize>,
+    /// Of these the letters are being delivered, or were and have not gone yet, or are still to go by what is durable: no other takes the
+    /// place of one of them meanwhile, or it would go with it.
+    leaving: Mutex<BTreeSet<Seq>>,
     /// Held while another sink gives letters and lets go of them: one does at a time.
     taking: Mutex<()>,
     /// Bytes that the letters may take up.
@@ -132,6 +135,7 @@ impl Letters {
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
+                leaving: Mutex::default(),
                 taking: Mutex::new(()),
                 busy: watch::Sender::new(0),
                 max: AtomicU64::new(u64::MAX),
@@ -239,6 +243,17 @@ impl Letters {
             self.release(&unreleased.iter().collect::<Vec<_>>());
         }
         Ok(())
+    }
+
+    /// The letters of these events are being delivered, or were and have not gone yet; those of no others.
+    pub fn set_leaving(&self, seqs: BTreeSet<Seq>) {
+        *lock(&self.shared.leaving) = seqs;
+    }
+
+    /// Those of which a letter is about to go.
+    pub fn leaving(&self, seqs: impl IntoIterator<Item = Seq>) -> BTreeSet<Seq> {
+        let leaving = lock(&self.shared.leaving);
+        seqs.into_iter().filter(|seq| leaving.contains(seq)).collect()
     }
 
     /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.

@@ -188,7 +188,7 @@ impl Worker<'_> {
             return Vec::new();
         };
         let job = replay.job.clone();
-        if !job.is_running() || replay.done || replay.feed.deliverable(now, 1).is_empty() {
+        if !replay.goes() || replay.feed.deliverable(now, 1).is_empty() {
             return Vec::new();
         }
         let allowed = job.take(now, most);
@@ -258,6 +258,9 @@ impl Worker<'_> {
         let Some(sink) = self.sink.clone().filter(|_| self.kit.lease.holds()) else {
             return self.put_back(&lane, &batch);
         };
+        if matches!(lane, Lane::Letters | Lane::Given) {
+            self.note_leaving();
+        }
         self.breaker.started();
         self.running += 1;
         let call = self.calls.begin(Instant::now());
@@ -341,7 +344,9 @@ impl Worker<'_> {
         if *lane == Lane::Main {
             return self.record.fates.is_unjudged(event.seq);
         }
-        finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
+        // Of a letter that stays, for it is not the one that is tried, nothing is known any more once it was dropped, but that.
+        (matches!(lane, Lane::Replay(_)) && self.kit.letters.has(event.seq))
+            || finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
     }
 }

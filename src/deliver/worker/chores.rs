@@ -30,6 +30,9 @@ const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 /// That letters can't be stored is said for so long: by then it was tried again, or there are none any more.
 const UNSTORED_FOR: Duration = Duration::from_secs(15);
 
+/// A letter that waits until an earlier one for the same event has gone is tried to be made again after so long.
+const GONE_AFTER: Duration = Duration::from_secs(1);
+
 /// The same of something that was done by half.
 const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -57,9 +60,11 @@ impl DeadTo {
     /// Gives it letters of a sink whose own these are; see [`crate::deliver::letters`]. Blocking.
     fn take(&self, own: &Letters, letters: &[DeadLetter], replay: Option<&str>) -> Outcome {
         let _alone = self.letters.taking();
-        let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
-        let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
-        let done = self.letters.give(&given, own.fence());
+        let mut given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
+        let mut waits = BTreeSet::new();
+        let done = self.letters.give(&given, own.fence()).map(|leaving| waits = leaving);
+        given.retain(|letter| !waits.contains(&letter.seq));
+        let seqs: Vec<Seq> = given.iter().map(|letter| letter.seq).collect();
         // The log may have dropped what is kept here.
         let done = done.and_then(|()| self.letters.take_copies(own, &seqs));
         if let Err(error) = done.and_then(|()| own.divert(&seqs, replay)) {
@@ -71,12 +76,32 @@ impl DeadTo {
             });
         }
         self.letters.release(&seqs);
-        Ok(self.letters.keep_within_max())
+        Ok(Did {
+            dropped: self.letters.keep_within_max(),
+            waits,
+        })
     }
 }
 
-/// How one went: letters that were dropped beyond what the sink may keep.
-pub(super) type Outcome = Result<u64, Failed>;
+/// Makes dead letters of a sink's own, but for those that wait, and drops the oldest beyond what it may have. Blocking.
+fn add(own: &Letters, letters: &[DeadLetter], waits: BTreeSet<Seq>, max: u64) -> Outcome {
+    let made = letters.iter().filter(|letter| !waits.contains(&letter.seq));
+    let made: Vec<DeadLetter> = made.cloned().collect();
+    let dropped = own.add_within(&made, max).map_err(Failed::wholly)?;
+    Ok(Did { dropped, waits })
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(super) struct Did {
+    /// Letters that were dropped beyond what the sink may keep.
+    dropped: u64,
+    /// No letters were made for these: an earlier one is being delivered, or was and has not gone yet.
+    waits: BTreeSet<Seq>,
+}
+
+/// How one went.
+pub(super) type Outcome = Result<Did, Failed>;
 
 /// Why one failed.
 #[derive(Debug)]
@@ -183,14 +208,15 @@ impl Worker<'_> {
             Chore::Make { lane, letters, .. } => {
                 let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
                 let replay = lane.replay().cloned();
+                let waits = self.waits_for_gone(lane, &letters);
                 Box::new(move || match to {
                     Some(to) => to.take(&store, &letters, replay.as_deref()),
-                    None => store.add_within(&letters, max).map_err(Failed::wholly),
+                    None => add(&store, &letters, waits, max),
                 })
             }
             Chore::Remove(seqs) => {
                 let seqs = seqs.clone();
-                Box::new(move || store.remove(&seqs).map(|_| 0).map_err(Failed::wholly))
+                Box::new(move || store.remove(&seqs).map(|_| Did::default()).map_err(Failed::wholly))
             }
         };
         // It may outlast this worker: the next one begins when it has ended.
@@ -257,17 +283,20 @@ impl Worker<'_> {
                 self.stumble(&format!("dead letters that were delivered can't be removed: {why}"));
                 false
             }
-            (Chore::Make { lane, letters, buried }, Ok(dropped)) => {
+            (Chore::Make { lane, letters, buried }, Ok(Did { dropped, waits })) => {
                 if dropped > 0 {
                     let to = self.dead_to(&lane).map(|to| (to.sink.as_str(), Size(to.letters.max())));
                     let (sink, max) = to.unwrap_or((self.kit.name(), self.kit.config.dead_max));
                     telemetry::letters_dropped(sink, dropped, max);
                 }
+                let (waiting, letters): (Vec<DeadLetter>, Vec<DeadLetter>) =
+                    letters.into_iter().partition(|letter| waits.contains(&letter.seq));
                 self.are_dead(&lane, &letters);
                 if buried {
                     self.count_buried(letters.len() as u64);
                 }
-                true
+                self.wait_until_gone(&lane, &waiting);
+                waiting.is_empty()
             }
             (chore, Err(Failed { why, by_half: true })) => {
                 self.chores.waiting.push_front(chore);
@@ -291,6 +320,38 @@ impl Worker<'_> {
                 false
             }
         }
+    }
+
+    /// Of letters that this sink is to keep itself, those for whose events an earlier one is about to go. What is one already, or was given
+    /// here, is made anew of itself.
+    fn waits_for_gone(&self, lane: &Lane, letters: &[DeadLetter]) -> BTreeSet<Seq> {
+        if matches!(lane, Lane::Letters | Lane::Given) {
+            return BTreeSet::new();
+        }
+        self.note_leaving();
+        self.kit.letters.leaving(letters.iter().map(|letter| letter.seq))
+    }
+
+    /// These come again in a moment.
+    fn wait_until_gone(&mut self, lane: &Lane, letters: &[DeadLetter]) {
+        if letters.is_empty() {
+            return;
+        }
+        let due = SignedDuration::try_from(GONE_AFTER).unwrap_or_default();
+        let due = schedule::now() + due;
+        for letter in letters {
+            if self.lanes.ends_erased(lane, letter.seq) {
+                continue;
+            }
+            let why = format!(
+                "{}; its dead letter waits until an earlier one, which is being delivered, has gone",
+                letter.reason
+            );
+            if let Some(feed) = self.lanes.feed(lane) {
+                feed.failed(letter.seq, due, why);
+            }
+        }
+        self.wakes.push(Instant::now() + GONE_AFTER);
     }
 
     /// Where what a lane gives up goes, if it does not become a dead letter. What is one already stays one.

@@ -30,6 +30,9 @@ const BURIED: &str = "the log reached its size limit before the sink had it";
 impl Worker<'_> {
     /// Reads ahead while there is room. `true`: there is more to read at once.
     pub(super) async fn fill(&mut self) -> bool {
+        for replay in &mut self.lanes.replays {
+            replay.unruled = replay.job.unruled(&self.kit.config.name, &self.rules).is_some();
+        }
         if self.record.paused || self.not_before.is_some() {
             return false;
         }
@@ -418,7 +421,7 @@ impl Worker<'_> {
             }
             let to = upto.min(replay.job.spec.to);
             if replay.feed.next() <= to {
-                replay.lost += to.0 + 1 - replay.feed.next().0;
+                replay.lost += self.kit.log.places(replay.feed.next(), to);
                 replay.feed.passed(to.next());
                 passed = true;
             }

@@ -93,6 +93,8 @@ pub(super) struct Replaying {
     /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
     lost_ahead: Vec<(Seq, Seq)>,
     pub done: bool,
+    /// The rule that it goes by is there no more, or not for this sink: it waits.
+    pub unruled: bool,
     /// The log has something here, and this node has not heard of it yet.
     unheard: Option<Seq>,
 }
@@ -108,6 +110,7 @@ impl Replaying {
             lost: record.lost,
             lost_ahead: Vec::new(),
             done: record.done,
+            unruled: false,
             unheard: None,
         }
     }
@@ -138,7 +141,12 @@ impl Replaying {
         let next = self.feed.next();
         let is_behind = !self.job.spec.releases || next < main;
         let has_room = next <= self.job.spec.to && self.feed.room() > 0;
-        self.job.is_running() && !self.done && has_room && is_heard && is_behind
+        self.goes() && has_room && is_heard && is_behind
+    }
+
+    /// Whether it has anything to do, as far as nothing stops it.
+    pub fn goes(&self) -> bool {
+        self.job.is_running() && !self.done && !self.unruled
     }
 
     /// Nothing is read for it before this node has heard of what the log has here.
@@ -271,6 +279,13 @@ impl Lanes {
         self.given_up.retain(|seq, _| given.has(*seq));
     }
 
+    /// Those of which the letter is being delivered, or was and has not gone yet.
+    pub fn leaving(&self) -> BTreeSet<Seq> {
+        let is_in_flight = |seq: &Seq| self.given.stage(*seq).is_some_and(|(is_in_flight, _)| is_in_flight);
+        let given = self.given.open_seqs().into_iter().filter(is_in_flight);
+        given.chain(self.letters.handed()).collect()
+    }
+
     pub fn replay(&mut self, id: &str) -> Option<&mut Replaying> {
         self.replays.iter_mut().find(|replay| &*replay.job.id == id)
     }
@@ -352,23 +367,18 @@ impl Lanes {
             || self
                 .replays
                 .iter_mut()
-                .any(|replay| replay.job.is_running() && !replay.done && !replay.feed.deliverable(now, 1).is_empty())
+                .any(|replay| replay.goes() && !replay.feed.deliverable(now, 1).is_empty())
     }
 
     /// Whether there is or will be something to deliver that is known already.
     pub fn any_work(&self) -> bool {
-        !self.main.is_idle()
-            || !self.letters.waiting.is_empty()
-            || self
-                .replays
-                .iter()
-                .any(|replay| replay.job.is_running() && !replay.done)
+        !self.main.is_idle() || !self.letters.waiting.is_empty() || self.replays.iter().any(Replaying::goes)
     }
 
     /// When the next event is due that waits for another try.
     pub fn next_due(&self, with_main: bool) -> Option<Timestamp> {
         let main = self.main.next_due().filter(|_| with_main);
-        let running = self.replays.iter().filter(|replay| replay.job.is_running());
+        let running = self.replays.iter().filter(|replay| replay.goes());
         let replays = running.filter_map(|replay| replay.feed.next_due());
         let given = self.given.next_due().filter(|_| with_main);
         replays.chain(main).chain(given).min()
@@ -470,6 +480,17 @@ impl Queue {
     /// Whether it was handed to the sink, and that is not settled yet.
     pub fn was_handed(&self, seq: Seq) -> bool {
         self.running.contains_key(&seq) || self.done.contains(&seq)
+    }
+
+    /// Whether it was delivered, and is to be removed.
+    pub fn is_done(&self, seq: Seq) -> bool {
+        self.done.contains(&seq)
+    }
+
+    /// All of those.
+    fn handed(&self) -> impl Iterator<Item = Seq> {
+        let running = self.running.keys().chain(&self.done);
+        running.chain(self.doubted.keys()).copied()
     }
 
     /// It is still dead.

@@ -75,7 +75,7 @@ impl Worker<'_> {
         let held = self.kit.memory.hold(&event);
         let delivery = Delivery {
             origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
-            rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
+            rules: self.rules.route_again(self.kit.name(), &event).unwrap_or_default(),
             event: held.event().clone(),
             attempt: letter.attempts.saturating_add(1),
             rendered: None,
@@ -115,6 +115,19 @@ impl Worker<'_> {
         }
         let rules = self.rules.route(self.kit.name(), &event).unwrap_or_default();
         Ok(Some((self.lanes.given.load(&event, rules.clone()), rules)))
+    }
+
+    /// Says of which events no other letter may be made now.
+    pub(super) fn note_leaving(&self) {
+        let mut leaving = self.lanes.leaving();
+        leaving.extend(&self.unanswered);
+        // By what is durable, or may be, they go when the sink begins anew.
+        leaving.extend(self.durable.remove.iter().chain(&self.progress.removing));
+        if !self.kit.lease.holds() {
+            // Whoever has the sink now knows that better.
+            leaving.clear();
+        }
+        self.kit.letters.set_leaving(leaving);
     }
 
     /// A letter was being delivered, and the sink has said nothing of it. One that keeps the mark itself is asked when it is open again.
@@ -187,7 +200,7 @@ impl Worker<'_> {
             .as_ref()
             .map_or("the sink takes nothing", |(reason, _)| reason);
         let why = format!("given up after {}: {why}", retry.max_age);
-        let (mut letters, began) = (Vec::new(), Instant::now());
+        let (mut letters, mut events, began) = (Vec::new(), Vec::new(), Instant::now());
         for seq in overdue {
             if !letters.is_empty() && self.is_long(began) {
                 break;
@@ -208,11 +221,13 @@ impl Worker<'_> {
                     let (name, why) = (self.kit.name(), why.clone().into());
                     let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
                     letters.push(DeadLetter { dead, ..letter });
+                    events.push(event);
                 }
                 None => feed.finished(seq),
             }
         }
         self.progress.dirty = true;
+        self.note_had(lane, events.iter(), &letters).await;
         letters.is_empty() || self.make_letters(lane, letters, false).await
     }
 }

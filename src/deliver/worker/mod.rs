@@ -12,6 +12,7 @@
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
 //! | `given` | when what other sinks gave up goes |
+//! | `had` | what the sink has had of what comes once more and fails |
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
@@ -28,6 +29,7 @@ mod chores;
 mod erasing;
 mod fill;
 mod given;
+mod had;
 mod hanging;
 mod lanes;
 mod letters;
@@ -81,7 +83,7 @@ use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use lanes::Reach;
-pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, saved_state, saved_view, unseen};
+pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, oldest_of, saved_state, saved_view, unseen};
 pub(super) use supervise::{probe, start};
 
 /// Beyond the sink's own time-out, before the engine gives a call up itself.
@@ -99,6 +101,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<Finished>),
     Replay(Arc<Job>),
     RetryDead(Vec<(Seq, Waiter)>),
+    /// The rules are others now: a replay may have waited for that.
+    Rules,
     /// These were erased: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
     Erased(Arc<[Seq]>, Reach, oneshot::Sender<()>),
     Stop {
@@ -227,6 +231,8 @@ struct Worker<'a> {
     outdated: bool,
     stopping: bool,
     progress: Progress,
+    /// Of letters that were being delivered when a receiver which keeps the mark went away: it may have them, and says so when it is back.
+    unanswered: BTreeSet<Seq>,
     /// Orders to erase that are not answered yet.
     erasing: Vec<Erasing>,
     /// Whoever waits for the pause to be durable.
@@ -234,6 +240,8 @@ struct Worker<'a> {
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
+    /// When the event came at which the main feed goes on, where that was looked up.
+    came: Option<(Seq, Timestamp)>,
     /// Since when a batch that is not full waits for more, and until when.
     gathering: Option<(Timestamp, Timestamp)>,
     /// The same of what other sinks gave up.
@@ -306,10 +314,12 @@ impl<'a> Worker<'a> {
             outdated: false,
             stopping: false,
             progress: Progress::new(),
+            unanswered: BTreeSet::new(),
             erasing: Vec::new(),
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
+            came: None,
             gathering: None,
             gathering_given: None,
             arrivals: delay_of(&kit.config)
@@ -407,6 +417,7 @@ impl<'a> Worker<'a> {
         more |= self.look_ahead(schedule::now()).await;
         self.dispatch().await;
         self.save_if_due();
+        self.find_age().await;
         self.publish();
         more && self.not_before.is_none()
     }
@@ -439,8 +450,8 @@ impl<'a> Worker<'a> {
                 self.breaker.probe_now(schedule::now());
             }
             Command::Erased(seqs, reach, done) => self.erase(&seqs, reach, done),
-            // Handled by the loop.
-            Command::Stop { .. } => {}
+            // Handled by the loop, or in each turn.
+            Command::Stop { .. } | Command::Rules => {}
         }
         self.publish();
     }

@@ -55,6 +55,10 @@ impl Worker<'_> {
                     if let Some(feed) = self.lanes.feed(&lane) {
                         feed.unstarted(delivery.event.seq);
                     }
+                    if asked && self.drive.commit == Commit::Transaction && matches!(lane, Lane::Letters | Lane::Given)
+                    {
+                        self.unanswered.insert(delivery.event.seq);
+                    }
                     if lane == Lane::Letters {
                         self.letter_unanswered(delivery.event.seq, &unavailable.reason);
                     }
@@ -116,6 +120,7 @@ impl Worker<'_> {
         });
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
+        self.note_had_before_skipping(lane, &batch, &outcomes).await;
         let mut ends = Ends::default();
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
@@ -132,6 +137,8 @@ impl Worker<'_> {
             self.letters_delivered(&ends.removed).await;
         }
         if !ends.dead.is_empty() {
+            self.note_had(lane, batch.iter().map(|delivery| &delivery.event), &ends.dead)
+                .await;
             self.make_letters(lane, ends.dead, false).await;
         }
         if let Some(unavailable) = waits {

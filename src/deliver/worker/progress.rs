@@ -3,6 +3,7 @@
 //! A checkpoint that is due stops dispatch and lets what runs come to its end, however busy the sink is; what lies beyond the last
 //! one is bounded in time, events and bytes. Saving is a task of its own; at most one runs.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub(super) struct Progress {
     pub unsaved_deliveries: Seqs,
     /// The same since the durable mark, of a save that runs.
     saving_deliveries: Seqs,
+    /// Letters that are to go by what is being saved, or by a save of which it is not known whether it is durable.
+    pub removing: BTreeSet<Seq>,
 }
 
 impl Progress {
@@ -92,6 +95,7 @@ impl Progress {
             began: (Instant::now(), false),
             unsaved_deliveries: Seqs::default(),
             saving_deliveries: Seqs::default(),
+            removing: BTreeSet::new(),
         }
     }
 
@@ -350,6 +354,7 @@ impl Worker<'_> {
     fn save(&mut self, securing: Securing) {
         self.progress.saving = true;
         self.progress.began = (Instant::now(), securing.sink.is_some());
+        self.progress.removing.extend(&securing.record.remove);
         self.tasks
             .spawn(async move { Done::Secured(Box::new(securing.run().await)) });
     }
@@ -397,7 +402,10 @@ impl Worker<'_> {
             }
             self.revision = Some(revision);
             self.progress.fenced = true;
-            let gone = record.remove.clone();
+            self.progress.removing.clear();
+            let mut gone = record.remove.clone();
+            // What has gone meanwhile may have another letter by now.
+            gone.retain(|seq| self.lanes.letters.is_done(*seq));
             self.durable = record;
             let (durable, known) = (&self.durable.replays, &self.lanes.replays);
             let is_known = |id: &str| known.iter().any(|replay| &*replay.job.id == id);
@@ -491,6 +499,7 @@ impl Worker<'_> {
         };
         match settled {
             Ok(opened) => {
+                self.unanswered.clear();
                 self.breaker.opened(schedule::now());
                 if std::mem::take(&mut self.failed_to_open) {
                     self.works_again();

@@ -15,9 +15,11 @@ use crate::deliver::feed::{Feed, SavedItem};
 use crate::deliver::finished::{Finished, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
+use crate::deliver::reading::within;
 use crate::deliver::schedule;
 use crate::deliver::types::{EventState, Known, SinkStatus};
 use crate::event::Seq;
+use crate::log::{Log, Take};
 use crate::sinks::Commit;
 use crate::sync::lock;
 
@@ -79,8 +81,12 @@ impl View {
         });
         let mut status = self.status.clone();
         status.waits_for = hanging.or(status.waits_for);
-        let age = |at| Timestamp::now().duration_since(at).as_secs_f64();
-        status.lag_seconds = self.oldest.map_or(0.0, age).max(0.0);
+        status.lag_seconds = match self.oldest {
+            Some(at) => Timestamp::now().duration_since(at).as_secs_f64().max(0.0),
+            // It is not known when what waits came.
+            None if status.lag_events > 0 => f64::NAN,
+            None => 0.0,
+        };
         status
     }
 }
@@ -189,15 +195,27 @@ impl Worker<'_> {
         writing.or(call.filter(|_| !is_left_alone))
     }
 
+    /// Finds out when the event came at which the main feed goes on, which a sink that is paused does not read.
+    pub(super) async fn find_age(&mut self) {
+        let next = self.lanes.main.next();
+        let is_known = self.came.is_some_and(|(seq, _)| seq == next);
+        if !self.kit.follow || !self.record.paused || is_known || next > *self.head.borrow() {
+            return;
+        }
+        self.came = came_at(&*self.kit.log, next).await.map(|came| (next, came));
+    }
+
     pub(super) fn publish(&mut self) {
+        self.note_leaving();
         let head = *self.head.borrow();
         let main = &self.lanes.main;
         let lag_events = if self.kit.follow {
-            (head.0 + 1).saturating_sub(main.next().0)
+            self.kit.log.places(main.next(), head)
         } else {
             0
         };
-        let unread = self.undue.map(|undue| undue.received_at).or(self.read_upto);
+        let found = self.came.filter(|(seq, _)| *seq == main.next()).map(|(_, came)| came);
+        let unread = self.undue.map(|undue| undue.received_at).or(found).or(self.read_upto);
         let oldest = main.oldest_open().or(unread.filter(|_| lag_events > 0));
         // What is gathered is in the sink's memory and nowhere else.
         let gathered = if self.gather.is_some() {
@@ -251,6 +269,27 @@ impl Worker<'_> {
     }
 }
 
+/// When the first event came that is there from a place on; `None`: there is none, or it can't be read now.
+async fn came_at(log: &dyn Log, from: Seq) -> Option<Timestamp> {
+    let take = Take {
+        events: 1,
+        bytes: 1,
+        narrow: None,
+    };
+    let read = within(log.read(from, take)).await.ok()?;
+    read.events.first().map(|event| event.received_at)
+}
+
+/// When the oldest event came with which a sink is not finished, as its record says; `None`: there is none, or that can't be known now.
+pub(in crate::deliver) async fn oldest_of(record: &Record, log: &dyn Log) -> Option<Timestamp> {
+    let main = record.main.as_ref()?;
+    match main.open.first() {
+        Some(open) if open.received_at.is_some() => open.received_at,
+        Some(open) => came_at(log, open.seq).await,
+        None => came_at(log, main.next).await,
+    }
+}
+
 /// What is going on with an event that is open.
 fn open_state(feed: &Feed, seq: Seq) -> Option<EventState> {
     let ((in_flight, due), tries) = (feed.stage(seq)?, feed.tries(seq)?);
@@ -271,9 +310,16 @@ fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
     Some((unmarked.words(sink), unmarked.at))
 }
 
-/// A handle on what is saved of a sink, without a worker behind it.
-pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Letters, head: Seq) -> Handle {
-    let view = saved_view(config, record, &letters, head);
+/// A handle on what is saved of a sink, without a worker behind it. `oldest`: see [`oldest_of`].
+pub(in crate::deliver) fn look(
+    config: &SinkConfig,
+    record: Record,
+    letters: Letters,
+    log: &dyn Log,
+    oldest: Option<Timestamp>,
+) -> Handle {
+    let mut view = saved_view(config, record, &letters, log);
+    view.oldest = oldest;
     afar(config, view, letters)
 }
 
@@ -290,7 +336,8 @@ pub(in crate::deliver) fn afar(config: &SinkConfig, view: View, letters: Letters
 }
 
 /// What is seen of a sink of which there is nothing but what is saved.
-pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letters: &Letters, head: Seq) -> View {
+pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letters: &Letters, log: &dyn Log) -> View {
+    let head = *log.head().borrow();
     let cursor = record.cursor().unwrap_or_default();
     let open: &[SavedItem] = record.main.as_ref().map_or(&[], |main| &main.open);
     let retrying = open.iter().filter(|item| item.tries.attempts > 0).count();
@@ -299,7 +346,7 @@ pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letter
     let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
-        lag_events: head.next().0.saturating_sub(next.0) + open as u64 + letters.given_len() as u64,
+        lag_events: log.places(next, head) + open as u64 + letters.given_len() as u64,
         given: letters.given_len() as u64,
         retrying,
         dead: letters.len() as u64,

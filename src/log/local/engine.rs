@@ -125,6 +125,11 @@ impl Log for LocalLog {
         self.blocking(move |log| read::seq_at(&log.shared, time)).await
     }
 
+    fn places(&self, from: Seq, to: Seq) -> u64 {
+        let parts = self.shared.gaps.without_skipped(from, to);
+        parts.into_iter().map(|(from, to)| to.0 - from.0 + 1).sum()
+    }
+
     fn cuts(&self) -> Vec<Cut> {
         let mut frees = 0;
         let cut = |(_, segment): (Seq, Segment)| {

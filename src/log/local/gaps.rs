@@ -79,7 +79,7 @@ impl Gaps {
     }
 
     /// Whether the whole range is on record, be it in parts.
-    fn covers(&self, from: Seq, to: Seq) -> bool {
+    pub fn covers(&self, from: Seq, to: Seq) -> bool {
         let list = self.list();
         let mut at = from;
         while let Some(gap) = list.iter().find(|gap| gap.from <= at && at <= gap.to) {

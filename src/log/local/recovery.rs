@@ -333,10 +333,12 @@ impl Finder<'_> {
 
     fn record_gap(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
         if self.repair {
-            self.gaps.record(from, to, reason)
-        } else {
-            tracing::warn!(reason, "events {from} to {to} can't be read");
-            Ok(())
+            return self.gaps.record(from, to, reason);
         }
+        // What is on record was said when it was found, or is nothing that ever stood there.
+        if !self.gaps.covers(from, to) {
+            tracing::warn!(reason, "events {from} to {to} can't be read");
+        }
+        Ok(())
     }
 }

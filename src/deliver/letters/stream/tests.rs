@@ -484,7 +484,7 @@ fn obey(letters: &Letters, step: &Step) {
         Step::Remove(seqs) => drop(letters.remove(&of(seqs)).unwrap()),
         Step::Drop(seqs) => drop(letters.drop_for_good(&of(seqs)).unwrap()),
         Step::Divert(seqs) => letters.divert(&of(seqs), None).unwrap(),
-        Step::Give(seqs) => letters.give(&self::letters(seqs.iter().copied()), 0).unwrap(),
+        Step::Give(seqs) => drop(letters.give(&self::letters(seqs.iter().copied()), 0).unwrap()),
         Step::Release(seqs) => letters.release(&of(seqs)),
         Step::Copy(seqs) => letters
             .keep_copies(&seqs.iter().map(|seq| event(*seq)).collect::<Vec<_>>())
