@@ -79,7 +79,9 @@ fn adopt(log: &dyn Log, sink: &str, record: &mut Record) -> bool {
             fence: record.fence,
             ..Record::default()
         };
-        main.into_iter().for_each(|first| record.begin_at(first));
+        if let Some(first) = main {
+            record.begin_at(first);
+        }
     }
     is_other
 }
