@@ -101,6 +101,11 @@ impl Health {
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    // Whoever asks sends deliveries to where it is told so.
+    if health.facade.facts.running && health.facade.facts.url.is_none() {
+        let why = "this node receives no deliveries: its node.roles are without ingress\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why.into());
+    }
     match health.facade.log.ready() {
         Ok(()) => (StatusCode::OK, "ready\n".into()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),

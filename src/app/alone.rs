@@ -43,6 +43,16 @@ pub(super) fn are_several(_config: &Config) -> bool {
     false
 }
 
+/// Where the log is, for people.
+pub(super) fn place(config: &Config) -> String {
+    config.log.dir.display().to_string()
+}
+
+/// It is the only one.
+pub(super) fn receives(_config: &Config) -> bool {
+    true
+}
+
 /// None can be made.
 pub async fn create(_config: &Config) -> anyhow::Result<Vec<String>> {
     bail!(NONE)
@@ -60,6 +70,11 @@ pub(super) async fn build(_config: &Config) -> anyhow::Result<Nodes> {
 /// Nothing is shared.
 pub(super) fn stays_wrong(_why: &str) -> bool {
     false
+}
+
+/// There is no log that is kept elsewhere.
+pub(super) async fn refuse_forgotten(_config: &Config, _log: &dyn Log) -> anyhow::Result<()> {
+    Ok(())
 }
 
 pub(super) async fn open_log(_config: &Config) -> anyhow::Result<Arc<dyn Log>> {

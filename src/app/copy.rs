@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
 pub use back::copy_to_local;
 use survey::{BATCH, Survey, scan, survey};
 
-use super::nodes::{self, Stores};
+use super::nodes::{self, Stores, stream_of};
 use crate::close;
 use crate::config::{Config, Engine};
 use crate::deliver::{self, Mode};
@@ -139,17 +140,6 @@ async fn keys_of(log: &Arc<LocalLog>, erased: BTreeSet<Seq>) -> anyhow::Result<K
     read.map_err(|error| anyhow!("the keys of known events can't be read: {error}"))
 }
 
-fn place(config: &Config) -> String {
-    let jetstream = config.log.jetstream.as_ref();
-    jetstream.map_or_else(String::new, |jetstream| {
-        format!(
-            "the stream {} of JetStream ({})",
-            jetstream.stream,
-            jetstream.servers.join(", ")
-        )
-    })
-}
-
 /// Copies the log of the data directory into the stream of the configuration.
 pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyhow::Result<Copied> {
     let dir = &config.log.dir;
@@ -159,7 +149,7 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     // Nobody else has the directory as long as this is kept.
     let _held = log::take_dir(dir)?;
-    let to = place(config);
+    let to = stream_of(config);
     if let Some(moved) = log::moved(dir)?
         && moved.to != to
     {
@@ -195,6 +185,7 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     copied.resumed_at = (!target.is_new).then(|| target.next().prev());
     copy_events(&source, &target, &origin, &mut copied, progress).await?;
     copied.state = copy_state(&*source_state(dir).await?, &*stores.state).await?;
+    deliver::note_begun(&*stores.state, &origin.id).await?;
     copied.close = close::shared::carry(dir, &*stores.sealed).await? as u64;
     copied.take(deliver::carry_dead_letters(dir, stores.letters.clone()).await?);
     refuse_running(&stores).await?;
@@ -239,7 +230,7 @@ async fn settle_target(config: &Config, stores: &Stores, origin: &Origin) -> any
         if entry.value != mark {
             bail!(
                 "another log is being copied to {}, or this one has changed since: name another stream (log.jetstream.stream)",
-                place(config)
+                stream_of(config)
             );
         }
         return Ok(());
@@ -252,13 +243,13 @@ async fn settle_target(config: &Config, stores: &Stores, origin: &Origin) -> any
     if !stores.state.keys(SEALED).await?.is_empty() {
         bail!(
             "{} has been used: it knows Close's side of another log, its keys included; name another stream (log.jetstream.stream)",
-            place(config)
+            stream_of(config)
         );
     }
     if copy::holds_letters(&options).await.map_err(|error| anyhow!(error))? {
         bail!(
             "{} has been used: dead letters of another log are in {}_dead; name another stream (log.jetstream.stream)",
-            place(config),
+            stream_of(config),
             options.stream
         );
     }
@@ -286,12 +277,20 @@ async fn copy_events(
     let (of_erased, of_expired) = keys_of(source, found.erased.keys().copied().collect()).await?;
     let store = async |items: &[Item]| target.put(items).await.map_err(|error| anyhow!(error));
     let from = first.max(target.next());
+    let (mut at, mut newest) = (from, Timestamp::UNIX_EPOCH);
     scan(&**source, from, last, async |events, _, next| {
+        let before = |seq: Seq| events.iter().take_while(|event| event.seq < seq).last();
+        let begins_here = found.lost.iter().filter(|(first, _)| *first >= at && *first < next);
+        let lost: Vec<Item> = begins_here
+            .map(|(first, to)| Item::Lost(*first, *to, before(*first).map_or(newest, |event| event.received_at)))
+            .collect();
+        (at, newest) = (next, events.last().map_or(newest, |event| event.received_at));
         let item = |event: Arc<Event>| match event.kind {
             Kind::Erased => Item::Erased(event.seq, event.received_at, of_erased.get(&event.seq).cloned()),
             _ => Item::Event(event),
         };
-        let items: Vec<Item> = events.into_iter().map(item).collect();
+        let mut items: Vec<Item> = events.into_iter().map(item).chain(lost).collect();
+        items.sort_by_key(Item::place);
         store(&items).await?;
         progress(Step::Copying, next.prev(), last);
         Ok(())
@@ -306,7 +305,8 @@ async fn copy_events(
         store(some).await?;
     }
     let messages = target.clear().await.map_err(|error| anyhow!(error))?;
-    let expected = found.events + found.erased.len() as u64 + of_expired.len() as u64;
+    let noted = found.lost.len() + found.erased.len() + of_expired.len();
+    let expected = found.events + noted as u64;
     if messages != expected {
         bail!("the stream holds {messages} messages, and {expected} were copied: something else stores there");
     }

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::auth::Auth;
 use crate::close::{self, Account};
-use crate::config::{Config, Fault, Layers, Role};
+use crate::config::{Config, Fault, Layers};
 use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
@@ -193,6 +193,7 @@ async fn open_parts(
 ) -> anyhow::Result<Parts> {
     let log = nodes::open_log_patiently(config, why).await?;
     close_at_the_end(started, &log);
+    nodes::refuse_forgotten(config, &*log).await?;
     let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
     start_parts(started, config, &base.keys, log, Some((nodes, why))).await
 }
@@ -247,7 +248,7 @@ async fn serve(
     engine.refer(facade.referral());
     doors.admin.serve(&facade, &doors.auth, base.metrics, &doors.limits);
     let front = build_ingress(config, &log, &base.keys, &account, &doors.limits, &door);
-    if nodes.is_none() || config.node.roles.contains(&Role::Ingress) {
+    if nodes::receives(config) {
         let certificates = doors.certificates.clone();
         keep_answering(started, &base.on, doors.public, certificates, doors.limits, front);
     }
@@ -302,7 +303,9 @@ fn facade_of(config: &Config, base: &Base, doors: &Doors, parts: &Parts, door: &
         configured: Some(doors.in_force.clone()),
         others: parts.nodes.as_ref().map(Nodes::others),
         facts: Facts {
-            url: Some(doors.public.url(doors.scheme, &config.server.path)?),
+            url: nodes::receives(config)
+                .then(|| doors.public.url(doors.scheme, &config.server.path))
+                .transpose()?,
             admin: Some(doors.admin.url()?),
             ..facts(config, true)
         },
@@ -516,12 +519,17 @@ impl Daemon {
 
 /// The first lines: where it listens, what becomes of events, what to type next.
 fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
-    let url = facade.facts.url.as_deref().unwrap_or_default();
-    let keys = facade.receiving.keys();
-    tracing::info!(
-        "closehook {} listens on {url} for deliveries signed with {keys} known key(s)",
-        facade.facts.version
-    );
+    let version = &facade.facts.version;
+    match &facade.facts.url {
+        Some(url) => {
+            let keys = facade.receiving.keys();
+            tracing::info!("closehook {version} listens on {url} for deliveries signed with {keys} known key(s)");
+        }
+        None => tracing::info!(
+            "closehook {version} receives no deliveries: the roles of node {} are without ingress",
+            config.node.name
+        ),
+    }
     let names = |names: Vec<String>| {
         if names.is_empty() {
             "none".to_owned()
@@ -531,7 +539,7 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
     };
     tracing::info!(
         "events are kept in {} for {}; sinks: {}; rules: {}",
-        config.log.dir.display(),
+        nodes::place(config),
         config.log.retention,
         names(
             config
@@ -547,5 +555,7 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
         facade.facts.admin.as_deref().unwrap_or_default()
     );
     let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));
-    tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
+    if facade.facts.url.is_some() {
+        tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
+    }
 }

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::patience::{AGAIN_AFTER, Why};
 use crate::close::{self, Account};
-use crate::config::{Config, Engine};
+use crate::config::{Config, Engine, Role};
+use crate::event::Seq;
 use crate::log::jetstream::{self, JetStreamLog, OpenError, StreamJournal};
-use crate::log::{Log, Servers};
+use crate::log::{self, LocalLog, Log, Servers};
 use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
 use crate::state::journal::Journal;
@@ -92,7 +93,7 @@ pub async fn create(config: &Config) -> anyhow::Result<Vec<String>> {
 pub(super) async fn create_stores(config: &Config) -> anyhow::Result<Vec<String>> {
     let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let mut made = Vec::new();
-    for of in ["state", "nodes"] {
+    for of in jetstream::BUCKETS {
         let store = bucket(config, of, None)?;
         if store.create().await.map_err(|error| anyhow!(error))? {
             made.push(format!("KV_{}_{of}", options.stream));
@@ -105,7 +106,7 @@ pub(super) async fn create_stores(config: &Config) -> anyhow::Result<Vec<String>
 /// What of the buckets weakens a promise, a sentence each. An error: they can't be looked at.
 pub async fn faults(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut faults = Vec::new();
-    for of in ["state", "nodes"] {
+    for of in jetstream::BUCKETS {
         let store = bucket(config, of, None)?;
         faults.extend(store.faults().await.map_err(|error| anyhow!(error))?);
         store.close().await;
@@ -170,6 +171,32 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     })
 }
 
+/// Where the log is, for people.
+pub(super) fn stream_of(config: &Config) -> String {
+    let jetstream = config.log.jetstream.as_ref();
+    jetstream.map_or_else(String::new, |jetstream| {
+        format!(
+            "the stream {} of JetStream ({})",
+            jetstream.stream,
+            jetstream.servers.join(", ")
+        )
+    })
+}
+
+/// The same of whichever engine.
+pub(super) fn place(config: &Config) -> String {
+    if are_several(config) {
+        stream_of(config)
+    } else {
+        config.log.dir.display().to_string()
+    }
+}
+
+/// Whether this node is one that receives.
+pub(super) fn receives(config: &Config) -> bool {
+    !are_several(config) || config.node.roles.contains(&Role::Ingress)
+}
+
 /// What the configuration says of the log's servers.
 pub(super) fn servers(config: &Config) -> Servers {
     let settings = config.log.jetstream.as_ref();
@@ -216,6 +243,41 @@ pub(super) async fn open_log_patiently(config: &Config, why: &Why) -> anyhow::Re
         tokio::time::sleep(AGAIN_AFTER).await;
     }
     bail!("the log's servers can't be used")
+}
+
+/// Refuses a data directory whose own log nobody has copied: its events, and what its sinks have still to get of them, would be forgotten.
+pub(super) async fn refuse_forgotten(config: &Config, log: &dyn Log) -> anyhow::Result<()> {
+    let dir = &config.log.dir;
+    if log::moved(dir)?.is_some() {
+        return Ok(());
+    }
+    let Some((id, _)) = log::identity(dir)? else {
+        return Ok(());
+    };
+    let stream = servers(config).stream;
+    let shown = dir.display();
+    if id == log.id() {
+        // It was copied from the stream, which is served again since.
+        tracing::warn!(
+            "{shown} holds a copy of the log of the stream {stream}, and nothing of it is used: move closehook.json, gaps.json, log, keys, state and dead away"
+        );
+        return Ok(());
+    }
+    let options = log::Options {
+        read_only: true,
+        ..log::Options::from_config(config)
+    };
+    let opened = tokio::task::spawn_blocking(move || LocalLog::open(options)).await?;
+    let holds = match opened {
+        Ok(own) if *own.head().borrow() == Seq::ZERO => return Ok(()),
+        Ok(own) => format!("a log of its own, up to event {}", *own.head().borrow()),
+        Err(error) => format!("a log of its own, which can't be looked at ({error})"),
+    };
+    bail!(
+        "{shown} holds {holds}, which was not copied into the stream {stream}: its events, and what its sinks have still to get, would be \
+         forgotten. Run `closehook log copy --to jetstream` first, which takes all of it along; or, where nobody needs it any more, move \
+         closehook.json, gaps.json, log, keys, state and dead out of {shown}"
+    )
 }
 
 /// Looks after Close's side as long as this node has the lease for it.

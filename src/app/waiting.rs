@@ -17,7 +17,7 @@ use super::roles::{build_account, build_delivery, build_ingress, facts};
 use super::signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use super::start::{Admin, Serving, Started, keep_answering};
 use crate::admin::auth::Auth;
-use crate::config::{Config, Role};
+use crate::config::Config;
 use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts};
 use crate::deliver::Mode;
@@ -107,7 +107,7 @@ impl Front<'_> {
             configured: Some(self.in_force.clone()),
             others: None,
             facts: Facts {
-                url: Some(self.url.to_owned()),
+                url: nodes::receives(config).then(|| self.url.to_owned()),
                 admin: Some(self.admin.url()?),
                 ..facts(config, true)
             },
@@ -118,7 +118,7 @@ impl Front<'_> {
             tasks.close();
             tasks.wait().await;
         });
-        if config.node.roles.contains(&Role::Ingress) {
+        if nodes::receives(config) {
             let front = build_ingress(config, &log, self.keys, &account, self.limits, &door);
             let (public, certificates) = (self.public.clone(), self.certificates.cloned());
             keep_answering(&mut started, self.on, public, certificates, self.limits.clone(), front);

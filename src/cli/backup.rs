@@ -18,7 +18,7 @@ use super::when::when;
 use super::{Failure, Global, Outcome, print_line, report};
 use crate::app;
 use crate::backup::{self, BackupError, Summary};
-use crate::config::Size;
+use crate::config::{Engine, Size};
 use crate::control::backup as asked;
 use crate::event::Seq;
 
@@ -235,7 +235,13 @@ impl Restore {
             )
         })?;
         if !global.json {
-            print_line("start `closehook serve` on it; sinks go on where they were")?;
+            let is_elsewhere = global.load().is_ok_and(|config| config.log.engine == Engine::JetStream);
+            print_line(if is_elsewhere {
+                "with log.engine = \"jetstream\" nothing here is served: set log.engine = \"local\" and start `closehook serve` on it; what the \
+                 stream holds stays there, and is another log's, or this one's after the backup"
+            } else {
+                "start `closehook serve` on it; sinks go on where they were"
+            })?;
         }
         Ok(())
     }

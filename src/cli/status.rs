@@ -221,19 +221,22 @@ fn receiving(status: &State) -> Vec<String> {
     let daemon = &status.daemon;
     let or_nowhere = |url: &Option<String>| text(url.as_deref().unwrap_or("nowhere"));
     let delivery = when_known(status.last_delivery_at).unwrap_or_else(|| "none yet".to_owned());
-    let mut lines = vec![
-        format!(
-            "daemon     process {} since {}; metrics at {}/metrics",
-            daemon.pid,
-            when(daemon.started_at),
-            or_nowhere(&daemon.admin)
-        ),
-        format!(
+    let mut lines = vec![format!(
+        "daemon     process {} since {}; metrics at {}/metrics",
+        daemon.pid,
+        when(daemon.started_at),
+        or_nowhere(&daemon.admin)
+    )];
+    lines.push(match &daemon.url {
+        None if daemon.running && daemon.node.is_some() => {
+            "receiving  nothing: this node's roles are without ingress".to_owned()
+        }
+        url => format!(
             "receiving  at {}, {} key(s); last delivery: {delivery}",
-            or_nowhere(&daemon.url),
+            or_nowhere(url),
             status.keys
         ),
-    ];
+    });
     lines.extend(
         status
             .received

@@ -27,7 +27,7 @@ pub struct Facts {
     pub version: String,
     /// When it started.
     pub started_at: Timestamp,
-    /// Where deliveries go; `None` without a daemon.
+    /// Where deliveries go; `None` without a daemon, and where this node receives none.
     pub url: Option<String>,
     /// With what the `x-request-id` of its answers begins.
     #[serde(default)]

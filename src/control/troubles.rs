@@ -74,10 +74,10 @@ fn daemon(status: &Status, found: &mut Found) {
     }
     if !status.ready {
         let why = status.not_ready_because.as_deref().unwrap_or("it does not say why");
-        let what_to_do = if status.stream.is_some() {
-            "see to the servers of NATS that log.jetstream names, and to the way there".to_owned()
-        } else if why.contains("log.max_size") {
+        let what_to_do = if why.contains("log.max_size") {
             "raise log.max_size, or see to the sinks that keep events (`closehook sinks list`)".to_owned()
+        } else if status.stream.is_some() {
+            "see to the servers of NATS that log.jetstream names, and to the way there".to_owned()
         } else if !status.nodes.is_empty() {
             "see that a majority of the servers in log.jetstream.servers runs, that they reach one another, and that their disks have room \
              (`closehook check --probe`)"

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -124,6 +124,8 @@ pub(super) struct Inner {
     pub sinks: Mutex<Vec<SinkConfig>>,
     /// Who answers other nodes what the engine does not.
     pub referral: Mutex<Option<Referral>>,
+    /// What nodes keep together beside the log is gone: of a sink without a record it is not known whether it had one.
+    pub lost_state: AtomicBool,
     /// Ends what goes on beside the workers.
     pub stop: CancellationToken,
 }
@@ -200,6 +202,7 @@ impl Engine {
             leases,
             sinks: Mutex::new(sinks.clone()),
             referral: Mutex::default(),
+            lost_state: AtomicBool::new(false),
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
@@ -214,6 +217,7 @@ impl Engine {
         self.load_jobs().await?;
         self.find_parted().await?;
         self.guard_seqs().await?;
+        self.look_whether_state_is_lost().await?;
         self.forget_detached(Timestamp::now(), &BTreeSet::new()).await;
         self.keep_rules(sinks).await;
         if mode != Mode::Look && self.inner.desk.is_none() {
@@ -231,6 +235,7 @@ impl Engine {
             self.start_worker(config).await;
         }
         self.inner.store.mended();
+        self.note_state().await?;
         self.detach_missing(sinks).await?;
         self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {
@@ -348,9 +353,7 @@ impl Engine {
     /// Seqs that a sink has seen are never given out again, even if damage took them from the log.
     async fn guard_seqs(&self) -> Result<(), EngineError> {
         if self.shares_sinks() {
-            // Another node may have just delivered what this one has not heard of yet; and what the log's servers have lost they give out
-            // under Seqs that are higher.
-            return Ok(());
+            return self.fit_all().await;
         }
         let head = *self.inner.log.head().borrow();
         let mut seen = Seq::ZERO;

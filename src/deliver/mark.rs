@@ -82,6 +82,9 @@ pub(super) struct Record {
     /// Of the lease under which this was saved, where several nodes share the log: it rises with each change of hands.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fence: u64,
+    /// The log whose Seqs these are, where several nodes share one; `None` where an older closehook saved it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_id: Option<String>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,

@@ -31,6 +31,7 @@ mod replays;
 mod retain;
 mod schedule;
 mod seqs;
+mod setback;
 mod sharing;
 mod states;
 mod types;
@@ -44,6 +45,7 @@ pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
 pub use rendering::Rendering;
+pub use setback::note_begun;
 pub use types::{
     DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,

@@ -4,7 +4,7 @@
 //! in force as soon as all have heard, and a sink that takes its time to stop holds up its own successor and nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::future::join_all;
@@ -97,7 +97,7 @@ impl Engine {
         if changed {
             self.note_start(config, &found).await;
         }
-        let record = found.record;
+        let record = found.record.clone();
         let status = SinkStatus {
             paused: record.paused,
             ..worker::empty_status(config)
@@ -110,6 +110,13 @@ impl Engine {
             self.end_diversions(Some(&config.name)).await;
         }
         letters.set_max(config.dead_max.0);
+        // Until its worker has begun: no position is none of 0.
+        let head = *self.inner.log.head().borrow();
+        let view = match (self.shares_sinks(), found.is_unreadable) {
+            (true, true) => worker::unseen(config),
+            (true, false) => worker::saved_view(config, record.clone(), &letters, head),
+            (false, _) => View::new(status, record.replays.clone()),
+        };
         let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
             sink: sink.clone(),
             letters: self.letters_of(sink),
@@ -122,7 +129,7 @@ impl Engine {
             lease: lease.unwrap_or_else(Lease::over),
             letters,
             bury: self.inner.bury.subscribe(),
-            view: Arc::new(Mutex::new(View::new(status, record.replays.clone()))),
+            view: Arc::new(Mutex::new(view)),
             initial: record,
             jobs: self.inner.jobs.clone(),
             follow,
@@ -140,7 +147,7 @@ impl Engine {
         let mut found = Found {
             record: Record::default(),
             revision: None,
-            is_damaged: self.inner.store.is_damaged(),
+            is_damaged: self.inner.store.is_damaged() || self.inner.lost_state.load(Ordering::Relaxed),
             is_unreadable: false,
         };
         match self.inner.store.get(&record_key(&config.name)).await {
@@ -193,12 +200,14 @@ impl Engine {
     pub(super) async fn note_new(&self, config: &SinkConfig) {
         let mut found = self.find_record(config).await;
         // What is there, or may be, is for whoever drives the sink.
-        if found.revision.is_some() || found.is_damaged || found.is_unreadable {
+        let is_lost = self.inner.lost_state.load(Ordering::Relaxed);
+        if found.revision.is_some() || (found.is_damaged && !is_lost) || found.is_unreadable {
             return;
         }
-        match self.settle(config, false).await {
+        match self.settle(config, is_lost).await {
             Ok(start) => {
                 found.record.begin_at(start);
+                found.record.log_id = Some(self.inner.log.id().to_owned());
                 self.note_start(config, &found).await;
             }
             Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
@@ -211,7 +220,7 @@ impl Engine {
         }
         let expected = match found.revision {
             Some(revision) => Expected::Revision(revision),
-            None if found.is_damaged => Expected::Anything,
+            None if found.is_damaged && !self.shares_sinks() => Expected::Anything,
             None => Expected::Nothing,
         };
         let put = put_json(&*self.inner.store, &record_key(&config.name), &found.record, expected).await;

@@ -107,6 +107,17 @@ impl Engine {
         if log::moved(data_dir).is_ok_and(|moved| moved.is_some()) {
             return true;
         }
+        // Seqs of another log are other events. Nobody serves such a directory without a word.
+        let own = log::identity(data_dir);
+        match own {
+            Ok(None) => {}
+            Ok(Some((id, epoch))) if id == self.inner.log.id() && epoch == self.inner.log.epoch() => {}
+            Ok(Some(_)) => return true,
+            Err(error) => {
+                tracing::error!(dir = %data_dir.display(), %error, "whether a log is kept here can't be seen; this is tried again");
+                return false;
+            }
+        }
         match letters::import(dir, desk) {
             Ok(count) => {
                 tracing::warn!(

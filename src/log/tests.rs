@@ -90,6 +90,7 @@ pub(in crate::log) fn jetstream_options(cluster: &jetstream_cluster::Cluster) ->
 #[cfg(feature = "engine-jetstream")]
 async fn open_jetstream(cluster: &jetstream_cluster::Cluster, now: Clock) -> super::jetstream::JetStreamLog {
     let options = super::jetstream::Options {
+        servers_now: Some(now.clone()),
         now,
         ..jetstream_options(cluster)
     };

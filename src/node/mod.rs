@@ -12,7 +12,7 @@ mod record;
 mod running;
 mod shared;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -157,6 +157,8 @@ pub struct Lease {
     /// `None`: for ever.
     deadline: Option<Arc<Deadline>>,
     gone: Arc<AtomicBool>,
+    /// The highest fence that something it is for was seen to have.
+    outdone: Arc<AtomicU64>,
 }
 
 impl Lease {
@@ -166,6 +168,7 @@ impl Lease {
             fence: 0,
             deadline: None,
             gone: Arc::default(),
+            outdone: Arc::default(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Lease {
             fence,
             deadline: Some(deadline),
             gone: Arc::default(),
+            outdone: Arc::default(),
         }
     }
 
@@ -203,6 +207,17 @@ impl Lease {
     pub fn holds(&self) -> bool {
         let in_time = self.deadline.as_ref().is_none_or(|deadline| deadline.holds());
         in_time && !self.gone.load(Ordering::Relaxed)
+    }
+
+    /// What it is for has a higher fence already: it has ended here, and the next one begins above that. A node whose clock was ahead may have
+    /// been the first to take it, and what all have written down of it since may be gone.
+    pub fn end_below(&self, fence: u64) {
+        self.outdone.fetch_max(fence, Ordering::Relaxed);
+        self.end();
+    }
+
+    fn outdone(&self) -> u64 {
+        self.outdone.load(Ordering::Relaxed)
     }
 
     /// It has ended here, whatever is said elsewhere.

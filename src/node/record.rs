@@ -57,6 +57,9 @@ pub(super) struct NodeRecord {
     pub started_at: Timestamp,
     /// Rises with each renewal.
     pub beat: u64,
+    /// When that was said of a node which is not alive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
 }
 
 /// `lease/WHAT`. Never removed: its fence has to rise.

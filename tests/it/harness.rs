@@ -248,7 +248,8 @@ impl Daemon {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        self.url = status["daemon"]["url"].as_str().unwrap().to_owned();
+        // A node may be one that does not receive.
+        self.url = status["daemon"]["url"].as_str().unwrap_or_default().to_owned();
         self.admin = status["daemon"]["admin"].as_str().unwrap().to_owned();
     }
 

@@ -184,6 +184,38 @@ async fn what_is_wrong_with_a_nodes_configuration_ends_its_start() {
     assert!(first.stderr().contains("set discard = new"), "{}", first.stderr());
 }
 
+/// Whoever asks whether a node is ready sends deliveries there, and whoever starts it is told where they are kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_receive_says_so_and_is_ready_for_no_delivery() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let mut node = Daemon::new(&config(&cluster, "a", "roles = [\"deliver\"]\n"));
+    node.ok(&["check", "--create"]);
+    node.run().await;
+    let said = node.stderr();
+    assert!(
+        said.contains("events are kept in the stream closehook of JetStream (nats://127.0.0.1:"),
+        "{said}"
+    );
+    assert!(
+        said.contains("receives no deliveries") && !said.contains("for deliveries signed with"),
+        "{said}"
+    );
+    let status = node.status();
+    assert!(status["daemon"]["url"].is_null() && status["ready"] == true, "{status}");
+    let shown = String::from_utf8(node.run_command(&["status"]).stdout).unwrap();
+    assert!(
+        shown.contains("receiving  nothing: this node's roles are without ingress"),
+        "{shown}"
+    );
+    let ready = node.ask_admin("/readyz").await;
+    assert_eq!(ready.status(), 503);
+    let why = ready.text().await.unwrap();
+    assert!(why.contains("receives no deliveries"), "{why}");
+    node.stop().await;
+}
+
 /// What acknowledges nothing now need not be seen to sync.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_while_one_of_three_servers_is_gone() {

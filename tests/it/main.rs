@@ -84,6 +84,8 @@ mod jetstream_dead;
 mod jetstream_nodes;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_power;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream_setback;
 mod json;
 mod json_developing;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]

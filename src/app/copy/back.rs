@@ -109,7 +109,7 @@ async fn read_all(
     let (mut found, mut keys) = (Survey::default(), BTreeMap::new());
     let each = async |read: Found| {
         read.events.iter().for_each(|event| found.add(event));
-        found.lost.extend(read.lost.iter().map(|seq| (*seq, *seq)));
+        found.lost.extend(&read.lost);
         keys.extend(read.known);
         Ok(())
     };

@@ -81,6 +81,15 @@ fn each_trouble_is_said_with_what_to_do() {
             "raise log.max_size",
         ),
         (
+            Box::new(|s| {
+                s["ready"] = json!(false);
+                s["not_ready_because"] = json!("the log takes up 9 bytes on its servers, and log.max_size leaves it 8");
+                s["stream"] = json!({ "stream": "closehook", "replicas": 3, "leader": "n0", "servers": [] });
+            }),
+            "log.max_size leaves it 8",
+            "raise log.max_size",
+        ),
+        (
             Box::new(|s| s["keys"] = json!(0)),
             "no signature key",
             "closehook subscription apply",

@@ -183,6 +183,11 @@ impl Letters {
         Ok(is_ours)
     }
 
+    /// Under which lease somebody has taken them over last, as far as that is known here.
+    pub fn last_fence(&self) -> u64 {
+        lock(&self.shared.index).as_ref().map_or(0, |index| index.fence)
+    }
+
     /// A worker begins to do something with them that may outlast it: until this is dropped.
     pub fn busy(&self) -> Busy {
         self.shared.busy.send_modify(|count| *count += 1);

@@ -74,14 +74,14 @@ impl Leases for ByHand {
 struct Watched {
     store: Arc<dyn Store>,
     fences: Mutex<Vec<u64>>,
-    /// It can't be read.
+    /// Records of sinks can't be read.
     broken: AtomicBool,
 }
 
 #[async_trait]
 impl Store for Watched {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        if self.broken.load(Ordering::SeqCst) {
+        if self.broken.load(Ordering::SeqCst) && key.starts_with("sink/") {
             return Err(StoreError::Unreadable("nobody answers".into()));
         }
         self.store.get(key).await
@@ -146,9 +146,14 @@ impl Pair {
     }
 
     async fn node(&self, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
+        self.node_on(Arc::new(self.bench.log.clone()), name, receiver, commit)
+            .await
+    }
+
+    async fn node_on(&self, log: Arc<dyn Log>, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
         let (leases, dir) = (ByHand::new(name), tempfile::tempdir().unwrap());
         let options = Options {
-            log: Arc::new(self.bench.log.clone()),
+            log,
             store: self.store.clone(),
             dir: dir.path().to_owned(),
             rules: self.bench.rules.clone(),
@@ -330,9 +335,14 @@ async fn a_mark_ahead_of_what_a_node_has_heard_of_the_log_is_believed() {
         .put(&record_key("a"), value, Expected::Nothing)
         .await
         .unwrap();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    pair.bench.store(1..=10).await;
+    let (said, heard) = watch::channel(Seq(5));
+    let mut log = super::faulty::Faulty::on(&pair.bench.log);
+    log.heard = Some(heard);
+    let one = pair.node_on(Arc::new(log), "one", &receiver, Commit::Acknowledge).await;
     one.leases.gets(5);
-    pair.bench.store(1..=20).await;
+    pair.bench.store(11..=20).await;
+    said.send_replace(Seq(20));
     pair.durable(20).await;
     assert_eq!(receiver.sorted(), (11..=20).collect::<Vec<_>>());
     one.engine.shutdown().await;
@@ -378,4 +388,93 @@ async fn a_sink_whose_lease_is_back_goes_on_while_another_has_still_to_come_to_i
     hanging.gate.send_replace(true);
     until("so does the first", async || hanging.seqs().contains(&2)).await;
     engine.shutdown().await;
+}
+
+/// As after the log was put back from a copy that is older than the mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_beyond_the_end_of_the_log_passes_nothing_that_comes() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let ahead = |next: u64| {
+        let mut record = Record {
+            fence: 1,
+            saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
+            ..Record::default()
+        };
+        record.begin_at(Seq(next));
+        record
+    };
+    let put = async |next: u64| {
+        crate::state::put_json(&*pair.store, &record_key("a"), &ahead(next), Expected::Anything)
+            .await
+            .unwrap();
+    };
+    // It has come to the first three after that mark was made, and to others before this node begins.
+    pair.bench.store(1..=3).await;
+    put(51).await;
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    pair.bench.store(4..=5).await;
+    one.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 5).await;
+    caught_up(&one.engine, 52).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 51, 52]);
+
+    // And while it runs: whoever takes the sink over finds it out.
+    one.leases.loses();
+    until("it stops", async || one.engine.driven().is_empty()).await;
+    put(101).await;
+    one.leases.gets(3);
+    until("what came after that mark was saved is delivered again", async || {
+        receiver.seqs().len() >= 10
+    })
+    .await;
+    pair.bench.store(6..=6).await;
+    until("it is delivered", async || receiver.seqs().contains(&101)).await;
+    one.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_vanishes_is_written_again_by_whoever_drives_the_sink() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(1);
+    pair.bench.store(1..=20).await;
+    pair.durable(20).await;
+    pair.store.remove(&record_key("a"), Expected::Anything).await.unwrap();
+    pair.bench.store(21..=22).await;
+    assert_eq!(pair.durable(22).await.fence, 1);
+    // What was delivered while its record could not be saved may come twice, and nothing from before.
+    let delivered = receiver.sorted();
+    let (before, since) = delivered.split_at(20);
+    assert_eq!(before, (1..=20).collect::<Vec<_>>());
+    assert!(since.contains(&21) && since.contains(&22), "{since:?}");
+    one.engine.shutdown().await;
+}
+
+/// A mark says of which log it is: Seqs of another one mean other events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_of_another_log_is_none_of_this_one() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=5).await;
+    let mut record = serde_json::to_value({
+        let mut record = Record {
+            fence: 4,
+            ..Record::default()
+        };
+        record.begin_at(Seq(4));
+        record
+    })
+    .unwrap();
+    record["log_id"] = "another".into();
+    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
+        .await
+        .unwrap();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(5);
+    let durable = pair.durable(5).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 4, 5]);
+    assert_eq!(serde_json::to_value(durable).unwrap()["log_id"], pair.bench.log.id());
+    one.engine.shutdown().await;
 }

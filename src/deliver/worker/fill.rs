@@ -10,6 +10,7 @@ use super::{Undue, Worker, delay_of, instant, settle_of};
 use crate::deliver::feed::{Feed, Rules};
 use crate::deliver::reading::within;
 use crate::deliver::schedule;
+use crate::deliver::setback;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
@@ -267,12 +268,10 @@ impl Worker<'_> {
 
     /// One past the newest that the log has. Where nodes share it, its servers are asked: this one may not have heard of all yet.
     pub(super) async fn log_end(&self) -> Result<Seq, ReadError> {
-        let asked = if self.kit.lease.fence() > 0 {
-            within(self.kit.log.seq_at(Timestamp::MAX)).await?
-        } else {
-            Seq::ZERO
-        };
-        Ok(asked.max(self.kit.log.head().borrow().next()))
+        if self.kit.lease.fence() > 0 {
+            return setback::end_of(&*self.kit.log).await;
+        }
+        Ok(self.kit.log.head().borrow().next())
     }
 
     pub(super) async fn read(

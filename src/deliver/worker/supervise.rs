@@ -14,6 +14,7 @@ use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::reading::{aside, within};
 use crate::deliver::schedule;
+use crate::deliver::setback;
 use crate::sinks::{Context, Unavailable};
 use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::sync::lock;
@@ -52,20 +53,22 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
 async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
     let mut pause = PAUSE_AFTER_FAILURE;
     let mut rests = Rests::default();
+    // The newest record that is known to have been durable.
+    let mut known = kit.initial.clone();
     lock(&kit.view).idle(BEING_READ);
     loop {
         if !kit.lease.holds() {
             show(&kit, "this node has it no longer");
             return until_stopped(&kit, &mut commands).await;
         }
-        let Some(loaded) = load_and_listen(&kit, &mut commands).await else {
+        let Some(loaded) = load_and_listen(&kit, &known, &mut commands).await else {
             return;
         };
         let (record, revision) = match loaded {
             Ok(loaded) => loaded,
-            Err(Unloaded::Fenced) => {
+            Err(Unloaded::Fenced(fence)) => {
                 // Whatever is still believed here.
-                kit.lease.end();
+                kit.lease.end_below(fence);
                 show(&kit, "another node has taken it over");
                 return until_stopped(&kit, &mut commands).await;
             }
@@ -78,7 +81,14 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             }
         };
         let began = tokio::time::Instant::now();
-        let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
+        known.clone_from(&record);
+        let durable = &mut known;
+        let work = async {
+            let mut worker = Worker::new(&kit, record, revision);
+            let end = worker.run(&mut commands).await;
+            durable.clone_from(&worker.durable);
+            end
+        };
         let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
             Ok(End::Stopped(waiting)) => {
@@ -137,8 +147,8 @@ impl Rests {
 
 /// Why a sink does not begin.
 enum Unloaded {
-    /// Another node has taken it over.
-    Fenced,
+    /// Another node has taken it over, under this fence as far as that is known.
+    Fenced(u64),
     /// It is tried again.
     NotNow(String),
 }
@@ -146,9 +156,10 @@ enum Unloaded {
 /// The record, and meanwhile answers to what is asked; `None`: it is to stop.
 async fn load_and_listen(
     kit: &Kit,
+    known: &Record,
     commands: &mut mpsc::Receiver<Command>,
 ) -> Option<Result<(Record, Option<Revision>), Unloaded>> {
-    let mut loading = pin!(load(kit));
+    let mut loading = pin!(load(kit, known));
     if let Ok(loaded) = tokio::time::timeout(LOADED_WITHIN, &mut loading).await {
         return Some(loaded);
     }
@@ -158,20 +169,28 @@ async fn load_and_listen(
     }
 }
 
-/// The durable record, which says from now on that this node has the sink: who had it before can't change it any more.
-async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
+/// The durable record, which says from now on that this node has the sink: who had it before can't change it any more. `known`: what it
+/// was at last, for where it is not there any more.
+async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), Unloaded> {
     // What is just going to another sink would be delivered here as well.
     if tokio::time::timeout(ENDS_WITHIN, kit.letters.idle()).await.is_err() {
         let why = "what it has begun to do with its dead letters has not come to its end";
         return Err(Unloaded::NotNow(why.into()));
     }
-    let (mut record, revision) = read(kit).await.map_err(Unloaded::NotNow)?;
+    let (mut record, revision) = read(kit, known).await.map_err(Unloaded::NotNow)?;
     let fence = kit.lease.fence();
     if record.fence > fence && fence > 0 {
-        return Err(Unloaded::Fenced);
+        return Err(Unloaded::Fenced(record.fence));
     }
+    // Where nodes share it, the log or what is kept of the sink may have become another one without this node.
+    let has_shared_log = fence > 0 && kit.follow && record.main.is_some();
+    let is_news = has_shared_log
+        && setback::fit(&*kit.log, kit.name(), &mut record)
+            .await
+            .map_err(Unloaded::NotNow)?;
+    let is_gone = fence > 0 && revision.is_none();
     // A node that is alone has no fence; what several had before it stays, for receivers' marks may have it.
-    if record.fence == fence || fence == 0 {
+    if (record.fence == fence || fence == 0) && !is_news && !is_gone {
         take_letters_over(kit, fence).await?;
         return Ok((record, revision));
     }
@@ -195,7 +214,7 @@ async fn take_letters_over(kit: &Kit, fence: u64) -> Result<(), Unloaded> {
     let taken = aside(move || letters.take_over(fence).map_err(|error| error.to_string())).await;
     match taken.flatten() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Unloaded::Fenced),
+        Ok(false) => Err(Unloaded::Fenced(kit.letters.last_fence())),
         Err(error) => Err(Unloaded::NotNow(format!(
             "its dead letters can't be taken over: {error}"
         ))),
@@ -203,7 +222,7 @@ async fn take_letters_over(kit: &Kit, fence: u64) -> Result<(), Unloaded> {
 }
 
 /// The durable record, or where the sink begins while there is none.
-async fn read(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), String> {
     // What is a dead letter is not delivered as well.
     let letters = kit.letters.clone();
     let read = aside(move || letters.read().map_err(|error| error.to_string())).await;
@@ -212,7 +231,7 @@ async fn read(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
     let entry = kit.store.get(&record_key(kit.name())).await;
     let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
         Some(entry) => (entry.json()?, Some(entry.revision)),
-        None => (kit.initial.clone(), None),
+        None => (known.clone(), None),
     };
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;

@@ -48,6 +48,16 @@ pub(super) struct Info {
     pub state: State,
     #[serde(default)]
     pub cluster: Option<Peers>,
+    /// By the clock of the server that says it.
+    #[serde(default)]
+    ts: Option<String>,
+}
+
+impl Info {
+    /// When that was said, by the clock of the server that did.
+    pub fn said_at(&self) -> Option<Timestamp> {
+        self.ts.as_ref()?.parse().ok()
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -94,11 +104,6 @@ impl Peers {
             servers,
             ..Servers::default()
         }
-    }
-
-    /// Whether this server has a replica.
-    pub fn have(&self, name: &str) -> bool {
-        self.leader == name || self.replicas.iter().any(|peer| peer.name == name)
     }
 }
 
@@ -161,6 +166,14 @@ pub(super) async fn info(link: &Link, stream: &str, filter: Option<&str>, until:
     let question = filter.map_or(Value::Null, |filter| json!({ "subjects_filter": filter }));
     let answer = ask(link, &format!("STREAM.INFO.{stream}"), &question, until).await?;
     Info::deserialize(answer).map_err(|_| Failure::Alien)
+}
+
+/// How many subjects of a stream these are, as its leader knows it.
+pub(super) async fn count_subjects(link: &Link, stream: &str, filter: &str, until: Instant) -> Result<u64, Failure> {
+    // None of them is wanted themselves.
+    let question = json!({ "subjects_filter": filter, "offset": 1_u64 << 31 });
+    let answer = ask(link, &format!("STREAM.INFO.{stream}"), &question, until).await?;
+    answer["total"].as_u64().ok_or(Failure::Alien)
 }
 
 /// Removes messages of a stream. `which`: those before `seq`, those of the subjects of `filter`, or both.

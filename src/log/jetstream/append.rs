@@ -18,8 +18,10 @@ use tokio::time::Instant;
 use super::api::{self, Failure};
 use super::key;
 use super::link::Unanswered;
-use super::message::{Parts, Prepared, part, random_text};
+use super::message::{Parts, Prepared, Stored, part, random_text};
+use super::read;
 use super::shared::Shared;
+use super::sweep;
 use crate::event::{Kind, Seq};
 use crate::log::{AppendError, Appended, Incoming};
 use crate::net::nats::Refusal;
@@ -170,7 +172,11 @@ pub(super) async fn store(shared: &Shared, prepared: &Prepared, until: Instant) 
                 shared.saw(Seq(seq));
                 return Ok(stored(prepared, Seq(seq)));
             }
-            Some(met) if met.key() == prepared.key.text() => return Ok(duplicate(prepared, met.known_as())),
+            Some(met) if met.key() == prepared.key.text() => {
+                if !gives_way(shared, &met, until).await? {
+                    return Ok(duplicate(prepared, met.known_as()));
+                }
+            }
             // Another event with the same hash.
             Some(_) => salt += 1,
             // It has gone meanwhile.
@@ -200,15 +206,47 @@ pub(super) async fn find(shared: &Shared, key: &key::Key, until: Instant) -> Res
 
 /// The same; an error says why it is not known whether it is known.
 pub(super) async fn look_up(shared: &Shared, key: &key::Key, until: Instant) -> Result<Option<Seq>, Failure> {
+    let met = meet(shared, key, until).await?;
+    Ok(met.map(|met| met.known_as()))
+}
+
+/// What stands under a key.
+async fn meet(shared: &Shared, key: &key::Key, until: Instant) -> Result<Option<Stored>, Failure> {
     let mut salt = 0;
     loop {
         let question = json!({ "last_by_subj": key.subject(shared.stream(), salt) });
         match api::message(&shared.link, shared.stream(), &question, until).await? {
             None => return Ok(None),
-            Some(met) if met.key() == key.text() => return Ok(Some(met.known_as())),
+            Some(met) if met.key() == key.text() => return Ok(Some(met)),
             Some(_) => salt += 1,
         }
     }
+}
+
+/// Takes away what is known and can't be read on any server any more, so that the same event, which has come again, takes its place. `true`:
+/// it has gone. What may have lost a piece is read; of the others those that somebody could not read.
+async fn gives_way(shared: &Shared, met: &Stored, until: Instant) -> Result<bool, AppendError> {
+    let parts = met.parts();
+    if met.erases().is_some() || (parts.is_none() && !shared.is_damaged(met.seq)) {
+        return Ok(false);
+    }
+    let read = read::event_of(shared, met, until).await;
+    let Err(why) = read.map_err(|error| AppendError::Failing(error.to_string()))? else {
+        return Ok(false);
+    };
+    tracing::error!(
+        seq = met.seq,
+        why,
+        "an event that no server can give any more has come again: it gets a new Seq, and what is left of it goes"
+    );
+    let pieces = parts.map(|parts| parts.seqs).unwrap_or_default();
+    let parts_stream = key::parts_stream(shared.stream());
+    let at = pieces.iter().map(|seq| (parts_stream.as_str(), *seq));
+    for (stream, seq) in at.chain([(shared.stream(), met.seq)]) {
+        let removed = sweep::remove(shared, stream, seq, until).await;
+        removed.map_err(|failure| failing(&failure))?;
+    }
+    Ok(true)
 }
 
 /// Publishes where there is nothing yet, until it is known that there is.
@@ -318,8 +356,11 @@ async fn upload_if_long(shared: &Shared, prepared: &Prepared, until: Instant) ->
     if body.len() + head_len(&headers) <= room {
         return Ok(Uploaded::Short);
     }
-    if let Some(seq) = find(shared, &prepared.key, until).await? {
-        return Ok(Uploaded::Known(seq));
+    let met = meet(shared, &prepared.key, until).await;
+    if let Some(met) = met.map_err(|failure| failing(&failure))?
+        && !gives_way(shared, &met, until).await?
+    {
+        return Ok(Uploaded::Known(met.known_as()));
     }
     upload(shared, prepared, room, until).await.map(Uploaded::Parts)
 }
@@ -416,6 +457,7 @@ async fn store_together(
     if chunk
         .iter()
         .any(|prepared| prepared.full.is_some() || prepared.incoming.body.len() + 8 * OVERHEAD > max)
+        || shared.has_damage()
     {
         return None;
     }

@@ -1,10 +1,7 @@
 //! Whether servers and streams keep what is promised of them, and making the streams.
 //!
-//! An acknowledgement counts only where it stands on the disks of a majority: three replicas, on servers that sync each message
-//! (`sync_interval: always`). Every server that has a replica is asked, at its monitoring address or with the system account's login; one
-//! that can't be asked counts as one that does not.
+//! Of the servers themselves, `durability` sees to that.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,18 +10,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::api::{self, Failure, Info};
+use super::durability::{self, Homes};
 use super::key;
-use super::link::{Link, Unanswered};
+use super::link::Link;
 use super::message::random_text;
 use super::settings::Options;
-use crate::config::Durability;
-use crate::net::http;
 
 /// All of a check takes no longer.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Servers are waited for so long that may have no more to say.
-const ROLL_CALL: Duration = Duration::from_secs(2);
 
 /// The oldest server that has what is needed: atomic batches, and Raft groups that sync together.
 const OLDEST: (u64, u64) = (2, 12);
@@ -225,7 +218,7 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
     let mut found = Found::default();
     let version = link.line(until).await.map_err(Failure::Unanswered)?.version();
     found.faults.extend(too_old("the server", &version));
-    let (mut main, mut letters) = (None, None);
+    let (mut main, mut letters, mut homes) = (None, None, Homes::default());
     let (parts, dead) = (key::parts_stream(&options.stream), key::dead_stream(&options.stream));
     let streams = [
         (options.stream.as_str(), Part::Events),
@@ -236,6 +229,7 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
         match api::info(link, name, None, until).await {
             Ok(info) => {
                 judge_stream(name, part, &info, options, &mut found);
+                homes.add(&info);
                 match part {
                     Part::Events => main = Some(info),
                     Part::Dead => letters = Some(info),
@@ -248,13 +242,14 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
             Err(failure) => return Err(failure),
         }
     }
-    if let Some(info) = &main {
-        judge_durability(info, options, &mut found).await;
+    if main.is_some() {
+        homes.add_buckets(link, options, until).await?;
+        durability::judge(&homes, options, &mut found).await;
     }
     Ok(Seen { found, main, letters })
 }
 
-fn too_old(who: &str, version: &str) -> Option<String> {
+pub(super) fn too_old(who: &str, version: &str) -> Option<String> {
     let mut numbers = version
         .split(['.', '-'])
         .map(|number| number.parse::<u64>().unwrap_or_default());
@@ -265,6 +260,34 @@ fn too_old(who: &str, version: &str) -> Option<String> {
             OLDEST.0, OLDEST.1
         )
     })
+}
+
+/// Why a stream that was opened as this log is not to be used as it any more, one sentence.
+pub(super) fn judge_again(options: &Options, info: &Info, id: &str, epoch: &str) -> Option<String> {
+    let name = &options.stream;
+    if metadata(info, MOVED).is_none()
+        && metadata(info, COPY).is_none()
+        && let (Some(found), Some(life)) = (metadata(info, ID), metadata(info, EPOCH))
+    {
+        if found != id {
+            return Some(format!(
+                "the stream {name} is another log than it was when this node began: restart this node, if that is meant"
+            ));
+        }
+        return (life != epoch).then(|| {
+            format!(
+                "the log of the stream {name} has begun another life since this node began: restart this node, if that is meant"
+            )
+        });
+    }
+    judge_identity(name, info)
+}
+
+/// Which settings of the stream of events weaken what is promised, a sentence each.
+pub(super) fn weaknesses(options: &Options, info: &Info) -> Vec<String> {
+    let mut found = Found::default();
+    judge_stream(&options.stream, Part::Events, info, options, &mut found);
+    found.faults
 }
 
 /// What a stream is for.
@@ -399,180 +422,6 @@ fn of_dead_letters(config: &Value) -> [Rule; 2] {
         ),
         (config["allow_atomic"] == true, TAKES_NO_BATCHES),
     ]
-}
-
-/// What a server says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Server {
-    version: String,
-    syncs_always: bool,
-}
-
-/// Whether each server that has a replica syncs each message.
-async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
-    let mut names: Vec<String> = Vec::new();
-    if let Some(peers) = &info.cluster {
-        names.extend(Some(peers.leader.clone()).filter(|name| !name.is_empty()));
-        names.extend(peers.replicas.iter().map(|peer| peer.name.clone()));
-    }
-    let (servers, silent) = ask_servers(options).await;
-    // Its cluster says within seconds that it is away, if it is.
-    let may_have_gone = silent.is_some() && servers.len() * 2 > names.len();
-    let away = info.cluster.as_ref().map(api::Peers::away).unwrap_or_default();
-    let mut doubts = Vec::new();
-    // A server that is alone says no name of its own in what it says of the stream.
-    let asked: Vec<(&str, Option<&Server>)> = if names.len() > 1 {
-        names.iter().map(|name| (name.as_str(), servers.get(name))).collect()
-    } else {
-        let alone = servers.iter().next();
-        vec![alone.map_or(("the server", None), |(name, server)| (name.as_str(), Some(server)))]
-    };
-    for (name, server) in asked {
-        match server {
-            // It acknowledges nothing now: the others are a majority without it.
-            None if away.contains(&name) => found.warnings.push(format!(
-                "the server {name} is not running; whether it syncs each message is looked at when it is back"
-            )),
-            None if may_have_gone => found.unseen.push(format!(
-                "whether {name} syncs each message can't be seen now{}: it is waited for, or for the word that it is away",
-                silent.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
-            )),
-            None => doubts.push(format!(
-                "whether {name} syncs each message can't be seen{}: name its monitoring address in log.jetstream.monitor, or a login of the system account in log.jetstream.system",
-                silent.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
-            )),
-            Some(server) => {
-                found.faults.extend(too_old(name, &server.version));
-                doubts.extend(lazy(name, server));
-            }
-        }
-    }
-    if options.replicas == 1 {
-        found.warnings.push(
-            "log.jetstream.replicas is 1: one server holds everything, and there is no other when it is lost; that is for trying out, engine = \"local\" is ten times faster and safer".into(),
-        );
-    }
-    match options.durability {
-        Durability::Checked => found.faults.extend(doubts),
-        Durability::Unchecked => {
-            found.warnings.append(&mut found.unseen);
-            found.warnings.extend(doubts);
-        }
-    }
-}
-
-fn lazy(name: &str, server: &Server) -> Option<String> {
-    (!server.syncs_always).then(|| {
-        format!(
-            "{name} acknowledges events that a power cut takes, and with them the whole stream: set sync_interval: always in its jetstream block"
-        )
-    })
-}
-
-/// Which of the stream's servers say that they do not sync each message, a sentence each. One that says nothing now was asked before, or
-/// will be.
-pub(super) async fn lazy_servers(info: &Info, options: &Options) -> Vec<String> {
-    if options.durability == Durability::Unchecked {
-        return Vec::new();
-    }
-    let Some(peers) = &info.cluster else {
-        return Vec::new();
-    };
-    let (servers, _) = ask_servers(options).await;
-    let of_stream = servers.iter().filter(|(name, _)| peers.have(name));
-    of_stream.filter_map(|(name, server)| lazy(name, server)).collect()
-}
-
-/// What servers say of themselves, by name; and why one says nothing.
-async fn ask_servers(options: &Options) -> (BTreeMap<String, Server>, Option<String>) {
-    let (mut servers, mut silent) = (BTreeMap::new(), None);
-    for address in &options.monitor {
-        match ask_monitor(address).await {
-            Ok((name, server)) => drop(servers.insert(name, server)),
-            Err(why) => silent = Some(format!("{address}: {why}")),
-        }
-    }
-    if let Some(way) = &options.system {
-        let link = Link::new(way.clone(), key::head(&options.stream), mpsc::channel(1).0);
-        match roll_call(&link).await {
-            Ok(found) => servers.extend(found),
-            Err(why) => silent = Some(format!("as the system account: {why}")),
-        }
-        link.close().await;
-    }
-    (servers, silent)
-}
-
-#[derive(Deserialize)]
-struct Varz {
-    server_name: String,
-    version: String,
-    #[serde(default)]
-    jetstream: Value,
-}
-
-/// By its monitoring address.
-async fn ask_monitor(address: &str) -> Result<(String, Server), String> {
-    let text = |error: reqwest::Error| http::root_cause(&error);
-    let client = http::builder(Duration::from_secs(5)).build().map_err(text)?;
-    let url = format!("{}/varz", address.trim_end_matches('/'));
-    let answer = client.get(url).send().await.map_err(text)?;
-    let body = http_body(answer).await?;
-    let varz: Varz =
-        serde_json::from_slice(&body).map_err(|_| "that is no nats-server's monitoring address".to_owned())?;
-    let server = Server {
-        syncs_always: varz.jetstream["config"]["sync_always"] == true,
-        version: varz.version,
-    };
-    Ok((varz.server_name, server))
-}
-
-/// No server says more of itself.
-const BODY_MAX: usize = 1 << 20;
-
-async fn http_body(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|error| http::root_cause(&error))? {
-        body.extend_from_slice(&piece);
-        if body.len() > BODY_MAX {
-            return Err("it says too much".into());
-        }
-    }
-    Ok(body)
-}
-
-/// With the system account's login all servers answer one question.
-async fn roll_call(link: &Link) -> Result<BTreeMap<String, Server>, String> {
-    let asked = link.line(Instant::now() + PATIENCE).await;
-    let asked = asked.map_err(|why| why.to_string())?;
-    let mut servers = BTreeMap::new();
-    let mut take = |message: async_nats::Message| {
-        if let Ok(answer) = serde_json::from_slice::<Value>(&message.payload)
-            && let (Some(name), Some(version)) = (answer["server"]["name"].as_str(), answer["server"]["ver"].as_str())
-        {
-            let found = Server {
-                version: version.to_owned(),
-                syncs_always: answer["data"]["config"]["sync_always"] == true,
-            };
-            servers.insert(name.to_owned(), found);
-        }
-        false
-    };
-    // How many there are nobody says.
-    let until = Instant::now() + ROLL_CALL;
-    match asked
-        .ask_many(
-            "$SYS.REQ.SERVER.PING.JSZ",
-            "{}".into(),
-            BODY_MAX as u64,
-            until,
-            &mut take,
-        )
-        .await
-    {
-        Ok(()) | Err(Unanswered::Late) => Ok(servers),
-        Err(why) => Err(why.to_string()),
-    }
 }
 
 #[cfg(test)]

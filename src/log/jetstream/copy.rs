@@ -63,6 +63,8 @@ pub enum Item {
     Event(Arc<Event>),
     /// An erased one at its Seq, with its key where that is still known.
     Erased(Seq, Timestamp, Option<KnownKey>),
+    /// From here on, up to another Seq, damage had taken what was there; and when what is before that had come.
+    Lost(Seq, Seq, Timestamp),
     /// At this place: that an event is known by this Seq, which is not kept any more.
     Known(Seq, KnownKey, Seq),
 }
@@ -72,7 +74,7 @@ impl Item {
     pub fn place(&self) -> Seq {
         match self {
             Item::Event(event) => event.seq,
-            Item::Erased(place, ..) | Item::Known(place, ..) => *place,
+            Item::Erased(place, ..) | Item::Lost(place, ..) | Item::Known(place, ..) => *place,
         }
     }
 }
@@ -252,6 +254,10 @@ impl CopyTarget {
             Item::Erased(seq, at, None) => {
                 let headers = message::known("", seq.0, *at);
                 Ok(own(None, key::erasure(stream, seq.0), headers, Bytes::new()))
+            }
+            Item::Lost(from, to, at) => {
+                let headers = message::lost(to.0, *at);
+                Ok(own(None, key::lost(stream, from.0), headers, Bytes::new()))
             }
             Item::Known(_, key, seq) => {
                 let key = Key::of_known(key);

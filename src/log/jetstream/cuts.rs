@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::api;
+use super::key;
 use super::read::next_event;
 use super::shared::Shared;
 use crate::event::Seq;
@@ -20,6 +22,10 @@ pub(super) async fn find(shared: &Shared) {
     let mut cuts: Vec<Cut> = Vec::new();
     let mut oldest = None;
     let until = Instant::now() + Duration::from_secs(30);
+    let notes = key::erasures(shared.stream());
+    if let Ok(count) = api::count_subjects(&shared.link, shared.stream(), &notes, until).await {
+        shared.note_notes(count);
+    }
     for place in 0..=CUTS {
         let at = first + (last.saturating_sub(first)) * place / CUTS;
         let Ok(found) = next_event(shared, Seq(at), Seq(last).next(), until).await else {
@@ -34,7 +40,7 @@ pub(super) async fn find(shared: &Shared) {
         if cuts.last().is_some_and(|last| last.before >= before) {
             continue;
         }
-        let share = (u128::from(before.0 - first) * u128::from(state.bytes)) / u128::from((last + 1 - first).max(1));
+        let share = (u128::from(before.0 - first) * u128::from(shared.bytes())) / u128::from((last + 1 - first).max(1));
         cuts.push(Cut {
             before,
             newest,
@@ -42,7 +48,7 @@ pub(super) async fn find(shared: &Shared) {
         });
     }
     let window = shared.options.keys_kept;
-    let now = shared.options.now.now();
+    let now = shared.now();
     // What an event is known by is the event itself.
     cuts.retain(|cut| now.duration_since(cut.newest).unsigned_abs() >= window && cut.newest < now);
     *write_lock(&shared.cuts) = cuts;

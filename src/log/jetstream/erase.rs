@@ -128,36 +128,65 @@ async fn finish(shared: &Shared, found: &Stored, until: Instant) -> Result<(), C
     }
 }
 
-/// Finishes what a node began that did not live to its end.
-pub(super) async fn finish_all(shared: &Shared) -> Result<(), ChangeError> {
-    let mut from = 1;
-    loop {
-        let until = Instant::now() + PATIENCE;
-        let question = json!({ "seq": from, "next_by_subj": key::erasures(shared.stream()) });
-        let note = api::message(&shared.link, shared.stream(), &question, until)
-            .await
-            .map_err(failed)?;
-        let Some(note) = note else { return Ok(()) };
-        from = note.seq + 1;
-        let Some(seq) = note.erases() else { continue };
-        if seq == note.seq {
-            // It was copied to where the event was.
-            continue;
+/// Finishes what a node began that did not live to its end. Looks at each note until what it says is done, and then no more.
+#[derive(Debug)]
+pub(super) struct Finisher {
+    /// What the notes before this say is done.
+    from: u64,
+}
+
+impl Default for Finisher {
+    fn default() -> Finisher {
+        Finisher { from: 1 }
+    }
+}
+
+impl Finisher {
+    /// Up to the newest note. An error: those from there on are looked at the next time.
+    pub async fn finish(&mut self, shared: &Shared) -> Result<(), ChangeError> {
+        loop {
+            let until = Instant::now() + PATIENCE;
+            let question = json!({ "seq": self.from, "next_by_subj": key::erasures(shared.stream()) });
+            let note = api::message(&shared.link, shared.stream(), &question, until)
+                .await
+                .map_err(failed)?;
+            let Some(note) = note else { return Ok(()) };
+            carry_out(shared, &note, until).await?;
+            self.from = note.seq + 1;
         }
-        let left = api::message(&shared.link, shared.stream(), &json!({ "seq": seq }), until)
-            .await
-            .map_err(failed)?;
-        let question = json!({ "last_by_subj": note.belongs_to() });
+    }
+}
+
+async fn carry_out(shared: &Shared, note: &Stored, until: Instant) -> Result<(), ChangeError> {
+    // One of its own Seq was copied to where the event was.
+    let Some(seq) = note.erases().filter(|seq| *seq != note.seq) else {
+        return Ok(());
+    };
+    let left = api::message(&shared.link, shared.stream(), &json!({ "seq": seq }), until)
+        .await
+        .map_err(failed)?;
+    if let Some(found) = left {
+        return finish(shared, &found, until).await;
+    }
+    let question = json!({ "last_by_subj": note.belongs_to() });
+    loop {
         let under = api::message(&shared.link, shared.stream(), &question, until)
             .await
             .map_err(failed)?;
-        if let Some(found) = left {
-            finish(shared, &found, until).await?;
-        } else if under.is_none() {
-            let tombstone = message::tombstone(note.key(), seq, note.received_at().unwrap_or_default());
-            publish_own(shared, note.belongs_to(), &tombstone, until)
-                .await
-                .map_err(failed)?;
+        match under {
+            None => {
+                let tombstone = message::tombstone(note.key(), seq, note.received_at().unwrap_or_default());
+                let put = publish_own(shared, note.belongs_to(), &tombstone, until).await;
+                let (_, is_ours) = put.map_err(failed)?;
+                if is_ours {
+                    return Ok(());
+                }
+            }
+            // Its key was free for a moment, in which it came again.
+            Some(found) if found.erases().is_none() && found.key() == note.key() && found.seq > note.seq => {
+                return replace(shared, &found, until).await;
+            }
+            Some(_) => return Ok(()),
         }
     }
 }

@@ -179,6 +179,11 @@ pub(super) fn events(stream: &str) -> String {
     format!("{stream}.ev.>")
 }
 
+/// What stands where damage has taken events, from a Seq on; it is read with the events.
+pub(super) fn lost(stream: &str, from: u64) -> String {
+    format!("{stream}.ev.lost.{from}")
+}
+
 /// What says of every erased Seq that it is.
 pub(super) fn erasures(stream: &str) -> String {
     format!("{stream}.er.>")

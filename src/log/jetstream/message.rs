@@ -25,6 +25,8 @@ const UPLOAD: &str = "Closehook-Upload";
 const LENGTH: &str = "Closehook-Length";
 const PARTS: &str = "Closehook-Parts";
 const ERASED: &str = "Closehook-Erased";
+/// Of what stands where damage has taken events: up to which Seq.
+const LOST: &str = "Closehook-Lost";
 /// Of a piece, or of what says that a Seq is erased: where its event is.
 const SUBJECT: &str = "Closehook-Subject";
 
@@ -148,6 +150,14 @@ pub(super) fn known(key: &str, seq: u64, received_at: Timestamp) -> HeaderMap {
     headers
 }
 
+/// What says that events from its own Seq on were lost to damage, before they came here. `at`: when what was before them came.
+pub(super) fn lost(upto: u64, at: Timestamp) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(LOST, upto.to_string());
+    headers.insert(RECEIVED, at.as_microsecond().to_string());
+    headers
+}
+
 /// The headers of what says that a Seq is erased.
 pub(super) fn erasure(subject: &str, key: &str, seq: u64, received_at: Timestamp) -> HeaderMap {
     let mut headers = tombstone(key, seq, received_at);
@@ -209,6 +219,11 @@ impl Stored {
     /// Which Seq it says is erased.
     pub fn erases(&self) -> Option<u64> {
         self.header(ERASED)?.parse().ok()
+    }
+
+    /// Up to which Seq it says that events are lost.
+    pub fn lost_upto(&self) -> Option<Seq> {
+        self.header(LOST)?.parse().ok().map(Seq)
     }
 
     /// Where the event is that this belongs to.

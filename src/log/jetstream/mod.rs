@@ -7,7 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `settings` | how the log is kept, from the configuration |
-//! | `check` | what servers and streams must be, and making them |
+//! | `check`, `durability` | what streams and servers must be, and making them |
 //! | `link` | sessions, questions and answers |
 //! | `api` | what JetStream is asked, and what it says |
 //! | `key`, `message` | an event's subject, and an event as a message |
@@ -25,6 +25,7 @@ mod append;
 pub mod check;
 pub mod copy;
 mod cuts;
+mod durability;
 mod erase;
 mod feed;
 mod journal;
@@ -48,7 +49,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub use self::journal::StreamJournal;
-pub use self::settings::{Options, way};
+pub use self::settings::{BUCKETS, Options, way};
 
 use self::append::PATIENCE;
 use self::link::Link;
@@ -122,6 +123,7 @@ impl JetStreamLog {
             return Err(OpenError::Refused(found.faults));
         };
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));
+        pulse::look_at_parts(&shared).await;
         cuts::find(&shared).await;
         JetStreamLog::start(&shared, heard);
         Ok(JetStreamLog { shared })
@@ -141,9 +143,8 @@ impl JetStreamLog {
         });
         let finishes = shared.clone();
         tokio::spawn(async move {
-            if let Err(error) = erase::finish_all(&finishes).await {
-                tracing::warn!(%error, "an erasure that was cut off could not be finished; the next start tries again");
-            }
+            let stop = finishes.closing.clone();
+            supervise::run("log-erasures", &stop, || pulse::finish_erasures(finishes.clone())).await;
         });
     }
 
@@ -159,11 +160,22 @@ impl JetStreamLog {
         if self.shared.is_closing() {
             return Err(AppendError::Closed);
         }
+        if let Some(why) = self.shared.wrong() {
+            return Err(AppendError::Failing(why));
+        }
         match self.shared.trouble() {
             // The servers are asked again after a while.
             Some((full @ AppendError::Full(_), since)) if since.elapsed() < shared::FULL_FOR => Err(full),
             _ => pulse::over_room(&self.shared).map_or(Ok(()), Err),
         }
+    }
+
+    fn may_read(&self) -> Result<(), ReadError> {
+        self.shared.is_another().map_or(Ok(()), |why| Err(ReadError(why)))
+    }
+
+    fn may_change(&self) -> Result<(), ChangeError> {
+        self.shared.is_another().map_or(Ok(()), |why| Err(ChangeError(why)))
     }
 }
 
@@ -235,22 +247,27 @@ impl Log for JetStreamLog {
     }
 
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
+        self.may_read()?;
         read::read(&self.shared, from, take).await
     }
 
     async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+        self.may_read()?;
         read::get(&self.shared, seq).await
     }
 
     async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
+        self.may_read()?;
         read::find(&self.shared, id).await
     }
 
     async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+        self.may_read()?;
         read::find_revision(&self.shared, key).await
     }
 
     async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
+        self.may_read()?;
         read::seq_at(&self.shared, time).await
     }
 
@@ -261,11 +278,12 @@ impl Log for JetStreamLog {
     }
 
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
+        self.may_change()?;
         sweep::drop_before(&self.shared, seq).await
     }
 
     fn disk_bytes(&self) -> (u64, u64) {
-        (read_lock(&self.shared.info).state.bytes, 0)
+        (self.shared.bytes(), 0)
     }
 
     fn set_room(&self, bytes: u64) {
@@ -273,10 +291,14 @@ impl Log for JetStreamLog {
     }
 
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
-        skip_past(&self.shared, seen).await
+        match self.shared.is_another() {
+            Some(why) => Err(AppendError::Failing(why)),
+            None => skip_past(&self.shared, seen).await,
+        }
     }
 
     async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
+        self.may_change()?;
         let erased = erase::erase(&self.shared, &narrow, &doomed).await;
         self.shared.feeds.clear();
         erased
@@ -299,9 +321,9 @@ impl Log for JetStreamLog {
         Stats {
             first: self.shared.first(),
             last: *self.shared.head.borrow(),
-            events: info.state.messages,
-            received_bytes: info.state.bytes,
-            disk_bytes: info.state.bytes,
+            events: self.shared.events(),
+            received_bytes: self.shared.bytes(),
+            disk_bytes: self.shared.bytes(),
             segments: 1,
             unsealed: 0,
             oldest_at: *read_lock(&self.shared.oldest),

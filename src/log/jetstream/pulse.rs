@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use super::api::{self, Info};
 use super::check;
 use super::cuts;
+use super::durability;
+use super::erase;
 use super::key;
 use super::shared::{FULL_FOR, Shared};
 use super::sweep;
@@ -41,6 +43,9 @@ const CUTS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often the servers are asked whether they still sync each message.
 const ASK_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is looked for erasures that nobody finishes.
+const FINISH_EVERY: Duration = Duration::from_secs(15);
 
 /// How often pieces that belong to nothing are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -92,13 +97,47 @@ async fn announce(shared: &Shared, head: Seq) {
 
 /// Asks the leader how the stream stands; the last Seq.
 async fn look(shared: &Shared) -> Result<Seq, String> {
+    // What is durable by now is in what the leader says.
+    let known = *shared.head.borrow();
     let info = api::info(&shared.link, shared.stream(), None, Instant::now() + LOOK_WITHIN).await;
     let info = info.map_err(|failure| failure.to_string())?;
+    let wrong = wrong(shared, &info, known);
+    shared.set_wrong(wrong.clone());
+    if let Some((why, _)) = wrong {
+        // Of another log neither ends nor numbers are taken over.
+        return Err(why);
+    }
     let (last, doubt) = (Seq(info.state.last_seq), doubt(&info));
     shared.note(info);
     match doubt {
         Some(doubt) => Err(doubt),
         None => Ok(last),
+    }
+}
+
+/// Why what is there is not what was opened any more; and whether it is another log.
+fn wrong(shared: &Shared, info: &Info, known: Seq) -> Option<(String, bool)> {
+    if let Some(why) = check::judge_again(&shared.options, info, &shared.id, &shared.epoch) {
+        return Some((why, true));
+    }
+    let last = info.state.last_seq;
+    if last < known.0 {
+        let stream = shared.stream();
+        let why = format!(
+            "the stream {stream} ends at event {last}, and had come to {known}: it was set back to a copy. Stop all nodes, and start them again when everything is put back"
+        );
+        return Some((why, true));
+    }
+    let weak = check::weaknesses(&shared.options, info);
+    (!weak.is_empty()).then(|| (weak.join("; "), false))
+}
+
+/// Looks how much pieces of long bodies take up.
+pub(super) async fn look_at_parts(shared: &Shared) {
+    let parts = key::parts_stream(shared.stream());
+    // It stays what it was where it can't be seen now.
+    if let Ok(info) = api::info(&shared.link, &parts, None, Instant::now() + LOOK_WITHIN).await {
+        shared.note_parts(info.state.bytes);
     }
 }
 
@@ -124,11 +163,11 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         }
         match look(&shared).await {
             Ok(_) => {
+                look_at_parts(&shared).await;
                 let away = away(&shared);
                 if Moment::now() >= ask_at || !lazy.is_empty() || away < was_away {
                     ask_at = Moment::now() + ASK_EVERY;
-                    let info = read_lock(&shared.info).clone();
-                    lazy = check::lazy_servers(&info, &shared.options).await;
+                    lazy = durability::lazy_servers(&shared.link, &shared.options).await;
                 }
                 was_away = away;
                 if lazy.is_empty() {
@@ -150,6 +189,22 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         if Moment::now() >= sweep_at {
             sweep_at = Moment::now() + SWEEP_EVERY;
             sweeper.sweep(&shared).await;
+        }
+    }
+}
+
+/// Finishes what a node began to erase that has died in between: this one in an earlier life, or another one.
+pub(super) async fn finish_erasures(shared: Arc<Shared>) {
+    let mut finisher = erase::Finisher::default();
+    while !shared.is_closing() {
+        if shared.is_another().is_none()
+            && let Err(error) = finisher.finish(&shared).await
+        {
+            tracing::warn!(%error, "an erasure that was cut off could not be finished; it is tried again");
+        }
+        tokio::select! {
+            () = shared.closing.cancelled() => return,
+            () = tokio::time::sleep(FINISH_EVERY) => {}
         }
     }
 }
@@ -179,6 +234,10 @@ fn relieve(shared: &Shared) {
 /// What is said when the log takes up more than it may.
 pub(super) fn over_room(shared: &Shared) -> Option<AppendError> {
     let room = shared.room.load(std::sync::atomic::Ordering::Relaxed);
-    let bytes = read_lock(&shared.info).state.bytes;
-    (bytes > room).then(|| AppendError::Full(format!("the stream takes up {bytes} bytes, and may take up {room}")))
+    let bytes = shared.bytes();
+    (bytes > room).then(|| {
+        AppendError::Full(format!(
+            "the log takes up {bytes} bytes on its servers, and log.max_size leaves it {room}"
+        ))
+    })
 }

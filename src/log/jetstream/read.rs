@@ -110,6 +110,10 @@ async fn take_events(
         if stored.erases().is_some() {
             continue;
         }
+        if let Some(upto) = stored.lost_upto() {
+            batch.lost.push((Seq(stored.seq), upto));
+            continue;
+        }
         // Of a long body the message says only where it is.
         let coming = stored.parts().map_or(0, |parts| parts.len);
         if !batch.events.is_empty() && (held >= bytes || held + coming > bytes) {
@@ -233,6 +237,7 @@ async fn expired(shared: &Shared, from: Seq, before: Seq, until: Instant) -> Res
 }
 
 fn say_damaged(shared: &Shared, seq: u64, why: &str) {
+    shared.note_damage(seq);
     if crate::sync::lock(&shared.said).is_news(&format!("{seq} {why}")) {
         tracing::error!(seq, why, "an event can't be read on any server: it is lost");
     }
@@ -482,6 +487,9 @@ pub(super) async fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>,
     let Some(found) = found else {
         return erased(shared, seq, until).await;
     };
+    if found.lost_upto().is_some() {
+        return Ok(None);
+    }
     if let Some(erased) = found.erases() {
         // It stands for another one, unless it was copied to where that was.
         let own = (erased == seq.0).then(|| found.event(Bytes::new()).ok()).flatten();
@@ -618,6 +626,13 @@ pub(super) async fn verify(shared: &Shared, progress: &(dyn Fn(usize, usize) + S
         let Some(last) = found.last() else { break };
         from = Seq(last.seq).next();
         for stored in found.iter().filter(|stored| stored.erases().is_none()) {
+            if let Some(upto) = stored.lost_upto() {
+                faults.push(format!(
+                    "events {} to {upto}: damage had taken them before the log was copied",
+                    stored.seq
+                ));
+                continue;
+            }
             let judged = event_of(shared, stored, until).await;
             match judged.map_err(|error| error.to_string()).and_then(|judged| judged) {
                 Ok(event) if !is_under_its_key(shared, stored, &event) => {

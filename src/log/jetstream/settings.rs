@@ -7,6 +7,9 @@ use crate::log::Clock;
 use crate::net::nats::{Login, Server, Way};
 use crate::net::tls::Identity;
 
+/// What else there is beside the streams: buckets that are called as the stream is, and so.
+pub const BUCKETS: [&str; 2] = ["state", "nodes"];
+
 /// How the log is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -26,8 +29,10 @@ pub struct Options {
     pub system: Option<Way>,
     /// Nothing leaves before this.
     pub keys_kept: Duration,
-    /// The clock by which events grow old.
+    /// The clock by which events grow old, where the servers' is not behind it.
     pub now: Clock,
+    /// The servers' clock; `None`: as they say.
+    pub servers_now: Option<Clock>,
 }
 
 impl Options {
@@ -43,6 +48,7 @@ impl Options {
             system: None,
             keys_kept: KEYS_WINDOW.0,
             now: Clock::default(),
+            servers_now: None,
         }
     }
 
@@ -69,6 +75,7 @@ impl Options {
             },
             keys_kept: kept,
             now: Clock::default(),
+            servers_now: None,
         })
     }
 }

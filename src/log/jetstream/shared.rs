@@ -1,6 +1,6 @@
 //! What all handles of a log share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -42,6 +42,12 @@ pub(super) struct Shared {
     pub room: AtomicU64,
     pub places: Semaphore,
     pub closing: CancellationToken,
+    /// Bytes that pieces of long bodies take up.
+    parts_bytes: AtomicU64,
+    /// Notes of erasures, each of which has a tombstone beside it.
+    notes: AtomicU64,
+    /// Why this is not the log, or not kept as it has to be; and whether nothing may be read of it either.
+    wrong: RwLock<Option<(String, bool)>>,
     trouble: RwLock<Option<(AppendError, Instant)>>,
     has_trouble: AtomicBool,
     began: Instant,
@@ -50,7 +56,12 @@ pub(super) struct Shared {
     pub said: Mutex<Paced>,
     /// Seqs at which there is no event, as the leader knows: where each range begins, and what is the first behind it.
     holes: Mutex<BTreeMap<u64, u64>>,
+    /// Seqs of events that no server could give.
+    damaged: Mutex<BTreeSet<u64>>,
 }
+
+/// Beyond so many, what is damaged is found out anew.
+const DAMAGED_MAX: usize = 4096;
 
 /// Beyond so many holes they are asked for anew.
 const HOLES_MAX: usize = 65_536;
@@ -72,6 +83,23 @@ impl Shared {
         holes.insert(begin, end);
     }
 
+    /// Somebody could not read this one, on any server.
+    pub fn note_damage(&self, seq: u64) {
+        let mut damaged = lock(&self.damaged);
+        if damaged.len() >= DAMAGED_MAX {
+            damaged.clear();
+        }
+        damaged.insert(seq);
+    }
+
+    pub fn is_damaged(&self, seq: u64) -> bool {
+        lock(&self.damaged).contains(&seq)
+    }
+
+    pub fn has_damage(&self) -> bool {
+        !lock(&self.damaged).is_empty()
+    }
+
     pub fn new(options: Options, link: Link, reader: Link, info: Info, (id, epoch): (String, String)) -> Shared {
         Shared {
             head: watch::channel(Seq(info.state.last_seq)).0,
@@ -88,13 +116,66 @@ impl Shared {
             room: AtomicU64::new(u64::MAX),
             places: Semaphore::new(APPENDS_MAX),
             closing: CancellationToken::new(),
+            parts_bytes: AtomicU64::new(0),
+            notes: AtomicU64::new(0),
+            wrong: RwLock::default(),
             trouble: RwLock::default(),
             has_trouble: AtomicBool::new(false),
             began: Instant::now(),
             turned: AtomicU64::new(0),
             said: Mutex::default(),
             holes: Mutex::default(),
+            damaged: Mutex::default(),
         }
+    }
+
+    /// What time it is, at the most: a clock that is ahead of the servers' must not make anything old.
+    pub fn now(&self) -> jiff::Timestamp {
+        let own = self.options.now.now();
+        let servers = match &self.options.servers_now {
+            Some(clock) => Some(clock.now()),
+            None => read_lock(&self.info).said_at(),
+        };
+        servers.map_or(own, |servers| servers.min(own))
+    }
+
+    /// Bytes that the log takes up, pieces of long bodies included.
+    pub fn bytes(&self) -> u64 {
+        read_lock(&self.info).state.bytes + self.parts_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The same of the pieces, as was just seen.
+    pub fn note_parts(&self, bytes: u64) {
+        self.parts_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Messages that are events.
+    pub fn events(&self) -> u64 {
+        let messages = read_lock(&self.info).state.messages;
+        messages.saturating_sub(2 * self.notes.load(Ordering::Relaxed))
+    }
+
+    /// So many notes of erasures there are, as was just seen.
+    pub fn note_notes(&self, count: u64) {
+        self.notes.store(count, Ordering::Relaxed);
+    }
+
+    /// Why nothing may be stored: the stream is not this log any more, or not kept as it has to be.
+    pub fn wrong(&self) -> Option<String> {
+        read_lock(&self.wrong).as_ref().map(|(why, _)| why.clone())
+    }
+
+    /// Why nothing may be read or removed either.
+    pub fn is_another(&self) -> Option<String> {
+        let wrong = read_lock(&self.wrong);
+        wrong
+            .as_ref()
+            .filter(|(_, is_another)| *is_another)
+            .map(|(why, _)| why.clone())
+    }
+
+    pub fn set_wrong(&self, wrong: Option<(String, bool)>) {
+        *write_lock(&self.wrong) = wrong;
     }
 
     pub fn stream(&self) -> &str {

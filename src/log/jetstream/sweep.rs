@@ -30,7 +30,7 @@ fn failed(failure: impl std::fmt::Display) -> ChangeError {
 /// Drops what is before `seq`, but nothing within the keys' window; the oldest Seq kept.
 pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, ChangeError> {
     let until = Instant::now() + PATIENCE;
-    let now = shared.options.now.now();
+    let now = shared.now();
     let window = jiff::SignedDuration::try_from(shared.options.keys_kept).unwrap_or(jiff::SignedDuration::MAX);
     let young = now.checked_sub(window).unwrap_or(Timestamp::MIN);
     let upto = seq.min(read::seq_at(shared, young).await.map_err(failed)?);
@@ -45,6 +45,7 @@ pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, Change
     shared.note(info);
     super::cuts::find(shared).await;
     drop_parts(shared, until).await.map_err(failed)?;
+    super::pulse::look_at_parts(shared).await;
     Ok(shared.first())
 }
 
@@ -102,7 +103,7 @@ impl Sweeper {
         let Some((piece, at)) = api::message_at(&shared.link, &stream, &question, until).await? else {
             return Ok(false);
         };
-        let is_old = at.checked_add(YOUNG).is_ok_and(|ripe| ripe < shared.options.now.now());
+        let is_old = at.checked_add(YOUNG).is_ok_and(|ripe| ripe < shared.now());
         if !is_old {
             return Ok(false);
         }

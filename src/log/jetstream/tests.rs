@@ -20,6 +20,8 @@ use crate::log::tests::jetstream_options;
 use crate::log::{AppendError, Appended, Incoming, Log, Narrow, Take};
 use crate::net::nats::{Login, Server};
 
+mod watched;
+
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A frozen server's connection is noticed by the library after a minute.
@@ -301,6 +303,7 @@ async fn a_body_that_is_too_long_for_a_message_is_kept_whole_or_not_at_all() {
     options.now = crate::log::Clock::new(move || {
         Timestamp::now() + jiff::SignedDuration::from_hours(24 * ahead.load(Ordering::SeqCst) as i64)
     });
+    options.servers_now = Some(options.now.clone());
     let log = open(&options).await;
     log.append(incoming(1)).await.unwrap();
     let sent = long(2, 4 << 20);
@@ -434,7 +437,7 @@ async fn another_event_with_the_same_hash_is_stored_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_erasure_that_was_cut_off_is_finished_by_the_next_start() {
+async fn an_erasure_that_was_cut_off_is_finished_by_whichever_node_runs() {
     let Some(cluster) = Cluster::start_one().await else {
         return;
     };
@@ -748,7 +751,8 @@ fn items() -> Vec<super::copy::Item> {
     let mut items: Vec<Item> = (1000..=1400).map(event).collect();
     items.push(Item::Erased(Seq(1401), Timestamp::UNIX_EPOCH, Some(known(1401))));
     items.push(Item::Erased(Seq(1402), Timestamp::UNIX_EPOCH, None));
-    // Nothing from 1403 to 1799.
+    items.push(Item::Lost(Seq(1403), Seq(1410), Timestamp::UNIX_EPOCH));
+    // Nothing from 1411 to 1799.
     items.extend((1800..=1900).map(event));
     items.push(Item::Known(Seq(1901), known(7), Seq(7)));
     items
@@ -771,7 +775,7 @@ async fn a_copy_stands_at_its_own_seqs_goes_on_where_it_was_and_is_opened_only_w
         last: Seq(1900),
     };
     let items = items();
-    for upto in [3, 402, 403, items.len()] {
+    for upto in [3, 402, 404, items.len()] {
         let Begun::Target(target) = CopyTarget::begin(options.clone(), &origin).await.unwrap() else {
             panic!("it is not whole");
         };
@@ -785,7 +789,7 @@ async fn a_copy_stands_at_its_own_seqs_goes_on_where_it_was_and_is_opened_only_w
         let refused = CopyTarget::begin(options.clone(), &other).await.unwrap_err();
         assert!(refused.contains("another log is being copied"), "{refused}");
         if upto == items.len() {
-            assert_eq!(target.clear().await.unwrap(), 401 + 2 + 101 + 1);
+            assert_eq!(target.clear().await.unwrap(), 401 + 2 + 1 + 101 + 1);
             target.finish().await.unwrap();
         }
     }
@@ -793,7 +797,7 @@ async fn a_copy_stands_at_its_own_seqs_goes_on_where_it_was_and_is_opened_only_w
     assert!(matches!(begun, Begun::Done));
     let log = JetStreamLog::open(options.clone()).await.unwrap();
     assert_eq!((log.id(), log.epoch(), log.first()), ("the id", "the epoch", Seq(1000)));
-    let (mut from, mut there) = (Seq(1000), Vec::new());
+    let (mut from, mut there, mut lost) = (Seq(1000), Vec::new(), Vec::new());
     while from <= *log.head().borrow() {
         let take = Take {
             events: 500,
@@ -802,8 +806,12 @@ async fn a_copy_stands_at_its_own_seqs_goes_on_where_it_was_and_is_opened_only_w
         };
         let batch = log.read(from, take).await.unwrap();
         there.extend(batch.events.iter().map(|event| event.seq.0));
+        lost.extend(batch.lost);
         from = batch.next;
     }
+    // Every sink that has not passed them counts them.
+    assert_eq!(lost, [(Seq(1403), Seq(1410))]);
+    assert!(log.get(Seq(1403)).await.unwrap().is_none());
     assert_eq!(there, (1000..=1400).chain(1800..=1900).collect::<Vec<_>>());
     for seq in [1401, 1402] {
         let kind = log.get(Seq(seq)).await.unwrap().map(|event| event.kind);

@@ -34,6 +34,17 @@ pub fn moved(dir: &Path) -> io::Result<Option<Moved>> {
     }
 }
 
+/// Id and epoch of the log in a data directory, both empty where they can't be read; `None`: there is none. An error is not an absence.
+pub fn identity(dir: &Path) -> io::Result<Option<(String, String)>> {
+    match Description::open(dir, false) {
+        Ok(description) => Ok(Some((description.id, description.epoch))),
+        Err(OpenError::Missing(_)) if !dir.join("log").try_exists()? => Ok(None),
+        Err(OpenError::Io { source, .. }) => Err(source),
+        // Whatever is wrong with it: something is there.
+        Err(_) => Ok(Some((String::new(), String::new()))),
+    }
+}
+
 /// Refuses a directory whose log went to somewhere else.
 pub fn refuse_moved(dir: &Path) -> Result<(), OpenError> {
     match moved(dir) {

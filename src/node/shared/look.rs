@@ -1,6 +1,7 @@
 //! Looking at others: who is dead, what is free, and taking it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -10,6 +11,12 @@ use super::{Seen, SharedLeases, Standing, State};
 use crate::node::record::{LEASES, LeaseRecord, NODES, NodeRecord, NodeState, lease_key, node_key, role_for};
 use crate::node::{Lease, Want};
 use crate::state::{Expected, Revision, StoreError, put_json};
+
+/// A node that is not alive for so long is forgotten.
+const GONE_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// How often it is looked for those.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
 
 /// What this node does about something that is wanted.
 enum Turn {
@@ -33,6 +40,7 @@ impl SharedLeases {
 
     async fn look(&self) -> Result<(), StoreError> {
         self.look_at_nodes().await?;
+        self.forget_the_gone().await?;
         let wants = self.state().wants.clone();
         for want in &wants {
             self.look_at_lease(want).await?;
@@ -116,10 +124,56 @@ impl SharedLeases {
         Ok(())
     }
 
+    /// Removes the records of nodes that have been gone for a day and have left nothing behind: where each start has a name of its own
+    /// they would become more and more.
+    async fn forget_the_gone(&self) -> Result<(), StoreError> {
+        let gone: Vec<(String, String, Revision)> = {
+            let mut state = self.state();
+            let now = Instant::now();
+            if state.forgot_at.is_some_and(|at| now.duration_since(at) < FORGET_EVERY) {
+                return Ok(());
+            }
+            state.forgot_at = Some(now);
+            let is_long = |seen: &Seen| {
+                let said = seen.record.ended_at.map(|at| Timestamp::now().duration_since(at));
+                now.duration_since(seen.since) >= GONE_FOR || said.is_some_and(|ago| ago.unsigned_abs() >= GONE_FOR)
+            };
+            let others = state.nodes.iter().filter(|(name, _)| name.as_str() != self.name());
+            let gone = others.filter(|(_, seen)| seen.record.state != NodeState::Alive && is_long(seen));
+            gone.map(|(name, seen)| (name.clone(), seen.record.life.clone(), seen.revision))
+                .collect()
+        };
+        if gone.is_empty() {
+            return Ok(());
+        }
+        // Whose lease it is has to be known as long as it is taken.
+        let mut lives = BTreeSet::new();
+        for key in self.store().keys(LEASES).await? {
+            if let Some(entry) = self.store().get(&key).await?
+                && let Ok(record) = entry.json::<LeaseRecord>()
+                && !record.free
+            {
+                lives.insert(record.life);
+            }
+        }
+        for (name, _, revision) in gone.iter().filter(|(_, life, _)| !lives.contains(life)) {
+            // One that has begun another life meanwhile is not gone.
+            let removed = self
+                .store()
+                .remove(&node_key(name), Expected::Revision(*revision))
+                .await;
+            if let Err(error) = removed {
+                tracing::debug!(node = name, %error, "a node that is long gone can't be forgotten now");
+            }
+        }
+        Ok(())
+    }
+
     /// Says in a node's record that it is dead, if it is still the one that was watched.
     async fn declare_dead(&self, name: &str, record: NodeRecord, revision: Revision) {
         let record = NodeRecord {
             state: NodeState::Dead,
+            ended_at: Some(Timestamp::now()),
             ..record
         };
         let put = put_json(self.store(), &node_key(name), &record, Expected::Revision(revision)).await;
@@ -216,8 +270,9 @@ impl SharedLeases {
             state: NodeState::Dead,
             roles: Vec::new(),
             version: String::new(),
-            started_at: jiff::Timestamp::now(),
+            started_at: Timestamp::now(),
             beat: 0,
+            ended_at: Some(Timestamp::now()),
         };
         let expected = seen
             .as_ref()
@@ -264,10 +319,12 @@ impl SharedLeases {
         let Some(life) = life.filter(|life| life.deadline.holds()) else {
             return;
         };
+        let next = before.as_ref().map_or_else(first_fence, |(record, _)| record.fence + 1);
+        let used_up = self.state().used_up.get(&want.what).copied().unwrap_or_default();
         let record = LeaseRecord {
             node: self.name().to_owned(),
             life: life.id.clone(),
-            fence: before.as_ref().map_or_else(first_fence, |(record, _)| record.fence + 1),
+            fence: next.max(used_up.saturating_add(1)),
             free: false,
         };
         let expected = before.map_or(Expected::Nothing, |(_, revision)| Expected::Revision(revision));

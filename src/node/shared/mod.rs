@@ -129,6 +129,10 @@ struct State {
     /// The newest record of each lease that is wanted.
     records: BTreeMap<String, (LeaseRecord, Revision)>,
     free_since: BTreeMap<String, Instant>,
+    /// When it was last looked which nodes are long gone.
+    forgot_at: Option<Instant>,
+    /// Fences that are used up, whatever the records say.
+    used_up: BTreeMap<String, u64>,
     nodes: BTreeMap<String, Seen>,
     /// What was said last, so that it is not said again.
     said: Option<String>,
@@ -266,6 +270,7 @@ impl SharedLeases {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.inner.started_at,
             beat: life.beat,
+            ended_at: (state != NodeState::Alive).then(Timestamp::now),
         }
     }
 
@@ -308,6 +313,9 @@ impl Leases for SharedLeases {
             let mut state = self.state();
             let Some(lease) = state.held.remove(what) else { return };
             lease.end();
+            if lease.outdone() > 0 {
+                state.used_up.insert(what.to_owned(), lease.outdone());
+            }
             let Some((record, revision)) = state.records.get(what) else {
                 return;
             };

@@ -8,6 +8,8 @@ use super::*;
 use crate::node::{CLOSE, of_sink};
 use crate::state::{Entry, StoreError};
 
+mod lasting;
+
 type Values = BTreeMap<String, Entry>;
 
 /// What all nodes share: every state that it has ever been in.

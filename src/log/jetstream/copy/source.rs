@@ -31,8 +31,8 @@ pub struct Found {
     pub events: Vec<Event>,
     /// By which Seq it is known.
     pub known: Vec<(Seq, KnownKey)>,
-    /// Damaged on every server.
-    pub lost: Vec<Seq>,
+    /// Damaged on every server, or before the log was copied there; each range with its last.
+    pub lost: Vec<(Seq, Seq)>,
 }
 
 impl CopySource {
@@ -78,10 +78,14 @@ impl CopySource {
                     .extend(Key::read(message.key()).map(|key| (message.known_as(), key)));
                 continue;
             }
+            if let Some(upto) = message.lost_upto() {
+                found.lost.push((Seq(message.seq), upto));
+                continue;
+            }
             let until = Instant::now() + PATIENCE;
             match read::event_of(&self.shared, &message, until).await.map_err(text)? {
                 Ok(event) => found.events.push(event),
-                Err(_) => found.lost.push(Seq(message.seq)),
+                Err(_) => found.lost.push((Seq(message.seq), Seq(message.seq))),
             }
         }
         Ok((found, next))
