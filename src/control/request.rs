@@ -142,6 +142,8 @@ requests! {
     DeadGroups(groups::Groups) -> groups::Group,
     /// How many dead letters are meant.
     DeadCount(groups::Count) -> groups::Counted,
+    /// Removed sinks that may have some.
+    DeadRemoved(dead::Removed) -> dead::OfRemoved,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
     /// The configuration in force, without its secrets.

@@ -18,6 +18,7 @@ use super::tile::Tile;
 use super::tries::{self, DeployedCell};
 use super::view::{Failed, Frame, Shown, View, html, to};
 use crate::admin::fields;
+use crate::control::dead;
 use crate::control::deployed::Kind;
 use crate::control::groups::Groups;
 use crate::control::history;
@@ -103,18 +104,64 @@ fn lately(shown: &Sink) -> String {
 struct Sinks {
     frame: Frame,
     table: SinkTable,
-    removed: Vec<String>,
+    removed: Vec<RemovedRow>,
+    trouble: Option<String>,
     stranded: BTreeMap<String, u64>,
+}
+
+/// A sink that is configured no more.
+struct RemovedRow {
+    name: String,
+    in_url: String,
+    /// Where it may have letters.
+    letters: Option<u64>,
+}
+
+impl RemovedRow {
+    /// Those whose positions are kept, and those that have letters.
+    fn all(positions: Vec<String>, letters: Vec<dead::OfRemoved>) -> Vec<RemovedRow> {
+        let mut all: BTreeMap<String, Option<u64>> = positions.into_iter().map(|name| (name, None)).collect();
+        all.extend(letters.into_iter().map(|one| (one.sink, Some(one.letters))));
+        let row = |(name, letters): (String, Option<u64>)| RemovedRow {
+            in_url: in_url(&name),
+            letters,
+            name,
+        };
+        all.into_iter().map(row).collect()
+    }
+}
+
+/// So many removed sinks are shown.
+const REMOVED_MAX: usize = 10_000;
+
+/// A sink that is configured no more, and may have letters; `None`: there is none of the name.
+async fn removed(view: &View, name: &str) -> Result<Option<dead::OfRemoved>, Failed> {
+    let all = view.all(dead::Removed {}, REMOVED_MAX).await;
+    let all = all.map_err(|error| view.refused(error))?;
+    Ok(all.into_iter().find(|one| one.sink == name))
+}
+
+/// Refuses what would be delivered to a sink that is configured no more.
+pub async fn refuse_removed(view: &View, name: &str) -> Result<(), Failed> {
+    match removed(view, name).await? {
+        Some(_) => Err(view.failed(StatusCode::CONFLICT, dead::not_configured(name))),
+        None => Ok(()),
+    }
 }
 
 /// `/sinks`
 pub async fn list(view: View) -> Shown {
     let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     let sinks = status.sinks.iter().map(SinkRow::of).collect();
+    let (letters, trouble) = match view.all(dead::Removed {}, REMOVED_MAX).await {
+        Ok(letters) => (letters, None),
+        Err(message) => (Vec::new(), Some(message)),
+    };
     Ok(html(&Sinks {
         frame: view.frame("/sinks"),
         table: SinkTable { sinks },
-        removed: status.removed_sinks,
+        removed: RemovedRow::all(status.removed_sinks, letters),
+        trouble,
         stranded: status.stranded,
     }))
 }
@@ -127,7 +174,8 @@ struct SinkPage {
     in_url: String,
     done: Option<&'static str>,
     undo_to: bool,
-    part: Part,
+    /// `None`: it is configured no more, and its letters are all there is of it.
+    part: Option<Part>,
     dead_trouble: Option<String>,
     query: Query,
     url: String,
@@ -162,8 +210,13 @@ const GROUPS_MAX: usize = 500;
 
 /// `/sinks/{sink}`
 pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
-    let (status, sink) = find(&view, &name).await?;
-    let part = part_of(&view, &status, &sink).await?;
+    let (part, dead_trouble) = match find(&view, &name).await {
+        Ok((status, sink)) => (Some(part_of(&view, &status, &sink).await?), sink.sink.dead_trouble),
+        Err(missing) => match removed(&view, &name).await? {
+            Some(_) => (None, None),
+            None => return Err(missing),
+        },
+    };
     let (groups, fault) = match letters(&view, &name, &query).await {
         Ok(groups) => (groups, None),
         Err(message) => (Vec::new(), Some(message)),
@@ -180,7 +233,7 @@ pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(do
         },
         undo_to: done.done == "resumed",
         part,
-        dead_trouble: sink.sink.dead_trouble.clone(),
+        dead_trouble,
         url: query.url(),
         query,
         fault,
