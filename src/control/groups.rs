@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_what_is_agreed_to() {
-        let at = |second| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
         let mut counting = Counting::new(at(5));
         // What is given up while it is counted is not among them.
         for seq in [1, 5, 6] {
