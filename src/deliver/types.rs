@@ -110,6 +110,10 @@ pub struct SinkStatus {
     /// Age in seconds of the oldest event that is not finished, or since when it waits that another sink gave it up; 0 when there is none.
     #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
+    /// By how much that age is beyond what the sink is configured to make an event wait (`delay`, `settle`, `batch`, `digest`); 0 while
+    /// nothing is late.
+    #[serde(default, deserialize_with = "or_default")]
+    pub late_seconds: f64,
     /// Deliveries running now.
     #[serde(deserialize_with = "or_default")]
     pub in_flight: usize,

@@ -39,7 +39,6 @@ impl Account {
         self.keep_pauses(paused, &found).await;
         {
             let mut seen = self.seen();
-            seen.ever.extend(found.iter().map(|one| one.id.clone()));
             seen.found = found;
             seen.checked_at = Some(self.now());
         }
