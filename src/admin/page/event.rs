@@ -292,6 +292,7 @@ impl SentCell {
             .unwrap_or_default();
         let summary = match sent.outcome {
             Outcome::Sent => format!("What it would be sent now{by}{size}"),
+            Outcome::Skipped if sent.reason.is_some() => format!("Nothing would be sent now{by}"),
             Outcome::Skipped => format!("Nothing would be sent now: its transform wants nothing delivered{by}"),
             Outcome::Failed => format!("Nothing can be made of it now{by}"),
             Outcome::Unavailable => "Nothing can be made of any event now".to_owned(),
