@@ -12,6 +12,7 @@ use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::control::Facade;
+use crate::telemetry::There;
 
 /// What the admin listener answers from.
 #[derive(Clone)]
@@ -38,8 +39,8 @@ impl Health {
             .with_state(self)
     }
 
-    /// Gauges that are only worth computing when somebody looks.
-    fn refresh(&self) {
+    /// Gauges that are only worth computing when somebody looks. Gives what they are about.
+    fn refresh(&self) -> There {
         let stats = self.facade.log.stats();
         gauge!("closehook_log_bytes").set(stats.disk_bytes as f64);
         gauge!("closehook_log_first_seq").set(stats.first.0 as f64);
@@ -55,10 +56,12 @@ impl Health {
                 gauge!("closehook_certificate_next_renewal_seconds").set(next.as_second() as f64);
             }
         }
-        for sink in self.facade.engine.sinks() {
+        let sinks = self.facade.engine.sinks();
+        for sink in &sinks {
             let set = |name: &'static str, value: f64| gauge!(name, "sink" => sink.name.clone()).set(value);
             set("closehook_sink_lag_events", sink.lag_events as f64);
             set("closehook_sink_lag_seconds", sink.lag_seconds);
+            set("closehook_sink_late_seconds", sink.late_seconds);
             set("closehook_sink_in_flight", sink.in_flight as f64);
             set("closehook_sink_retrying", sink.retrying as f64);
             set("closehook_sink_dead_letters", sink.dead as f64);
@@ -69,21 +72,29 @@ impl Health {
             set("closehook_sink_paused", f64::from(u8::from(sink.paused)));
             set("closehook_sink_waiting", f64::from(u8::from(sink.waits_for.is_some())));
         }
-        self.refresh_close();
+        let subscriptions = self.refresh_close();
         if let Some(bytes) = resident_bytes() {
             gauge!("process_resident_memory_bytes").set(bytes as f64);
+        }
+        There {
+            sinks: sinks.into_iter().map(|sink| sink.name).collect(),
+            subscriptions,
         }
     }
 }
 
 impl Health {
-    fn refresh_close(&self) {
+    /// Gives the subscriptions that are to deliver here; `None`: there are no credentials.
+    fn refresh_close(&self) -> Option<Vec<String>> {
         let account = &self.facade.account;
+        let truth = |truth: bool| f64::from(u8::from(truth));
         if !account.is_configured() {
-            return;
+            // A reload may have taken the credentials away.
+            gauge!("closehook_close_silent").set(0.0);
+            gauge!("closehook_backfill_running").set(0.0);
+            return None;
         }
         let status = account.health();
-        let truth = |truth: bool| f64::from(u8::from(truth));
         gauge!("closehook_close_reachable").set(truth(status.reachable));
         gauge!("closehook_close_silent").set(truth(status.silent));
         gauge!("closehook_backfill_running").set(truth(status.backfilling));
@@ -94,9 +105,10 @@ impl Health {
         if let Some(at) = status.names_of {
             gauge!("closehook_close_custom_fields_timestamp_seconds").set(at.as_second() as f64);
         }
-        for (subscription, active) in status.active {
-            gauge!("closehook_close_subscription_active", "subscription" => subscription).set(truth(active));
+        for (subscription, active) in &status.active {
+            gauge!("closehook_close_subscription_active", "subscription" => subscription.clone()).set(truth(*active));
         }
+        Some(status.active.into_keys().collect())
     }
 }
 
@@ -113,9 +125,8 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    health.refresh();
-    let sinks: Vec<String> = health.facade.engine.sinks().into_iter().map(|sink| sink.name).collect();
-    let render = move || crate::telemetry::without_removed(&health.metrics.render(), &sinks);
+    let there = health.refresh();
+    let render = move || crate::telemetry::without_removed(&health.metrics.render(), &there);
     let text = tokio::task::spawn_blocking(render).await.unwrap_or_default();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

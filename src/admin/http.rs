@@ -6,6 +6,9 @@
 //! the page, /api/v1, whatever else is asked for     addressed to us, and signed in ([`gate::needed`])
 //! ```
 //!
+//! Health and metrics are asked for by whatever name or address the scraper and the prober have for this machine, so no Host is checked
+//! there: a page elsewhere whose name was pointed here can read counts with the names of sinks and subscriptions, and nothing of an event.
+//!
 //! All answers carry the same headers: nothing from elsewhere, in nobody's frame, kept by nobody.
 
 use axum::Router;

@@ -65,6 +65,11 @@ impl AdminState {
         self.0.window.newest()
     }
 
+    /// The newest event's place, as it moves.
+    pub fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
+        self.0.window.head()
+    }
+
     /// A place for something that streams to a viewer until it is dropped.
     pub fn stream(&self, viewer: &Viewer) -> Result<Streaming, Refused> {
         self.0.streams.begin(&viewer.name)

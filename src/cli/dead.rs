@@ -8,7 +8,7 @@ use super::shown::{answered, body_for_people};
 use super::term::confirm;
 use super::when::{when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, table};
-use crate::control::groups::{Count, Group, Groups};
+use crate::control::groups::{Count, Counted, Group, Groups};
 use crate::control::{self, dead as asked};
 use crate::deliver::DeadLetter;
 use crate::plain;
@@ -253,6 +253,7 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
         sink: which.sink.clone(),
         pick: which.query()?,
         group: which.reason.clone(),
+        agreed: None,
     };
     let retried = connection.ask_one(order).await?;
     global.print(&retried, |retried| {
@@ -289,24 +290,37 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
 
 async fn drop_letters(which: &Which, global: &Global, connection: &Connection) -> Outcome {
     let pick = which.query()?;
+    let mut agreed = None;
     if !which.yes {
         let count = Count {
             sink: which.sink.clone(),
             pick: pick.clone(),
             group: which.reason.clone(),
         };
-        let letters = connection.ask_one(count).await?.letters;
+        let counted = connection.ask_one(count).await?;
+        let letters = counted.letters;
         let these = match letters {
             1 => "this dead letter".to_owned(),
             _ => format!("these {letters} dead letters"),
         };
-        confirm(&format!("Remove {these} for good?"))?;
+        confirm(&format!("Remove {these} for good?{}", gone_with_them(&counted)))?;
+        agreed = counted.agreed;
     }
     let order = asked::Drop {
         sink: which.sink.clone(),
         pick,
         group: which.reason.clone(),
+        agreed,
     };
     let dropped = connection.ask_one(order).await?;
     global.print(&dropped, |dropped| format!("{} dropped", dropped.dropped))
+}
+
+/// What nobody gets back once these letters are dropped.
+fn gone_with_them(counted: &Counted) -> String {
+    match counted.only_copies {
+        0 => String::new(),
+        1 => " The event of 1 of them is kept nowhere else.".to_owned(),
+        only => format!(" The events of {only} of them are kept nowhere else."),
+    }
 }

@@ -1,6 +1,6 @@
 //! What the last looks at Close have shown. In memory only: the next look shows it again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -115,8 +115,6 @@ pub struct DeliverySilence {
 #[derive(Debug, Default)]
 pub(super) struct Sightings {
     pub found: Vec<FoundSubscription>,
-    /// Every subscription that was ever among them: its metric must not stay at what it was last.
-    pub ever: BTreeSet<String>,
     pub checked_at: Option<Timestamp>,
     pub reconciled_at: Option<Timestamp>,
     pub silence: Option<DeliverySilence>,

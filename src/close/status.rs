@@ -118,7 +118,7 @@ pub struct Vitals {
     pub held_events: u64,
     /// When the names of custom fields were fetched; `None`: never, or nobody asks for them.
     pub names_of: Option<Timestamp>,
-    /// Each of our subscriptions: whether it is active and points here.
+    /// Each of our subscriptions that is to deliver here: whether it is active and points here. One that is being replaced is not.
     pub active: BTreeMap<String, bool>,
 }
 
@@ -233,11 +233,9 @@ impl Account {
         let marks = self.store.marks();
         let held_events = self.held(&marks).map_or(0, |held| held.events);
         let seen = self.seen();
-        let is_active = |id: &String| {
-            seen.found
-                .iter()
-                .any(|found| found.id == *id && found.state == Condition::Active)
-        };
+        let is_to_deliver = |found: &&FoundSubscription| !matches!(found.state, Condition::BeingReplaced | Condition::Gone);
+        let found = seen.found.iter().filter(is_to_deliver);
+        let active = found.map(|found| (found.id.clone(), found.state == Condition::Active));
         Vitals {
             reachable: seen.trouble.is_none() && seen.checked_at.is_some(),
             silent: seen.silence.is_some(),
@@ -245,7 +243,7 @@ impl Account {
             complete_upto: marks.complete.map(|complete| complete.upto),
             held_events,
             names_of: self.fields.status(self.now()).and_then(|fields| fields.fetched_at),
-            active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
+            active: active.collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where payloads are made that nobody is sent: a renderer of its own, so that deliveries never wait for it, used by a few at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -10,7 +11,7 @@ use super::sent::{BODY_MAX, Outcome, Sent};
 use crate::config::SinkConfig;
 use crate::deliver::Rendering;
 use crate::event::Event;
-use crate::render::{Guard, NameBook};
+use crate::render::{Guard, NameBook, Program};
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome as Delivered, Preview};
 
@@ -22,7 +23,12 @@ const AT_A_TIME: usize = 4;
 pub struct Bench {
     guard: Guard,
     places: Arc<Semaphore>,
+    /// Who has asked for a try has so long to read what it has found, beyond the time that it takes.
+    pub(super) read_within: Duration,
 }
+
+/// See [`Bench`].
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 impl Bench {
     /// One whose templates know custom fields by these names.
@@ -35,7 +41,14 @@ impl Bench {
         Bench {
             guard,
             places: Arc::new(Semaphore::new(AT_A_TIME)),
+            read_within: READ_WITHIN,
         }
+    }
+
+    /// The same for whoever reads within this.
+    #[must_use]
+    pub fn read_within(self, read_within: Duration) -> Bench {
+        Bench { read_within, ..self }
     }
 
     /// A place at it, for as long as that is kept.
@@ -53,6 +66,9 @@ impl Bench {
     }
 }
 
+/// Why nothing would be sent where no transform says so.
+const NO_USE: &str = "the sink has no use for it: it keeps rows of objects, and the event is of none that it can tell";
+
 /// What makes one sink's payloads.
 pub(super) struct Press {
     pub config: SinkConfig,
@@ -65,7 +81,11 @@ impl Press {
     pub async fn sent(&self, routes: &RuleSet, programs: &RuleSet, event: &Arc<Event>) -> Sent {
         let sink = &self.config.name;
         let rules = routes.route(sink, event).unwrap_or_default();
-        let rule = programs.program(sink, &rules).map(|(rule, _)| rule.clone());
+        let program = programs.program(sink, &rules);
+        let is_transform = |program: &Program| matches!(program, Program::Transform(_));
+        let own = self.config.program.as_ref();
+        let is_transformed = program.map(|(_, program)| program).or(own).is_some_and(is_transform);
+        let rule = program.map(|(rule, _)| rule.clone());
         let rule = rule.or_else(|| rules.first().cloned()).map(|rule| rule.to_string());
         match self.rendering.preview(programs, rules, event.clone()).await {
             Ok(made) => Sent {
@@ -75,6 +95,8 @@ impl Press {
             Err(Delivered::Delivered | Delivered::Skipped) => Sent {
                 outcome: Outcome::Skipped,
                 rule,
+                // Only a transform can want nothing; else it is the sink.
+                reason: (!is_transformed).then(|| NO_USE.to_owned()),
                 ..Sent::default()
             },
             Err(Delivered::Waits(unavailable)) => Sent {

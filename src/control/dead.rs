@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use super::groups::Agreed;
 use super::pick::Pick;
 use super::reasons::group_of;
 use super::replay::TELL_EVERY;
@@ -63,6 +64,9 @@ pub struct Retry {
     /// Only of this group ([`super::groups::Group::group`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Those that were counted, and no more; `None`: whatever there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed: Option<Agreed>,
 }
 
 /// How a retry gets on; the last one is how it went.
@@ -108,6 +112,9 @@ pub struct Drop {
     /// Only of this group ([`super::groups::Group::group`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Those that were counted, and no more; `None`: whatever there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed: Option<Agreed>,
 }
 
 /// What went.
@@ -115,6 +122,39 @@ pub struct Drop {
 pub struct Dropped {
     /// Letters.
     pub dropped: u64,
+}
+
+/// The sinks that are configured no more and may have letters, in order of name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Removed {}
+
+/// A sink that is configured no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfRemoved {
+    /// Its name.
+    pub sink: String,
+    /// How many letters it has.
+    pub letters: u64,
+}
+
+/// Why nothing is delivered to a sink that is configured no more.
+pub fn not_configured(sink: &str) -> Refusal {
+    format!(
+        "sink \"{sink}\" is configured no more: its dead letters can be looked at and dropped, and are tried again once it is configured again"
+    )
+}
+
+impl Removed {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, OfRemoved>) -> Result<(), Refusal> {
+        let engine = on.engine.clone();
+        let find = move || engine.dead_removed();
+        let found = Patience::default().aside(find).await;
+        let found = found.map_err(|why| cannot_read(on, &why))?;
+        for (sink, letters) in found.map_err(text)? {
+            out.say(&OfRemoved { sink, letters }).await?;
+        }
+        Ok(())
+    }
 }
 
 impl List {
@@ -139,6 +179,9 @@ impl Show {
         let id = &self.id;
         let mut shown = false;
         let mut letters = Letters::of(on, self.sink.as_deref(), &Pick::default()).await?;
+        if let Ok(seq) = id.parse() {
+            letters = letters.at(Seq(seq));
+        }
         letters.are_all()?;
         while let Some(letter) = letters.next().await? {
             if letter.id != *id && letter.seq.to_string() != *id {
@@ -163,7 +206,7 @@ impl Show {
 impl Retry {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Retried>) -> Result<(), Refusal> {
         let (mut running, mut refused) = (Vec::new(), Vec::new());
-        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
+        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group, self.agreed).await? {
             let letters = seqs.len() as u64;
             match on.engine.dead_retry(&sink, seqs).await {
                 Ok(progress) => running.push(progress),
@@ -211,7 +254,7 @@ impl Retry {
 impl Drop {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Dropped>) -> Result<(), Refusal> {
         let (mut dropped, mut left) = (0, Vec::new());
-        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
+        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group, self.agreed).await? {
             let (engine, name) = (on.engine.clone(), sink.clone());
             let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&name, &seqs));
             match drop.await.map_err(text)? {
@@ -241,6 +284,8 @@ pub(super) struct Letters<'f> {
     sinks: VecDeque<String>,
     /// The next page of the first of them begins here.
     from: Seq,
+    /// Only what is at this place is looked at.
+    only: Option<Seq>,
     page: VecDeque<DeadLetter>,
     /// A sentence for each sink whose letters can't be read.
     left: Vec<String>,
@@ -300,6 +345,7 @@ impl<'f> Letters<'f> {
             group: None,
             sinks: sinks.into(),
             from: Seq::ZERO,
+            only: None,
             page: VecDeque::new(),
             left,
             with_given: false,
@@ -311,6 +357,15 @@ impl<'f> Letters<'f> {
     pub fn with_given(self) -> Letters<'f> {
         Letters {
             with_given: true,
+            ..self
+        }
+    }
+
+    /// Only those of the event at this place, however many others there are.
+    pub fn at(self, seq: Seq) -> Letters<'f> {
+        Letters {
+            only: Some(seq),
+            from: seq,
             ..self
         }
     }
@@ -333,7 +388,8 @@ impl<'f> Letters<'f> {
             };
             let (engine, from) = (self.on.engine.clone(), self.from);
             let with_given = self.with_given;
-            let read = move || engine.dead_page(&sink, from, PAGE, with_given);
+            let max = if self.only.is_some() { 1 } else { PAGE };
+            let read = move || engine.dead_page(&sink, from, max, with_given);
             let page = match self.patience.aside(read).await {
                 Ok(page) => page.map_err(text),
                 Err(why) => {
@@ -345,16 +401,20 @@ impl<'f> Letters<'f> {
             if page.is_ok() {
                 self.patience = Patience::default();
             }
-            let (letters, next) = page.unwrap_or_else(|why| {
+            let (mut letters, mut next) = page.unwrap_or_else(|why| {
                 if !self.left.contains(&why) {
                     self.left.push(why);
                 }
                 (Vec::new(), None)
             });
+            if let Some(only) = self.only {
+                letters.retain(|letter| letter.seq == only);
+                next = None;
+            }
             if next.is_none() {
                 self.sinks.pop_front();
             }
-            self.from = next.unwrap_or_default();
+            self.from = next.or(self.only).unwrap_or_default();
             self.page = letters.into();
         }
     }
@@ -385,13 +445,20 @@ async fn by_sink(
     sink: Option<&str>,
     pick: &Pick,
     group: Option<String>,
+    agreed: Option<Agreed>,
 ) -> Result<BTreeMap<String, Vec<Seq>>, Refusal> {
     let mut by_sink = BTreeMap::<String, Vec<Seq>>::new();
+    let mut meant = 0;
     let mut letters = Letters::of(on, sink, pick).await?.in_group(group);
     while let Some(letter) = letters.next().await? {
+        if agreed.is_some_and(|agreed| !agreed.has(&letter)) {
+            continue;
+        }
+        meant += 1;
         by_sink.entry(letter.sink).or_default().push(letter.seq);
     }
     letters.are_all()?;
+    agreed.map_or(Ok(()), |agreed| agreed.check(meant))?;
     Ok(by_sink)
 }
 

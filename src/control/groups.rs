@@ -72,6 +72,94 @@ pub struct Counted {
     pub letters: u64,
     /// By sink.
     pub sinks: BTreeMap<String, u64>,
+    /// Of these, letters whose event has left the log: nothing else keeps it.
+    #[serde(default)]
+    pub only_copies: u64,
+    /// What a retry or a drop takes, so that it does what was counted and no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed: Option<Agreed>,
+}
+
+/// What somebody has agreed to who was shown a count. What was given up since then is not meant, and where there is more than was counted
+/// all the same, nothing is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agreed {
+    /// How many were counted.
+    pub letters: u64,
+    /// When the last of what was counted can have been given up.
+    pub upto: Timestamp,
+}
+
+impl Agreed {
+    /// Whether a letter can have been counted.
+    pub(super) fn has(&self, letter: &DeadLetter) -> bool {
+        letter.died_at <= self.upto
+    }
+
+    /// A refusal where more is meant than was counted.
+    pub(super) fn check(self, meant: u64) -> Result<(), Refusal> {
+        if meant <= self.letters {
+            return Ok(());
+        }
+        Err(format!(
+            "{meant} dead letters are meant now, and {} were counted: nothing was done; count them again",
+            self.letters
+        ))
+    }
+}
+
+/// Letters as they are counted: what is given up meanwhile is not among them, unless the clock that says so can't be right.
+#[derive(Debug)]
+struct Counting {
+    began: Timestamp,
+    counted: Counted,
+    /// Those that say they were given up after the beginning, and the newest of them.
+    later: Counted,
+    newest: Timestamp,
+}
+
+impl Counting {
+    fn new(began: Timestamp) -> Counting {
+        Counting {
+            began,
+            counted: Counted::default(),
+            later: Counted::default(),
+            newest: began,
+        }
+    }
+
+    fn add(&mut self, letter: DeadLetter, is_only_copy: bool) {
+        if letter.died_at <= self.began {
+            self.counted.add(letter.sink, 1, u64::from(is_only_copy));
+        } else {
+            self.newest = self.newest.max(letter.died_at);
+            self.later.add(letter.sink, 1, u64::from(is_only_copy));
+        }
+    }
+
+    fn done(mut self, now: Timestamp) -> Counted {
+        let mut upto = self.began;
+        if self.newest > now {
+            // Some node's clock is ahead of this one, or was: what it dates can't be told apart by time, and is there to be seen.
+            upto = self.newest;
+            self.counted.only_copies += self.later.only_copies;
+            for (sink, letters) in self.later.sinks {
+                self.counted.add(sink, letters, 0);
+            }
+        }
+        let letters = self.counted.letters;
+        self.counted.agreed = Some(Agreed { letters, upto });
+        self.counted
+    }
+}
+
+impl Counted {
+    fn add(&mut self, sink: String, letters: u64, only_copies: u64) {
+        self.letters += letters;
+        self.only_copies += only_copies;
+        *self.sinks.entry(sink).or_default() += letters;
+    }
 }
 
 /// What is known of a group while letters are gone through.
@@ -144,16 +232,16 @@ impl Count {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Counted>) -> Result<(), Refusal> {
         let letters = Letters::of(on, self.sink.as_deref(), &self.pick).await?;
         let mut letters = letters.in_group(self.group);
-        let mut counted = Counted::default();
+        let mut counting = Counting::new(Timestamp::now());
         while let Some(letter) = letters.next().await? {
             if out.is_closed() {
                 return Err(Refusal::new());
             }
-            counted.letters += 1;
-            *counted.sinks.entry(letter.sink).or_default() += 1;
+            let is_only_copy = letter.seq < on.log.first();
+            counting.add(letter, is_only_copy);
         }
         letters.are_all()?;
-        out.say(&counted).await
+        out.say(&counting.done(Timestamp::now())).await
     }
 }
 
@@ -241,6 +329,30 @@ mod tests {
             let group = normalised(reason);
             assert_eq!(normalised(&group), group);
         }
+    }
+
+    #[test]
+    fn what_was_counted_is_what_is_agreed_to() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let mut counting = Counting::new(at(5));
+        // What is given up while it is counted is not among them.
+        for seq in [1, 5, 6] {
+            counting.add(letter(seq, "ev", "r"), seq == 1);
+        }
+        let counted = counting.done(at(7));
+        let agreed = counted.agreed.unwrap();
+        assert_eq!((counted.letters, counted.only_copies, agreed.letters), (2, 1, 2));
+        let is_meant = |seq| agreed.has(&letter(seq, "ev", "r"));
+        assert!(is_meant(5) && !is_meant(6));
+        assert!(agreed.check(2).is_ok() && agreed.check(1).is_ok());
+        assert!(agreed.check(3).unwrap_err().contains("count them again"));
+        // What a clock that is ahead has dated can be meant all the same.
+        let mut counting = Counting::new(at(5));
+        for seq in [1, 9] {
+            counting.add(letter(seq, "ev", "r"), false);
+        }
+        let counted = counting.done(at(7));
+        assert_eq!((counted.letters, counted.agreed.unwrap().upto), (2, at(9)));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
 use super::{
-    Facade, backup, browse, close, configured, dead, deployed, erase, events, groups, history, picture, reload, replay,
-    sign, sign_in, sinks, status, transfer, tries, whole,
+    Facade, ahead, backup, browse, close, configured, dead, deployed, erase, events, groups, history, picture, reload,
+    replay, sign, sign_in, sinks, status, transfer, tries, whole,
 };
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
@@ -114,6 +114,8 @@ requests! {
     Events(events::List) -> events::Line,
     /// Events from the newest back, a page at a time.
     Browse(browse::Browse) -> browse::Browsed,
+    /// Events from a place on, a piece at a time.
+    Ahead(ahead::Ahead) -> ahead::Found,
     /// Events, whole.
     Export(transfer::Export) -> transfer::Exported,
     /// One event and what became of it.
@@ -142,6 +144,8 @@ requests! {
     DeadGroups(groups::Groups) -> groups::Group,
     /// How many dead letters are meant.
     DeadCount(groups::Count) -> groups::Counted,
+    /// Removed sinks that may have some.
+    DeadRemoved(dead::Removed) -> dead::OfRemoved,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
     /// The configuration in force, without its secrets.

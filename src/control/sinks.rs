@@ -61,7 +61,7 @@ pub struct Shown {
 }
 
 /// What is not known of a sink that another node drives, or none.
-const NOT_SAVED: [&str; 3] = ["lag_seconds", "in_flight", "breaker"];
+const NOT_SAVED: [&str; 4] = ["lag_seconds", "late_seconds", "in_flight", "breaker"];
 
 /// What more is not known of one of which nothing is.
 const SAVED: [&str; 8] = [

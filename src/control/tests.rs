@@ -407,6 +407,63 @@ async fn a_page_costs_what_it_shows_and_gets_on_however_little_it_may_cost() {
     assert!(pages > 3, "{pages}");
 }
 
+/// What follows the log is told a piece at a time how far it was looked, whether or not anything was meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_the_log_gets_on_through_what_is_not_meant() {
+    let bench = Bench::with(3000).await;
+    let ahead = |lead: Option<&str>, after: u64, limit: u64| ahead::Ahead {
+        pick: Pick {
+            lead: lead.map(str::to_owned),
+            ..Pick::default()
+        },
+        after: Seq(after),
+        limit,
+    };
+    let found = async |question: ahead::Ahead| {
+        let found: ahead::Found = bench.answers(question).await.pop().unwrap();
+        let seqs: Vec<u64> = found.events.iter().map(|line| line.seq.0).collect();
+        (seqs, found.looked.0)
+    };
+    assert_eq!(found(ahead(None, 2997, 9)).await, (vec![2998, 2999, 3000], 3000));
+    assert_eq!(found(ahead(Some("lead_0"), 0, 2)).await, (vec![3, 6], 6));
+    assert_eq!(found(ahead(Some("lead_0"), 3000, 2)).await, (vec![], 3000));
+    let mut at = 0;
+    while at < 3000 {
+        let (seqs, looked) = found(ahead(Some("lead_7"), at, 9)).await;
+        assert!(seqs.is_empty() && looked > at, "{seqs:?} {looked}");
+        at = looked;
+    }
+}
+
+/// Each of the few places for tries is given back, whoever reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_what_a_try_has_found_keeps_nobody_from_trying() {
+    let mut bench = Bench::with(600).await;
+    bench.facade.bench = bench.facade.bench.read_within(Duration::from_millis(100));
+    let window = Window::new(Arc::new(bench.facade.clone()));
+    let all = |last| tries::Try {
+        draft: tries::Draft::Filter {
+            text: r#"{"type":"non_null"}"#.into(),
+        },
+        pick: Pick::default(),
+        last: Some(last),
+        work: browse::Work {
+            millis: 3000,
+            ..browse::Work::default()
+        },
+    };
+    let mut unread: Vec<_> = (0..4).map(|_| window.ask(all(600))).collect();
+    let asked = tokio::time::timeout(Duration::from_secs(60), window.ask(all(1)).last()).await;
+    let answer = asked.expect("its turn comes").unwrap();
+    assert!(
+        matches!(&answer, tries::Tried::Done(done) if done.events == 1),
+        "{answer:?}"
+    );
+    // Whoever reads it after all hears that it is not all there is.
+    let late = unread.remove(0).texts(usize::MAX).await;
+    assert!(late.unwrap_err().contains("not read in time"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_looked_for_when_whoever_asked_has_gone() {
     let bench = Bench::with(500).await;

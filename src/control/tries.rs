@@ -16,7 +16,7 @@ use super::events::Line;
 use super::looked::{Ended, Work};
 use super::pick::Pick;
 use super::sent::{Outcome, Sent};
-use super::whole::{Node, filter_node, routes};
+use super::whole::{Node, filter_node, routes_by};
 use crate::config::draft::{Placed, Step, line_and_column, rules_of_text, steps};
 use crate::config::{Fault, SinkConfig};
 use crate::event::{Event, Seq};
@@ -24,7 +24,7 @@ use crate::json::{Doc, Node as Json};
 use crate::names;
 use crate::render::{Program, Template, Transform};
 use crate::rules::RuleSet;
-use crate::rules::filter::Filter;
+use crate::rules::filter::{Clock, Filter};
 
 /// Checks a draft, and runs it over the newest stored events.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -116,6 +116,9 @@ pub struct TriedEvent {
     pub matched: bool,
     /// Why: a tree for the filter, or one for each rule; none for templates and transforms.
     pub why: Vec<Node>,
+    /// Of these trees some nodes are left out, but for those that lead to the one that decided: they are larger than anybody reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub why_is_cut: bool,
     /// What would be sent, by sink; empty for a filter, and for what is not matched.
     pub sent: Vec<SentTo>,
 }
@@ -165,17 +168,20 @@ pub struct Summary {
     pub toml: String,
 }
 
-/// Payloads of a try come to so many bytes at the most.
+/// Payloads and reasons of a try come to so many bytes at the most.
 const SENT_BYTES_MAX: u64 = 32 << 20;
+
+/// So many nodes of one event's trees are shown, beside those that lead to what decided.
+const WHY_NODES_MAX: usize = 300;
 
 /// A try takes no longer than this, whatever is asked for.
 const MILLIS_MAX: u64 = 30_000;
 
 /// A draft that can be run.
 enum Prepared {
-    Filter(Filter),
+    Filter(Arc<Filter>),
     Rules {
-        rules: RuleSet,
+        rules: Arc<RuleSet>,
         presses: Vec<Press>,
         text: String,
     },
@@ -205,24 +211,39 @@ impl Try {
         let mut back = Back::from(on, selection, Seq(u64::MAX), self.work).await?;
         let mut go_on = |_| !out.is_closed();
         let mut bytes = 0;
+        // Who does not read what comes keeps others from trying.
+        let read_until = tokio::time::Instant::from_std(until + on.bench.read_within);
+        let tell = async |tried: Tried| {
+            let told = tokio::time::timeout_at(read_until, out.say(&tried)).await;
+            told.unwrap_or_else(|_| Err("what was found was not read in time: try it again".to_owned()))
+        };
         while summary.events < limit
             && let Some(event) = back.next(&mut go_on).await?
         {
-            let tried = prepared.run(&event).await;
+            let Some(tried) = prepared.run(&event, until).await? else {
+                summary.is_cut = true;
+                break;
+            };
             summary.count(&tried);
-            bytes += tried
-                .sent
-                .iter()
-                .map(|to| to.sent.body_bytes.unwrap_or_default())
-                .sum::<u64>();
-            out.say(&Tried::Event(Box::new(tried))).await?;
+            bytes += tried.bytes();
+            tell(Tried::Event(Box::new(tried))).await?;
             if (bytes > SENT_BYTES_MAX || Instant::now() >= until) && summary.events < limit {
                 summary.is_cut = true;
                 break;
             }
         }
         summary.is_cut |= summary.events < limit && back.ended == Some(Ended::Work);
-        out.say(&Tried::Done(Box::new(summary))).await
+        tell(Tried::Done(Box::new(summary))).await
+    }
+}
+
+impl TriedEvent {
+    /// About how many bytes it comes to.
+    fn bytes(&self) -> u64 {
+        let row = |sent: &Sent| sent.row.as_ref().map_or(0, |row| row.get().len() as u64);
+        let sent = self.sent.iter().map(|to| &to.sent);
+        let sent = sent.map(|sent| sent.body_bytes.unwrap_or_default() + row(sent));
+        sent.sum::<u64>() + self.why.iter().map(Node::weight).sum::<u64>()
     }
 }
 
@@ -257,7 +278,7 @@ impl Draft {
         }
         Ok(match self {
             Draft::Filter { text } => Filter::parse(&text)
-                .map(Prepared::Filter)
+                .map(|filter| Prepared::Filter(Arc::new(filter)))
                 .map_err(|faults| faults.into_iter().map(|fault| in_json(&text, fault)).collect()),
             Draft::Rules { text } => rules(on, text).await?,
             Draft::Template { text, sink } => {
@@ -297,7 +318,7 @@ async fn rules(on: &Facade, toml: String) -> Result<Result<Prepared, Vec<DraftFa
         Ok(rules) => {
             let is_named = |config: &&SinkConfig| draft.rules.iter().any(|rule| rule.sinks.contains(&config.name));
             Ok(Prepared::Rules {
-                rules: rules.minding(&on.engine.rules()),
+                rules: Arc::new(rules.minding(&on.engine.rules())),
                 presses: configs
                     .iter()
                     .filter(is_named)
@@ -378,29 +399,57 @@ fn offset_of(text: &str, place: &str) -> usize {
     if offset <= text.len() { offset } else { 0 }
 }
 
+/// Explains something on a thread of its own; `None`: it takes longer than until then.
+async fn aside<T: Send + 'static>(
+    until: Instant,
+    explain: impl FnOnce(&mut Clock) -> T + Send + 'static,
+) -> Result<Option<T>, Refusal> {
+    let explain = move || {
+        let mut clock = Clock::until(until);
+        let explained = explain(&mut clock);
+        (!clock.is_over).then_some(explained)
+    };
+    tokio::task::spawn_blocking(explain).await.map_err(text)
+}
+
 impl Prepared {
-    async fn run(&self, event: &Arc<Event>) -> TriedEvent {
+    /// What it says to an event; `None`: that takes longer than it may. A filter may be as large as it likes, and so may an event: they
+    /// are held against each other on a thread on which nobody else waits.
+    async fn run(&self, event: &Arc<Event>, until: Instant) -> Result<Option<TriedEvent>, Refusal> {
         let mut tried = TriedEvent {
             line: Line::of(event),
             matched: false,
             why: Vec::new(),
+            why_is_cut: false,
             sent: Vec::new(),
         };
         match self {
             Prepared::Filter(filter) => {
                 if event.view().is_some() {
-                    let trace = filter.explain(&Doc::of(event.object()));
-                    tried.matched = trace.matched;
-                    tried.why.push(filter_node(&trace));
+                    let (filter, event) = (filter.clone(), event.clone());
+                    let explain =
+                        move |clock: &mut Clock| filter_node(&filter.explain_by(&Doc::of(event.object()), clock));
+                    let Some(node) = aside(until, explain).await? else {
+                        return Ok(None);
+                    };
+                    tried.matched = node.matched;
+                    tried.why.push(node);
                 }
             }
             Prepared::Rules { rules, presses, .. } => {
-                let said = routes(rules, event);
+                let (explained, of) = (rules.clone(), event.clone());
+                let explain = move |clock: &mut Clock| routes_by(&explained, &of, clock);
+                let Some(said) = aside(until, explain).await? else {
+                    return Ok(None);
+                };
                 let is_sent = |sink: &str| {
                     said.iter()
                         .any(|route| route.matched && route.sinks.iter().any(|to| to == sink))
                 };
                 for press in presses.iter().filter(|press| is_sent(&press.config.name)) {
+                    if Instant::now() >= until {
+                        return Ok(None);
+                    }
                     tried.sent.push(SentTo {
                         sink: press.config.name.clone(),
                         sent: press.sent(rules, rules, event).await,
@@ -419,7 +468,11 @@ impl Prepared {
                 }
             }
         }
-        tried
+        let mut left = WHY_NODES_MAX;
+        for node in &mut tried.why {
+            tried.why_is_cut |= node.prune(&mut left);
+        }
+        Ok(Some(tried))
     }
 
     /// To be copied into the configuration.

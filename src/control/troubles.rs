@@ -416,7 +416,7 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
     } else if let Some(waits_for) = sink
         .waits_for
         .as_ref()
-        .filter(|_| sink.lag_seconds >= WAITS_LONG_SECONDS)
+        .filter(|_| sink.late_seconds >= WAITS_LONG_SECONDS)
     {
         found.say(
             format!("sink {name} waits: {waits_for}"),

@@ -11,7 +11,7 @@ use super::transfer::Exported;
 use crate::deliver::EventState;
 use crate::event::{Event, Kind, Seq, Source, View};
 use crate::rules::RuleSet;
-use crate::rules::filter::Trace;
+use crate::rules::filter::{Clock, Trace};
 
 /// One event: by its id every revision, newest first, or by its Seq.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -304,9 +304,14 @@ fn signature(on: &Facade, event: &Event) -> Signature {
 
 /// What each rule says to an event, as trees.
 pub(super) fn routes(rules: &RuleSet, event: &Event) -> Vec<Route> {
+    routes_by(rules, event, &mut Clock::default())
+}
+
+/// The same within a time: where the clock has stopped, nothing that is said counts.
+pub(super) fn routes_by(rules: &RuleSet, event: &Event, clock: &mut Clock) -> Vec<Route> {
     let type_action = event.view().and_then(View::type_action);
     let dispatches = rules.dispatches(event);
-    let explained = rules.explain(event).into_iter().zip(rules.wants());
+    let explained = rules.explain_by(event, clock).into_iter().zip(rules.wants());
     let route = explained.map(|(explanation, (patterns, _))| {
         let takes = patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(type_action.as_deref()));
         let saw = type_action.clone().unwrap_or_else(|| "no type".into());
@@ -385,6 +390,32 @@ fn node_of(trace: &Trace, prefix: &str, deciding: Option<&Trace>) -> Node {
 }
 
 impl Node {
+    /// Leaves out what is beyond so many nodes below it, but for what leads to the one that decided. Gives whether that is anything.
+    pub(super) fn prune(&mut self, left: &mut usize) -> bool {
+        let mut is_cut = false;
+        self.children.retain_mut(|child| {
+            if *left == 0 && !child.decides() {
+                is_cut = true;
+                return false;
+            }
+            *left = left.saturating_sub(1);
+            is_cut |= child.prune(left);
+            true
+        });
+        is_cut
+    }
+
+    /// Whether it, or one below it, decided.
+    fn decides(&self) -> bool {
+        self.deciding || self.children.iter().any(Node::decides)
+    }
+
+    /// About how many bytes it is, with those below it.
+    pub(super) fn weight(&self) -> u64 {
+        let own = self.kind.len() + self.text.len() + self.place.len() + self.saw.len() + 100;
+        own as u64 + self.children.iter().map(Node::weight).sum::<u64>()
+    }
+
     fn new(kind: &str, matched: bool) -> Node {
         Node {
             kind: kind.to_owned(),
@@ -458,6 +489,24 @@ mod tests {
         );
         let held = (false, "dispatch  an event whose data Close withholds".to_owned());
         assert_eq!(said(Kind::Partial), vec![held; 3]);
+    }
+
+    #[test]
+    fn of_a_large_tree_what_decided_is_left() {
+        let field = |n| format!(r#"{{"type":"field_accessor","field":"n","filter":{{"type":"equals","value":{n}}}}}"#);
+        let tests: Vec<String> = (0..2000).map(field).collect();
+        let text = format!(r#"{{"type":"or","filters":[{}]}}"#, tests.join(","));
+        let filter = crate::rules::filter::Filter::parse(&text).unwrap();
+        let mut node = filter_node(&filter.explain(&crate::json::Doc::new(r#"{"n":1999}"#)));
+        let before = decided(&node);
+        assert!(node.prune(&mut 100) && node.matched);
+        assert_eq!((decided(&node), before.len()), (before.clone(), 1));
+        assert_eq!(node.children.len(), 51, "and the one that decided");
+        assert!(!node.prune(&mut 200), "it is small by now");
+        // Somebody whose time is over is told nothing.
+        let mut clock = Clock::until(std::time::Instant::now());
+        filter.explain_by(&crate::json::Doc::new(r#"{"n":1999}"#), &mut clock);
+        assert!(clock.is_over);
     }
 
     #[test]

@@ -53,7 +53,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::answers::text;
@@ -125,6 +125,11 @@ impl Window {
     /// The newest event's place in the log.
     pub fn newest(&self) -> Seq {
         *self.facade.log.head().borrow()
+    }
+
+    /// The newest event's place, as it moves.
+    pub fn head(&self) -> watch::Receiver<Seq> {
+        self.facade.log.head()
     }
 
     /// Orders what somebody who may act may order. Who that is, is for the caller to know.

@@ -157,6 +157,19 @@ impl Engine {
         Ok(self.chosen(sink)?.into_iter().map(|(sink, _)| sink).collect())
     }
 
+    /// The sinks that are configured no more and may have letters, with how many there are, those included that other sinks gave up for
+    /// them; in order of name. Blocking.
+    pub fn dead_removed(&self) -> Result<Vec<(String, u64)>, EngineError> {
+        self.find_letters()?;
+        let removed = self.chosen(None)?.into_iter();
+        let removed = removed.filter(|(sink, _)| !self.is_configured(sink));
+        let counted = removed.map(|(sink, letters)| match letters.read() {
+            Ok(()) => Ok((sink, (letters.len() + letters.given_len()) as u64)),
+            Err(error) => Err(EngineError(unreadable(&sink, &error))),
+        });
+        counted.collect()
+    }
+
     /// Letters of a sink from a Seq on, of at most `max` places, and where the next ones begin if there may be any. `with_given`: also
     /// those that other sinks gave up, and that are to be delivered here; of a sink that is not configured these always, since they go
     /// nowhere. Blocking.

@@ -393,7 +393,8 @@ impl Engine {
     /// Every sink, in order of name.
     pub fn sinks(&self) -> Vec<SinkStatus> {
         let status = |handle: &Handle| {
-            let mut status = lock(&handle.view).status_now();
+            let view = lock(&handle.view).clone();
+            let mut status = view.status_now();
             // Letters can go while the worker has nothing to do.
             status.dead = handle.letters.len() as u64;
             status.dropped = handle.letters.dropped_len();
@@ -401,6 +402,7 @@ impl Engine {
             if let Some(since) = handle.letters.given_since() {
                 let age = Timestamp::now().duration_since(since).as_secs_f64();
                 status.lag_seconds = status.lag_seconds.max(age);
+                status.late_seconds = status.late_seconds.max(view.late(age));
             }
             status.dead_trouble = handle.letters.trouble();
             status.node = self.inner.leases.holder(&node::of_sink(&status.name));

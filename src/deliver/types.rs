@@ -116,6 +116,10 @@ pub struct SinkStatus {
     /// and no number (null) where that is not known.
     #[serde(deserialize_with = "or_no_number")]
     pub lag_seconds: f64,
+    /// By how much that age is beyond what the sink is configured to make an event wait (`delay`, `settle`, `batch`, `digest`); 0 while
+    /// nothing is late, and no number (null) where the age is not known.
+    #[serde(default, deserialize_with = "or_no_number")]
+    pub late_seconds: f64,
     /// Deliveries running now.
     #[serde(deserialize_with = "or_default")]
     pub in_flight: usize,

@@ -17,7 +17,7 @@ use crate::event::{Event, Kind};
 use crate::json::Doc;
 use crate::names;
 use crate::render::Program;
-use filter::{Filter, Trace};
+use filter::{Clock, Filter, Trace};
 use selection::EventPattern;
 
 pub use source::Source;
@@ -302,13 +302,18 @@ impl RuleSet {
 
     /// What each rule says to the event, and which node of its filter decided.
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
+        self.explain_by(event, &mut Clock::default())
+    }
+
+    /// The same within a time: where the clock has stopped, nothing that is said counts.
+    pub fn explain_by(&self, event: &Event, clock: &mut Clock) -> Vec<Explanation> {
         let type_action = event.view().and_then(crate::event::View::type_action);
         let doc = Doc::of(event.object());
         self.rules
             .iter()
             .map(|rule| {
                 let event_matched = self.dispatches(event) && rule.takes(type_action.as_deref());
-                let filter = rule.filter.as_ref().map(|filter| filter.explain(&doc));
+                let filter = rule.filter.as_ref().map(|filter| filter.explain_by(&doc, clock));
                 let matched = event_matched && filter.as_ref().is_none_or(|trace| trace.matched);
                 Explanation {
                     rule: rule.name.to_string(),

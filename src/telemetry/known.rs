@@ -116,6 +116,9 @@ const fn histogram(name: &'static str, help: &'static str) -> Metric {
     }
 }
 
+/// Of which each subscription has one.
+pub(super) const SUBSCRIPTION_ACTIVE: &str = "closehook_close_subscription_active";
+
 /// All of them.
 pub const METRICS: &[&[Metric]] = &[LISTENER, EVENT_LOG, SINKS, CLOSE, PROCESS];
 
@@ -274,7 +277,12 @@ const SINKS: &[Metric] = &[
     gauge(
         "closehook_sink_lag_seconds",
         Begins::WithSink,
-        "Age of the oldest event the sink is not done with.",
+        "Age of the oldest event the sink is not done with, also while it waits as the sink is configured (delay, settle, batch, digest).",
+    ),
+    gauge(
+        "closehook_sink_late_seconds",
+        Begins::WithSink,
+        "By how much that age is beyond what the sink's delay, settle, batch and digest make an event wait: 0 while nothing is late.",
     ),
     gauge("closehook_sink_in_flight", Begins::WithSink, "Deliveries running."),
     gauge(
@@ -338,9 +346,9 @@ const CLOSE: &[Metric] = &[
         "1 while Close delivers nothing although its event log has new events.",
     ),
     gauge(
-        "closehook_close_subscription_active",
+        SUBSCRIPTION_ACTIVE,
         Begins::WhenKnown,
-        "1 while the subscription is active and points here.",
+        "1 while the subscription is active and points here; one that is being replaced, or is gone, has none.",
     ),
     gauge("closehook_backfill_running", Begins::Bare, "1 while a backfill runs."),
     gauge(
@@ -382,6 +390,12 @@ pub fn all() -> impl Iterator<Item = &'static Metric> {
 /// Whether it says what is true of a sink at the moment, as opposed to what was counted.
 pub(super) fn is_gauge_of_sinks(name: &str) -> bool {
     all().any(|metric| metric.name == name && metric.kind == Kind::Gauge && metric.begins == Begins::WithSink)
+}
+
+/// Whether it says what is known of Close at the moment.
+pub(super) fn is_gauge_of_close(name: &str) -> bool {
+    let of_close = CLOSE.iter().find(|metric| metric.name == name);
+    of_close.is_some_and(|metric| metric.kind == Kind::Gauge && metric.begins == Begins::WhenKnown)
 }
 
 /// Describes all of them, and begins those that are there from the start.

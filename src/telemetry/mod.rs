@@ -87,15 +87,42 @@ pub fn sink_started(sink: &str) {
     known::begin_sink(sink);
 }
 
-/// Rendered metrics without the gauges of sinks that are not there any more; what was counted stays.
-pub fn without_removed(text: &str, sinks: &[String]) -> String {
-    let is_left = |line: &&str| {
-        let Some((name, labels)) = line.split_once('{') else {
-            return true;
+/// What gauges are about that is there now.
+#[derive(Debug, Clone, Default)]
+pub struct There {
+    /// Sinks, by name.
+    pub sinks: Vec<String>,
+    /// Subscriptions at Close that are to deliver here; `None`: there are no credentials, and nothing is known of Close.
+    pub subscriptions: Option<Vec<String>>,
+}
+
+impl There {
+    /// Whether a line of rendered metrics is true of something that is there, or counts what was.
+    fn has(&self, line: &str) -> bool {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let label = |label: &str, values: &[String]| {
+            let labels = line[name.len()..].strip_prefix('{').unwrap_or_default();
+            values
+                .iter()
+                .any(|value| labels.starts_with(&format!("{label}=\"{value}\"")))
         };
-        !known::is_gauge_of_sinks(name) || sinks.iter().any(|sink| labels.starts_with(&format!("sink=\"{sink}\"")))
-    };
-    text.split_inclusive('\n').filter(is_left).collect()
+        if known::is_gauge_of_sinks(name) {
+            return label("sink", &self.sinks);
+        }
+        if !known::is_gauge_of_close(name) {
+            return true;
+        }
+        match &self.subscriptions {
+            None => false,
+            Some(subscriptions) if name == known::SUBSCRIPTION_ACTIVE => label("subscription", subscriptions),
+            Some(_) => true,
+        }
+    }
+}
+
+/// Rendered metrics without the gauges of what is not there any more; what was counted stays.
+pub fn without_removed(text: &str, there: &There) -> String {
+    text.split_inclusive('\n').filter(|line| there.has(line)).collect()
 }
 
 /// Lets one log line a second pass, whatever the flood.
@@ -290,6 +317,34 @@ pub fn backfilled(stored: u64, known: u64, partial: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gauge_of_what_is_gone_is_gone_and_what_was_counted_stays() {
+        let text = "# HELP closehook_close_subscription_active It.\n\
+                    closehook_close_subscription_active{subscription=\"old\"} 0\n\
+                    closehook_close_subscription_active{subscription=\"new\"} 1\n\
+                    closehook_close_reachable 1\n\
+                    closehook_close_requests_total{status=\"200\"} 7\n\
+                    closehook_sink_paused{sink=\"a\"} 0\n\
+                    closehook_sink_paused{sink=\"b\"} 1\n\
+                    closehook_sink_dead_total{sink=\"b\"} 3\n";
+        let left = |there: &There| {
+            let left = without_removed(text, there);
+            let gone = text.lines().filter(|line| !left.contains(line));
+            gone.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut there = There {
+            sinks: vec!["a".into()],
+            subscriptions: Some(vec!["new".into()]),
+        };
+        let of_sink = "closehook_sink_paused{sink=\"b\"} 1";
+        let of_old = "closehook_close_subscription_active{subscription=\"old\"} 0";
+        assert_eq!(left(&there), [of_old, of_sink]);
+        // Without credentials nothing is claimed of Close.
+        there.subscriptions = None;
+        let of_new = "closehook_close_subscription_active{subscription=\"new\"} 1";
+        assert_eq!(left(&there), [of_old, of_new, "closehook_close_reachable 1", of_sink]);
+    }
 
     #[test]
     fn the_upkeep_of_metrics_goes_on_after_a_panic() {

@@ -497,6 +497,24 @@ async fn what_is_not_understood_is_refused_with_its_place() {
 }
 
 #[tokio::test]
+async fn an_event_with_more_revisions_than_are_shown_says_so() {
+    let daemon = Daemon::start(&config()).await;
+    for revision in 10..31 {
+        let body = event("ev_1", "note", &json!({})).replace("10:00:00", &format!("10:00:{revision}"));
+        assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    }
+    let shown = daemon.api_ok(Method::GET, "/events/ev_1", None).await;
+    let items = shown["items"].as_array().unwrap();
+    assert_eq!((items.len(), &shown["is_cut"]), (20, &json!(true)));
+    assert_eq!(items[0]["revisions"].as_array().unwrap().len(), 21);
+    let one = daemon.api_ok(Method::GET, "/events/1", None).await;
+    assert_eq!(
+        (one["items"].as_array().unwrap().len(), &one["is_cut"]),
+        (1, &json!(false))
+    );
+}
+
+#[tokio::test]
 async fn a_hostile_body_stays_text() {
     let daemon = Daemon::start(&config()).await;
     let evil = "</script><img src=x onerror=alert(1)>\u{202e}\u{0}\"'{{7*7}}";

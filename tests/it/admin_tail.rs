@@ -137,27 +137,61 @@ async fn only_what_is_meant_is_told() {
     assert_eq!(reader.seqs(1).await, [6]);
 }
 
+/// So many events are in the log, each of the kind that is said.
+fn imported(daemon: &Daemon, events: u64, kind: impl Fn(u64) -> &'static str) {
+    let line = |id: u64| {
+        let body = event(&format!("ev_{id}"), kind(id), &json!({}));
+        json!({ "received_at": "2024-02-15T10:00:00Z", "source": "backfill", "headers": {}, "body": body }).to_string()
+            + "\n"
+    };
+    std::fs::write(daemon.path("events.jsonl"), (1..=events).map(line).collect::<String>()).unwrap();
+    let file = daemon.path("events.jsonl");
+    daemon.ok(&["log", "import", file.to_str().unwrap()]);
+    assert_eq!(daemon.status()["log"]["last"], events);
+}
+
+/// What is seldom meant is no flood, however far it is behind the newest event; and where nothing is meant, the place moves on.
+#[tokio::test]
+async fn what_is_seldom_meant_is_told_however_far_behind_it_is() {
+    const EVENTS: u64 = 6000;
+    let daemon = Daemon::start(TOKENS).await;
+    imported(
+        &daemon,
+        EVENTS,
+        |id| if [10, 3000].contains(&id) { "lead" } else { "note" },
+    );
+    // By its index, and by what has to be read.
+    let filter = r#"{"type":"field_accessor","field":"object_type","filter":{"type":"equals","value":"lead"}}"#;
+    let by_filter = format!("?after=0&filter={}", closehook::net::percent::encoded(filter));
+    for query in ["?after=0&type=lead.*", &by_filter] {
+        let mut reader = Reader::begin(&daemon, query, None).await;
+        let mut told = Vec::new();
+        loop {
+            let said = reader.next().await.unwrap();
+            match said.name.as_str() {
+                "begin" => assert_eq!(said.id, 0),
+                "event" => told.push(said.id),
+                "looked" if said.id == EVENTS => break,
+                "looked" => {}
+                other => panic!("{other}: {said:?}"),
+            }
+        }
+        assert_eq!(told, [10, 3000], "{query}");
+    }
+    // Whoever was cut off then goes on from there.
+    let mut again = Reader::begin(&daemon, "?after=0&type=lead.*", Some(EVENTS)).await;
+    assert_eq!(again.next().await.unwrap().id, EVENTS);
+    store(&daemon, 6001..=6001, "lead").await;
+    assert_eq!(again.seqs(1).await, [6001]);
+}
+
 #[tokio::test]
 async fn what_is_too_much_to_be_read_is_counted_and_every_event_is_told_or_counted() {
     const EVENTS: u64 = 6000;
     let daemon = Daemon::start(TOKENS).await;
     // All of it is there when the reader comes: it is as far behind as one that stood still meanwhile.
-    let lines: String = (1..=EVENTS)
-        .map(|id| event(&format!("ev_{id}"), "note", &json!({})) + "\n")
-        .collect();
-    let exported: String = lines
-        .lines()
-        .map(|body| {
-            json!({ "received_at": "2024-02-15T10:00:00Z", "source": "backfill", "headers": {}, "body": body })
-                .to_string()
-                + "\n"
-        })
-        .collect();
-    std::fs::write(daemon.path("events.jsonl"), exported).unwrap();
-    let file = daemon.path("events.jsonl");
-    daemon.ok(&["log", "import", file.to_str().unwrap()]);
-    let last = daemon.status()["log"]["last"].as_u64().unwrap();
-    assert_eq!(last, EVENTS);
+    imported(&daemon, EVENTS, |_| "note");
+    let last = EVENTS;
     let mut reader = Reader::begin(&daemon, "?after=0", None).await;
     let (mut told, mut counted, mut at) = (0, 0, 0);
     while at < last {

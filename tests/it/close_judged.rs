@@ -6,7 +6,7 @@ use fake_close::fault::{Fault, Faults, Kind};
 use fake_close::{Because, Settings};
 use serde_json::{Value, json};
 
-use crate::close::Rig;
+use crate::close::{FILE_SINK, Rig};
 use crate::harness::until;
 
 fn settings() -> Settings {
@@ -27,6 +27,27 @@ async fn gauge(rig: &Rig, id: &str) -> String {
     let metrics = rig.daemon.metrics().await;
     let line = metrics.lines().find_map(|line| line.strip_prefix(name.as_str()));
     line.unwrap_or_default().to_owned()
+}
+
+/// What was true of a subscription that is gone is not true for ever, and nobody is woken for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_gone_or_being_replaced_has_no_gauge() {
+    let rig = Rig::subscribed(settings(), "", FILE_SINK).await;
+    let old = rig.only_subscription();
+    until("it is active", async || gauge(&rig, &old).await == "1").await;
+    rig.daemon.ok(&["subscription", "apply", "--rotate"]);
+    rig.happen(60, Duration::from_secs(3600)).await;
+    until("the old one is deleted", async || {
+        rig.fake.world().subscriptions().count() == 1
+    })
+    .await;
+    let new = rig.only_subscription();
+    until("there is the new one alone", async || {
+        (gauge(&rig, &new).await.as_str(), gauge(&rig, &old).await.as_str()) == ("1", "")
+    })
+    .await;
+    rig.daemon.ok(&["subscription", "delete", "--yes", &new]);
+    until("there is none", async || gauge(&rig, &new).await.is_empty()).await;
 }
 
 /// Changes a subscription at Close, as another program does.

@@ -26,6 +26,7 @@ mod admin_close;
 mod admin_crowd;
 mod admin_document;
 mod admin_door;
+mod admin_letters;
 mod admin_said;
 mod admin_tail;
 mod asks;

@@ -11,6 +11,7 @@ use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain,
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, Viewer};
+use crate::control::groups::Agreed;
 use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;
@@ -25,6 +26,19 @@ async fn known_sink(state: &AdminState, name: &str) -> Result<sinks::Shown, Refu
         let known = names.iter().map(String::as_str);
         Refused::missing(names::unknown(format!("there is no sink \"{name}\""), name, known)).at("sink")
     })
+}
+
+/// Refuses the name of a sink that there is not, and never was one with dead letters. Gives whether it is configured; `None`: none is named.
+async fn known_of_dead(state: &AdminState, sink: Option<&str>) -> Result<Option<bool>, Refused> {
+    let Some(sink) = sink else { return Ok(None) };
+    let Err(missing) = known_sink(state, sink).await else {
+        return Ok(Some(true));
+    };
+    let removed = state.ask(dead::Removed {}).all(usize::MAX).await.map_err(refused)?;
+    if removed.iter().any(|one| one.sink == sink) {
+        return Ok(Some(false));
+    }
+    Err(missing)
 }
 
 async fn known_sinks(state: &AdminState, names: &[String]) -> Result<(), Refused> {
@@ -73,7 +87,7 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
         .unwrap_or(100)
         .clamp(1, ITEMS_MAX as u64);
     asked.all_taken()?;
-    known_sinks(&state, sink.as_slice()).await?;
+    known_of_dead(&state, sink.as_deref()).await?;
     let list = dead::List {
         sink,
         pick,
@@ -87,7 +101,7 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
 pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, pick) = (asked.one("sink")?, asked.pick()?);
     asked.all_taken()?;
-    known_sinks(&state, sink.as_slice()).await?;
+    known_of_dead(&state, sink.as_deref()).await?;
     all(state.ask(groups::Groups { sink, pick }), ITEMS_MAX).await
 }
 
@@ -95,7 +109,7 @@ pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer
 pub async fn count_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
     asked.all_taken()?;
-    known_sinks(&state, sink.as_slice()).await?;
+    known_of_dead(&state, sink.as_deref()).await?;
     let told = state.ask(groups::Count { sink, pick, group });
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
@@ -109,7 +123,7 @@ pub async fn dead(
 ) -> Result<Response, Refused> {
     let sink = asked.one("sink")?;
     asked.all_taken()?;
-    known_sinks(&state, sink.as_slice()).await?;
+    known_of_dead(&state, sink.as_deref()).await?;
     let letters = state.ask(dead::Show { sink, id }).texts(ITEMS_MAX + 1).await;
     let letters = letters.map_err(Refused::missing)?;
     Ok(asked::list(letters, ITEMS_MAX))
@@ -127,6 +141,18 @@ pub struct Letters {
     group: Option<String>,
     #[serde(default)]
     all: bool,
+    #[serde(default)]
+    agreed: Option<Agreed>,
+}
+
+/// The same, checked.
+struct Meant {
+    sink: Option<String>,
+    pick: Pick,
+    group: Option<String>,
+    agreed: Option<Agreed>,
+    /// Nothing can be delivered to the sink that is named.
+    is_removed: bool,
 }
 
 /// Which events are meant, each part of which may be left out.
@@ -161,14 +187,20 @@ impl Which {
 }
 
 impl Letters {
-    async fn meant(self, state: &AdminState) -> Result<(Option<String>, Pick, Option<String>), Refused> {
+    async fn meant(self, state: &AdminState) -> Result<Meant, Refused> {
         let pick = self.pick.pick()?;
-        known_sinks(state, self.sink.as_slice()).await?;
+        let is_configured = known_of_dead(state, self.sink.as_deref()).await?;
         if self.sink.is_none() && self.group.is_none() && pick.is_empty() && !self.all {
             let message = "say which dead letters are meant (sink, pick, group), or \"all\": true for every one";
             return Err(Refused::bad(message).at("all"));
         }
-        Ok((self.sink, pick, self.group))
+        Ok(Meant {
+            sink: self.sink,
+            pick,
+            group: self.group,
+            agreed: self.agreed,
+            is_removed: is_configured == Some(false),
+        })
     }
 }
 
@@ -179,8 +211,17 @@ pub async fn retry(
     actor: Actor,
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
-    let (sink, pick, group) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Retry { sink, pick, group });
+    let meant = letters.meant(&state).await?;
+    if let Some(sink) = meant.sink.as_deref().filter(|_| meant.is_removed) {
+        return Err(refused(dead::not_configured(sink)));
+    }
+    let order = dead::Retry {
+        sink: meant.sink,
+        pick: meant.pick,
+        group: meant.group,
+        agreed: meant.agreed,
+    };
+    let told = state.order(&actor, order);
     way.give(&state, told, |answer| Ok(plain(&answer))).await
 }
 
@@ -190,8 +231,14 @@ pub async fn drop_dead(
     actor: Actor,
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
-    let (sink, pick, group) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Drop { sink, pick, group });
+    let meant = letters.meant(&state).await?;
+    let order = dead::Drop {
+        sink: meant.sink,
+        pick: meant.pick,
+        group: meant.group,
+        agreed: meant.agreed,
+    };
+    let told = state.order(&actor, order);
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 

@@ -12,8 +12,8 @@ use crate::admin::state::AdminState;
 use crate::admin::viewer::Viewer;
 use crate::control::browse::{Browse, Work};
 use crate::control::tries::{Draft, Tried, Try};
-use crate::control::whole::Whole;
-use crate::control::{Pick, deployed, history, picture};
+use crate::control::whole::{REVISIONS_MAX, Whole};
+use crate::control::{Answer, Pick, deployed, history, picture};
 use crate::event::Seq;
 
 /// `GET /events`
@@ -44,8 +44,21 @@ pub async fn show(
 ) -> Result<Response, Refused> {
     let send = asked.read::<bool>("send", "true or false")?.unwrap_or_default();
     asked.all_taken()?;
-    let found = state.ask(Whole { id, send }).texts(ITEMS_MAX + 1).await;
-    Ok(asked::list(found.map_err(Refused::missing)?, ITEMS_MAX))
+    let told = state.ask(Whole { id, send }).texts(REVISIONS_MAX).await;
+    let found = told.map_err(Refused::missing)?;
+    let is_cut = found.len() == REVISIONS_MAX && revisions(found.first()) > found.len();
+    Ok(asked::list_of(found, is_cut))
+}
+
+/// How many revisions there are of what was found.
+fn revisions(found: Option<&Answer>) -> usize {
+    /// Each names all of them.
+    #[derive(Default, Deserialize)]
+    struct Of {
+        revisions: Vec<Seq>,
+    }
+    let of = found.and_then(|found| serde_json::from_str::<Of>(found.get()).ok());
+    of.unwrap_or_default().revisions.len()
 }
 
 /// What is tried over which events.

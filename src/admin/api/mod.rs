@@ -296,7 +296,8 @@ pub const ROUTES: &[Route] = &[
         "/tail",
         Looks,
         Says::Events,
-        "Events as they come: `begin`, `event`, and `skipped` for what was left out because it came too fast",
+        "Events as they come: `begin`, `event`, `skipped` for what was left out because it came too fast, and `looked` for how far it was looked \
+         where nothing was meant",
         || get(tail::tail),
     )
     .picks()

@@ -44,6 +44,8 @@ pub struct Series<'a> {
     pub say: fn(f64) -> String,
     /// What stands beside the title; `None`: the sum.
     pub total: Option<String>,
+    /// A point is the most of its time, and not what it adds up to.
+    pub is_most: bool,
 }
 
 impl<'a> Series<'a> {
@@ -62,13 +64,16 @@ impl<'a> Series<'a> {
             tone,
             say,
             total: None,
+            is_most: false,
         }
     }
 
-    /// The same with its newest value beside the title.
-    pub fn with_newest(mut self) -> Series<'a> {
-        let newest = self.values.iter().rev().find_map(|value| *value).unwrap_or_default();
-        self.total = Some(format!("now {}", (self.say)(newest)));
+    /// The same of something that goes up and down, with what it is now beside the title; `None`: that is not known. Each point is the
+    /// most of its time.
+    pub fn at_most(mut self, now: Option<f64>) -> Series<'a> {
+        let now = now.map_or_else(|| "not known".to_owned(), self.say);
+        self.total = Some(format!("now {now}"));
+        self.is_most = true;
         self
     }
 
@@ -91,14 +96,21 @@ impl<'a> Series<'a> {
             })
         });
         let hits = self.at.iter().zip(&self.values).enumerate();
+        let is_most = if self.is_most { "at most " } else { "" };
         let hits = hits.map(|(x, (at, value))| {
-            let value = value.map_or_else(|| "not known".to_owned(), self.say);
+            let say = |value| format!("{is_most}{}", (self.say)(value));
+            let value = value.map_or_else(|| "not known".to_owned(), say);
             (x, format!("{}: {value}", at.strftime("%H:%M")))
         });
         Chart {
             alt: format!(
-                "{} over the last 24 hours: {total}, at most {said} at a time",
-                self.title
+                "{} over the last 24 hours: {total}, at most {said} at a time{}",
+                self.title,
+                if self.is_most {
+                    "; each bar is the most of its time"
+                } else {
+                    ""
+                }
             ),
             bars: bars.collect(),
             hits: hits.collect(),
@@ -157,6 +169,7 @@ mod tests {
             tone: "accent",
             say: as_count,
             total: None,
+            is_most: false,
         };
         let chart = series.draw();
         assert_eq!(chart.unknown, [(0, 2)]);
@@ -169,6 +182,25 @@ mod tests {
     }
 
     #[test]
+    fn now_is_what_it_is_now_and_a_bar_is_the_most_of_its_time() {
+        let at = [Timestamp::UNIX_EPOCH];
+        let charts = Charts {
+            at: at.to_vec(),
+            ..Charts::default()
+        };
+        let lag = |now| {
+            Series::of(&charts, "Lag", vec![Some(720.0)], "lag", as_span)
+                .at_most(now)
+                .draw()
+        };
+        let chart = lag(Some(3.0));
+        assert_eq!(chart.total, format!("now {}", text::span(&3.0)));
+        assert_eq!(chart.hits[0].1, format!("00:00: at most {}", text::span(&720.0)));
+        assert!(chart.alt.contains("each bar is the most of its time"));
+        assert_eq!(lag(None).total, "now not known");
+    }
+
+    #[test]
     fn nothing_at_all_is_drawn_too() {
         let series = Series {
             title: "Stored".into(),
@@ -177,6 +209,7 @@ mod tests {
             tone: "accent",
             say: as_count,
             total: None,
+            is_most: false,
         };
         assert_eq!(series.draw().width, 1);
     }

@@ -4,10 +4,11 @@ use askama::Template;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
+use super::letter::{self, LetterPage};
 use super::said::Named;
 use super::text::{self, Cut};
 use super::view::{Frame, Shown, View, html};
-use crate::control::events::{self, Shown as Stored};
+use crate::control::events;
 use crate::control::sent::{Outcome, Sent};
 use crate::control::sinks::{self, Shown as Sink};
 use crate::control::whole::{AtSink, Found, Node, Verdict, Whole};
@@ -99,11 +100,22 @@ pub fn saw(node: &Node) -> &str {
 
 /// `/events/{id}`, by id or Seq
 pub async fn show(view: View, Named(id): Named) -> Shown {
-    let whole = Whole { id, send: true };
-    let found = view
-        .all(whole, 1)
-        .await
-        .map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
+    let whole = Whole {
+        id: id.clone(),
+        send: true,
+    };
+    let found = match view.all(whole, 1).await {
+        Ok(found) => found,
+        Err(error) => {
+            // What the log keeps no more may still be a dead letter.
+            let letters = letter::of(&view, &id).await;
+            let page = LetterPage::of(view.frame("/events"), letters);
+            return match page {
+                Some(page) => Ok(html(&page)),
+                None => Err(view.failed(StatusCode::NOT_FOUND, error)),
+            };
+        }
+    };
     let Some(found) = found.into_iter().next() else {
         return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
     };
@@ -131,14 +143,17 @@ fn waits(sink: &Sink) -> String {
 
 /// Its bytes, which no browser takes for anything else than text.
 pub async fn raw(view: View, Named(id): Named) -> Shown {
-    let shown: Vec<Stored> = view
-        .all(events::Show { id }, 1)
-        .await
-        .map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
-    let Some(shown) = shown.into_iter().next() else {
-        return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
+    let missing = |error: &str| view.failed(StatusCode::NOT_FOUND, error);
+    let event = match view.all(events::Show { id: id.clone() }, 1).await {
+        Ok(shown) => shown.into_iter().next().map(|shown| shown.event),
+        Err(error) => {
+            let letters = letter::of(&view, &id).await.into_iter();
+            let kept = letters.filter_map(|letter| letter.event).next();
+            Some(kept.ok_or_else(|| missing(&error))?)
+        }
     };
-    let bytes = shown.event.bytes().unwrap_or_default();
+    let event = event.ok_or_else(|| missing("there is no such event in the log"))?;
+    let bytes = event.bytes().unwrap_or_default();
     let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     Ok((kind, bytes).into_response())
 }
@@ -185,7 +200,7 @@ impl EventPage {
 }
 
 /// A body for people: with an indent, where it is JSON.
-fn pretty(body: &str) -> String {
+pub fn pretty(body: &str) -> String {
     match json::validate(body.as_bytes()) {
         Ok(text) => json::indented(text),
         Err(_) => body.to_owned(),
@@ -277,6 +292,7 @@ impl SentCell {
             .unwrap_or_default();
         let summary = match sent.outcome {
             Outcome::Sent => format!("What it would be sent now{by}{size}"),
+            Outcome::Skipped if sent.reason.is_some() => format!("Nothing would be sent now{by}"),
             Outcome::Skipped => format!("Nothing would be sent now: its transform wants nothing delivered{by}"),
             Outcome::Failed => format!("Nothing can be made of it now{by}"),
             Outcome::Unavailable => "Nothing can be made of any event now".to_owned(),

@@ -41,6 +41,8 @@ struct Piece {
     rows: String,
     /// Where what comes next of them is to be had; empty: it is not asked for.
     connect: String,
+    /// What older events are asked for with, as the start of a URL's query: for a tail that lets go of its last rows.
+    older: String,
     /// How many columns there are.
     columns: u8,
     losses: Vec<Lost>,
@@ -233,6 +235,10 @@ impl Piece {
                 tail::connect(query, page.head)
             } else {
                 String::new()
+            },
+            older: match place.url(query) {
+                url if url.is_empty() => url,
+                url => format!("{url}&"),
             },
             columns: if went.is_some() { 6 } else { 5 },
             losses: page.lost.clone(),

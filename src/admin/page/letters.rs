@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use askama::Template;
 use axum::Extension;
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::acting::{self, May};
@@ -13,9 +14,10 @@ use super::query::Query;
 use super::said::{Form, Named, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html};
+use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::control::dead::{Drop, Retried, Retry};
-use crate::control::groups::{Count, Group, OTHERS};
+use crate::control::groups::{Agreed, Count, Counted, Group, OTHERS};
 use crate::event::Seq;
 
 /// Letters that were given up for the same reason.
@@ -99,6 +101,17 @@ impl Wish {
         (!self.group.is_empty()).then(|| self.group.clone())
     }
 
+    /// What a form hands on of what was counted.
+    fn fields(&self, query: &Query, counted: &Counted) -> Vec<(&'static str, String)> {
+        let mut fields = vec![("act", self.act.clone()), ("group", self.group.clone())];
+        fields.extend(query.fields().map(|(name, value)| (name, value.to_owned())));
+        if let Some(agreed) = counted.agreed {
+            fields.push(("letters", agreed.letters.to_string()));
+            fields.push(("upto", agreed.upto.to_string()));
+        }
+        fields
+    }
+
     fn count(&self, sink: &str, query: &Query) -> Result<Count, String> {
         Ok(Count {
             sink: Some(sink.to_owned()),
@@ -111,13 +124,17 @@ impl Wish {
 /// Says how many are meant, before anything is done.
 pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
     let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
-    let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
-    let letters = view.one(count).await.map_err(|error| view.refused(error))?.letters;
+    if !is_drop {
+        super::sinks::refuse_removed(&view, &sink).await?;
+    }
+    // What is shown now is what is done later: a time that is so long ago is from here on the moment it is now.
+    let meant = query.frozen().map_err(|message| view.bad(message))?;
+    let count = wish.count(&sink, &meant).map_err(|message| view.bad(message))?;
+    let counted = view.one(count).await.map_err(|error| view.refused(error))?;
+    let letters = counted.letters;
     let many = text::counted(&letters, "dead letter");
     let (title, says, tone) = if is_drop {
-        let says = format!(
-            "{many} would be removed for good. The events stay in the log; {sink} will not get them by itself."
-        );
+        let says = format!("{many} would be removed for good. {}", what_stays(&counted, &sink));
         ("Drop dead letters", says, "danger")
     } else {
         let says =
@@ -130,8 +147,6 @@ pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(q
     if !query.is_empty() {
         facts.push(("Only", query.words()));
     }
-    let mut fields: Vec<(&'static str, String)> = vec![("act", wish.act.clone()), ("group", wish.group.clone())];
-    fields.extend(query.fields().map(|(name, value)| (name, value.to_owned())));
     Ok(html(&Confirm {
         frame: view.frame("/sinks"),
         title: title.to_owned(),
@@ -144,19 +159,48 @@ pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(q
         },
         can: letters > 0,
         action: format!("/sinks/{}/letters", in_url(&sink)),
-        fields,
+        fields: wish.fields(&meant, &counted),
         tone,
         button: format!("{verb} {many}"),
     }))
 }
 
-/// What is sent.
+/// What there still is of the events when their letters are dropped.
+fn what_stays(counted: &Counted, sink: &str) -> String {
+    let in_log = format!("stay in the log for as long as it keeps them; {sink} will not get them by itself.");
+    match counted.only_copies {
+        0 => format!("The events {in_log}"),
+        only if only >= counted.letters => {
+            "The log does not keep the events any more: what is dropped is gone.".to_owned()
+        }
+        only => format!(
+            "{} of them are kept only as dead letters: what is dropped of these is gone. The other events {in_log}",
+            text::count(&only)
+        ),
+    }
+}
+
+/// What is sent. What was counted goes along: no more than that is done.
 #[derive(Debug, Deserialize)]
 pub struct Sent {
+    #[serde(default)]
+    letters: String,
+    #[serde(default)]
+    upto: String,
     #[serde(flatten)]
     wish: Wish,
     #[serde(flatten)]
     query: Query,
+}
+
+impl Sent {
+    fn agreed(&self) -> Result<Agreed, Refused> {
+        let upto: Option<Timestamp> = self.upto.parse().ok();
+        let letters = fields::number("letters", &self.letters)?;
+        let agreed = letters.zip(upto).map(|(letters, upto)| Agreed { letters, upto });
+        agreed
+            .ok_or_else(|| Refused::bad("the form does not say how many were counted: count them first").at("letters"))
+    }
 }
 
 /// Does it: as a job, for it may be a million of them.
@@ -165,19 +209,16 @@ pub async fn act(
     may: May,
     Extension(jobs): Extension<Jobs>,
     Named(sink): Named,
-    Form(Sent { wish, query }): Form<Sent>,
+    Form(sent): Form<Sent>,
 ) -> Shown {
     let actor = acting::actor(&view, may)?;
-    let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
+    let is_drop = sent.wish.is_drop().map_err(|refused| view.wrong(refused))?;
+    let agreed = sent.agreed().map_err(|refused| view.wrong(refused))?;
+    let Sent { wish, query, .. } = sent;
     let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
-    let letters = view
-        .one(count.clone())
-        .await
-        .map_err(|error| view.refused(error))?
-        .letters;
-    let counted = text::counted(&letters, "dead letter");
+    let counted = text::counted(&agreed.letters, "dead letter");
     let back = format!("/sinks/{}#letters", in_url(&sink));
-    let (pick, group, state) = (count.pick.clone(), count.group.clone(), view.state.clone());
+    let (pick, group, agreed, state) = (count.pick, count.group, Some(agreed), view.state.clone());
     if is_drop {
         let about = About {
             title: "Drop dead letters".to_owned(),
@@ -188,6 +229,7 @@ pub async fn act(
             sink: Some(sink),
             pick,
             group,
+            agreed,
         };
         return Ok(jobs.begin(about, |_| async move {
             match acting::last(&state, &actor, order).await {
@@ -205,6 +247,7 @@ pub async fn act(
         sink: Some(sink),
         pick,
         group,
+        agreed,
     };
     Ok(jobs.begin(about, |progress| async move {
         let show = |so_far: &Retried| {

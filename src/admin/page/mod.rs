@@ -16,6 +16,7 @@ mod configuration;
 mod event;
 mod events;
 mod jobs;
+mod letter;
 mod letters;
 mod overview;
 mod picture;

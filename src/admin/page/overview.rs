@@ -7,12 +7,13 @@ use serde::Deserialize;
 use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::events::in_url;
 use super::said::Url;
-use super::sinks::{SinkRow, SinkTable, is_about};
+use super::sinks::{SinkRow, SinkTable, is_about, lag_now};
 use super::tail::{self, TailTable};
 use super::text;
 use super::tile::Tile;
 use super::view::{Frame, Shown, View, html};
 use crate::control::history::{self, Charts};
+use crate::control::sinks::Shown as Sink;
 use crate::control::status::{self, Status, Trouble};
 
 /// Minutes in one bar.
@@ -95,7 +96,7 @@ async fn part_of(view: &View) -> Result<Part, String> {
     Ok(Part {
         well: status.well,
         tiles: tiles(&status),
-        charts: charts(&history),
+        charts: charts(&history, &status.sinks),
         sinks: SinkTable { sinks },
         troubles: status
             .troubles
@@ -147,7 +148,7 @@ fn tiles(status: &Status) -> Vec<Tile> {
     tiles
 }
 
-fn charts(history: &Charts) -> Vec<Chart> {
+fn charts(history: &Charts, sinks: &[Sink]) -> Vec<Chart> {
     let counted = |title: &str, values, tone| Series::of(history, title, values, tone, as_count).draw();
     let mut charts = vec![
         counted("Received", counts(&history.received), "accent"),
@@ -159,7 +160,8 @@ fn charts(history: &Charts) -> Vec<Chart> {
     for (name, sink) in history.sinks.iter().take(LAGS_MAX) {
         let title = format!("Lag of {name}");
         let lag = Series::of(history, &title, sink.lag_seconds.clone(), "lag", as_span);
-        charts.push(lag.with_newest().draw());
+        let now = sinks.iter().find(|sink| sink.sink.name == *name).and_then(lag_now);
+        charts.push(lag.at_most(now).draw());
     }
     charts
 }

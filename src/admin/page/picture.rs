@@ -132,20 +132,26 @@ impl Drawing {
             lanes,
             days: days(picture, x),
             from: text::day(&picture.from),
-            rows: picture.stretches.iter().rev().map(Row::of).collect(),
+            rows: picture
+                .stretches
+                .iter()
+                .rev()
+                .map(|stretch| Row::of(stretch, picture.to))
+                .collect(),
             is_cut: picture.is_cut,
         }
     }
 }
 
 impl Row {
-    fn of(stretch: &Stretch) -> Row {
+    /// What goes on goes on until now only where it has come so far: a claim ends where it was last compared, a backfill where it is to.
+    fn of(stretch: &Stretch, now: Timestamp) -> Row {
         let (_, name, class) = named(stretch.kind);
         Row {
             name,
             class,
             from: text::when(&stretch.from),
-            to: if stretch.is_open {
+            to: if stretch.is_open && stretch.to >= now {
                 "now".to_owned()
             } else {
                 text::when(&stretch.to)
@@ -203,6 +209,22 @@ mod tests {
             text: "it is <so>".into(),
             ran: None,
         }
+    }
+
+    #[test]
+    fn what_goes_on_is_said_to_reach_as_far_as_it_does() {
+        let to = |kind, to, is_open| {
+            let stretch = Stretch {
+                is_open,
+                ..stretch(kind, 1, to)
+            };
+            Row::of(&stretch, at(30)).to
+        };
+        assert_eq!(to(What::Paused, 30, true), "now");
+        // It was last compared a day ago, and the backfill is to fetch what is older than ten days.
+        assert_eq!(to(What::Complete, 29, true), text::when(&at(29)));
+        assert_eq!(to(What::Backfill, 20, true), text::when(&at(20)));
+        assert_eq!(to(What::Complete, 29, false), text::when(&at(29)));
     }
 
     #[test]

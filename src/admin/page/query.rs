@@ -73,6 +73,17 @@ impl Query {
         Ok(pick)
     }
 
+    /// The same with its times as moments: `1h` means another one each time it is read. An error says which field is wrong, and how.
+    pub fn frozen(&self) -> Result<Query, String> {
+        let pick = self.pick()?;
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string()).unwrap_or_default();
+        Ok(Query {
+            since: text(pick.since),
+            until: text(pick.until),
+            ..self.clone()
+        })
+    }
+
     /// Types that Close documents nowhere, each with what is perhaps meant: they may be new, and are searched for all the same.
     pub fn doubts(&self) -> Vec<String> {
         let patterns = list(&self.types).into_iter();
@@ -152,6 +163,20 @@ mod tests {
             "{url}"
         );
         assert!(Query::default().is_empty() && Query::default().url().is_empty());
+    }
+
+    #[test]
+    fn a_time_that_is_so_long_ago_is_a_moment_once_it_is_frozen() {
+        let query = Query {
+            since: "1h".into(),
+            lead: "lead_1".into(),
+            ..Query::default()
+        };
+        let frozen = query.frozen().unwrap();
+        assert_eq!(frozen.frozen().unwrap(), frozen);
+        assert_eq!((frozen.lead.as_str(), frozen.until.as_str()), ("lead_1", ""));
+        let since = frozen.pick().unwrap().since.unwrap();
+        assert!((3599..3700).contains(&Timestamp::now().duration_since(since).as_secs()));
     }
 
     #[test]

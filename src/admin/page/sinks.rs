@@ -18,6 +18,7 @@ use super::tile::Tile;
 use super::tries::{self, DeployedCell};
 use super::view::{Failed, Frame, Shown, View, html, to};
 use crate::admin::fields;
+use crate::control::dead;
 use crate::control::deployed::Kind;
 use crate::control::groups::Groups;
 use crate::control::history;
@@ -57,6 +58,8 @@ impl SinkRow {
             ("paused", "warn")
         } else if sink.known == Known::Nothing {
             ("not known now", "warn")
+        } else if sink.known == Known::Saved && sink.node.is_some() {
+            ("driven elsewhere", "")
         } else if sink.breaker == "open" {
             ("breaker open", "bad")
         } else if sink.breaker == "half-open" {
@@ -78,24 +81,49 @@ impl SinkRow {
             kind: sink.kind.clone(),
             state,
             tone,
-            lag_events: text::count(&sink.lag_events),
-            lag_seconds: if sink.lag_seconds > 0.0 {
-                text::span(&sink.lag_seconds)
-            } else {
-                "–".to_owned()
+            lag_events: saved(sink, text::count(&sink.lag_events)),
+            lag_seconds: match lag_now(shown) {
+                Some(lag) if lag > 0.0 => text::span(&lag),
+                Some(_) => "none".to_owned(),
+                None => UNKNOWN.to_owned(),
             },
-            delivered: text::count(&sink.delivered),
+            delivered: now(sink, text::count(&sink.delivered)),
             lately: lately(shown),
-            dead: text::count(&sink.dead),
+            dead: saved(sink, text::count(&sink.dead)),
             has_dead: sink.dead > 0,
             paused: sink.paused,
         }
     }
 }
 
+/// Stands where something is not known.
+const UNKNOWN: &str = "–";
+
+/// What is known of a sink as long as anything is.
+fn saved(sink: &SinkStatus, text: String) -> String {
+    if sink.known == Known::Nothing {
+        return UNKNOWN.to_owned();
+    }
+    text
+}
+
+/// What is known of a sink only where it is driven.
+fn now(sink: &SinkStatus, text: String) -> String {
+    if sink.known.is_all() { text } else { UNKNOWN.to_owned() }
+}
+
+/// How many seconds it is behind now; `None`: that is not known here.
+pub fn lag_now(shown: &Sink) -> Option<f64> {
+    let is_known = shown.sink.known.is_all() && !shown.sink.lag_seconds.is_nan();
+    is_known.then_some(shown.sink.lag_seconds)
+}
+
 /// What it was delivered in the last 15 minutes, where that is known here.
 fn lately(shown: &Sink) -> String {
-    shown.delivered_15m.as_ref().map_or_else(|| "–".to_owned(), text::count)
+    shown
+        .delivered_15m
+        .as_ref()
+        .map_or_else(|| UNKNOWN.to_owned(), text::count)
 }
 
 #[derive(Template)]
@@ -103,18 +131,64 @@ fn lately(shown: &Sink) -> String {
 struct Sinks {
     frame: Frame,
     table: SinkTable,
-    removed: Vec<String>,
+    removed: Vec<RemovedRow>,
+    trouble: Option<String>,
     stranded: BTreeMap<String, u64>,
+}
+
+/// A sink that is configured no more.
+struct RemovedRow {
+    name: String,
+    in_url: String,
+    /// Where it may have letters.
+    letters: Option<u64>,
+}
+
+impl RemovedRow {
+    /// Those whose positions are kept, and those that have letters.
+    fn all(positions: Vec<String>, letters: Vec<dead::OfRemoved>) -> Vec<RemovedRow> {
+        let mut all: BTreeMap<String, Option<u64>> = positions.into_iter().map(|name| (name, None)).collect();
+        all.extend(letters.into_iter().map(|one| (one.sink, Some(one.letters))));
+        let row = |(name, letters): (String, Option<u64>)| RemovedRow {
+            in_url: in_url(&name),
+            letters,
+            name,
+        };
+        all.into_iter().map(row).collect()
+    }
+}
+
+/// So many removed sinks are shown.
+const REMOVED_MAX: usize = 10_000;
+
+/// A sink that is configured no more, and may have letters; `None`: there is none of the name.
+async fn removed(view: &View, name: &str) -> Result<Option<dead::OfRemoved>, Failed> {
+    let all = view.all(dead::Removed {}, REMOVED_MAX).await;
+    let all = all.map_err(|error| view.refused(error))?;
+    Ok(all.into_iter().find(|one| one.sink == name))
+}
+
+/// Refuses what would be delivered to a sink that is configured no more.
+pub async fn refuse_removed(view: &View, name: &str) -> Result<(), Failed> {
+    match removed(view, name).await? {
+        Some(_) => Err(view.failed(StatusCode::CONFLICT, dead::not_configured(name))),
+        None => Ok(()),
+    }
 }
 
 /// `/sinks`
 pub async fn list(view: View) -> Shown {
     let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     let sinks = status.sinks.iter().map(SinkRow::of).collect();
+    let (letters, trouble) = match view.all(dead::Removed {}, REMOVED_MAX).await {
+        Ok(letters) => (letters, None),
+        Err(message) => (Vec::new(), Some(message)),
+    };
     Ok(html(&Sinks {
         frame: view.frame("/sinks"),
         table: SinkTable { sinks },
-        removed: status.removed_sinks,
+        removed: RemovedRow::all(status.removed_sinks, letters),
+        trouble,
         stranded: status.stranded,
     }))
 }
@@ -127,7 +201,8 @@ struct SinkPage {
     in_url: String,
     done: Option<&'static str>,
     undo_to: bool,
-    part: Part,
+    /// `None`: it is configured no more, and its letters are all there is of it.
+    part: Option<Part>,
     dead_trouble: Option<String>,
     query: Query,
     url: String,
@@ -162,8 +237,13 @@ const GROUPS_MAX: usize = 500;
 
 /// `/sinks/{sink}`
 pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
-    let (status, sink) = find(&view, &name).await?;
-    let part = part_of(&view, &status, &sink).await?;
+    let (part, dead_trouble) = match find(&view, &name).await {
+        Ok((status, sink)) => (Some(part_of(&view, &status, &sink).await?), sink.sink.dead_trouble),
+        Err(missing) => match removed(&view, &name).await? {
+            Some(_) => (None, None),
+            None => return Err(missing),
+        },
+    };
     let (groups, fault) = match letters(&view, &name, &query).await {
         Ok(groups) => (groups, None),
         Err(message) => (Vec::new(), Some(message)),
@@ -180,7 +260,7 @@ pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(do
         },
         undo_to: done.done == "resumed",
         part,
-        dead_trouble: sink.sink.dead_trouble.clone(),
+        dead_trouble,
         url: query.url(),
         query,
         fault,
@@ -240,29 +320,40 @@ async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Fai
         waits: sink.waits_for.clone().or_else(|| sink.waits_by.clone()),
         tiles: tiles(shown),
         last_error: sink.last_error.clone().map(|error| (error, at.unwrap_or_default())),
-        charts: charts(&history, &sink.name),
+        charts: charts(&history, shown),
     })
 }
 
 fn tiles(shown: &Sink) -> Vec<Tile> {
     let sink = &shown.sink;
-    let oldest = if sink.lag_seconds > 0.0 {
-        format!("the oldest is {} old", text::span(&sink.lag_seconds))
-    } else {
-        String::new()
+    let oldest = match lag_now(shown) {
+        Some(lag) if lag > 0.0 => format!("the oldest is {} old", text::span(&lag)),
+        _ => String::new(),
     };
     let mut tiles = vec![
-        Tile::new("Everything up to", sink.cursor.to_string(), "is finished there"),
-        Tile::new("Behind", text::count(&sink.lag_events), oldest),
-        Tile::new("Delivered", text::count(&sink.delivered), "since it was opened"),
+        Tile::new(
+            "Everything up to",
+            saved(sink, sink.cursor.to_string()),
+            "is finished there",
+        ),
+        Tile::new("Behind", saved(sink, text::count(&sink.lag_events)), oldest),
+        Tile::new(
+            "Delivered",
+            now(sink, text::count(&sink.delivered)),
+            "since it was opened",
+        ),
         Tile::new("Rate", lately(shown), "delivered in the last 15 minutes"),
-        Tile::new("In flight", text::count(&(sink.in_flight as u64)), ""),
-        Tile::new("Retrying", text::count(&(sink.retrying as u64)), "").toned(if sink.retrying > 0 {
+        Tile::new("In flight", now(sink, text::count(&(sink.in_flight as u64))), ""),
+        Tile::new("Retrying", saved(sink, text::count(&(sink.retrying as u64))), "").toned(if sink.retrying > 0 {
             "warn"
         } else {
             ""
         }),
-        Tile::new("Dead letters", text::count(&sink.dead), "").toned(if sink.dead > 0 { "bad" } else { "" }),
+        Tile::new("Dead letters", saved(sink, text::count(&sink.dead)), "").toned(if sink.dead > 0 {
+            "bad"
+        } else {
+            ""
+        }),
         breaker(sink),
     ];
     let more = [
@@ -281,23 +372,24 @@ fn tiles(shown: &Sink) -> Vec<Tile> {
 
 fn breaker(sink: &SinkStatus) -> Tile {
     if !sink.known.is_all() {
-        return Tile::new("Breaker", "–".to_owned(), "known where it is driven");
+        return Tile::new("Breaker", UNKNOWN, "known where it is driven");
     }
     Tile::new("Breaker", sink.breaker.clone(), "").toned(if sink.breaker == "closed" { "" } else { "bad" })
 }
 
-fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {
-    let Some(sink) = history.sinks.get(name) else {
+fn charts(history: &history::Charts, shown: &Sink) -> Vec<Chart> {
+    let Some(sink) = history.sinks.get(&shown.sink.name) else {
         return Vec::new();
     };
     let counted =
         |title: &str, values: &[Option<u64>], tone| Series::of(history, title, counts(values), tone, as_count);
+    let behind = (shown.sink.known != Known::Nothing).then_some(shown.sink.lag_events as f64);
     let lag = Series::of(history, "Lag", sink.lag_seconds.clone(), "lag", as_span);
     vec![
         counted("Delivered", &sink.delivered, "ok").draw(),
         counted("Given up", &sink.dead, "bad").draw(),
-        lag.with_newest().draw(),
-        counted("Events behind", &sink.lag_events, "lag").with_newest().draw(),
+        lag.at_most(lag_now(shown)).draw(),
+        counted("Events behind", &sink.lag_events, "lag").at_most(behind).draw(),
     ]
 }
 
@@ -318,4 +410,50 @@ pub async fn pause(view: View, may: May, Named(name): Named, Form(way): Form<Way
     acting::order(&view, may, order).await?;
     let done = if paused { "paused" } else { "resumed" };
     Ok(to(&format!("/sinks/{}?done={done}", in_url(&name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_a_sink_is_no_number() {
+        let sink = |known: &str, node: Option<&str>| -> Sink {
+            let status = serde_json::json!({ "name": "crm", "kind": "http", "known": known, "cursor": null, "lag_events": null,
+                "lag_seconds": null, "late_seconds": null, "in_flight": null, "retrying": null, "dead": null, "lost": null, "delivered": 0,
+                "breaker": null, "paused": false, "last_error": null, "last_error_at": null, "node": node });
+            serde_json::from_value(status).unwrap()
+        };
+        let nothing = sink("nothing", None);
+        let row = SinkRow::of(&nothing);
+        assert_eq!(row.state, "not known now");
+        for said in [
+            &row.lag_events,
+            &row.lag_seconds,
+            &row.delivered,
+            &row.lately,
+            &row.dead,
+        ] {
+            assert_eq!(said, UNKNOWN);
+        }
+        for tile in tiles(&nothing) {
+            assert_eq!(tile.value, UNKNOWN, "{}", tile.name);
+        }
+        // What was saved is known, and what goes on elsewhere is not.
+        let saved = sink("saved", Some("b"));
+        let row = SinkRow::of(&saved);
+        assert_eq!(
+            (row.state, row.dead.as_str(), row.lag_seconds.as_str()),
+            ("driven elsewhere", "0", UNKNOWN)
+        );
+        let value = |name| tiles(&saved).into_iter().find(|tile| tile.name == name).unwrap().value;
+        assert_eq!(
+            (
+                value("Behind").as_str(),
+                value("In flight").as_str(),
+                value("Delivered").as_str()
+            ),
+            ("0", UNKNOWN, UNKNOWN)
+        );
+    }
 }

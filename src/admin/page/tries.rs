@@ -153,6 +153,8 @@ struct EventCell {
     id: String,
     at: String,
     tree: String,
+    /// Nodes of it are left out.
+    is_cut: bool,
     sent: Vec<(String, SentCell)>,
 }
 
@@ -387,6 +389,7 @@ impl EventCell {
             id: text::brief(event.line.id.as_deref().unwrap_or_default()),
             at: text::when(&event.line.received_at),
             tree: event.why.iter().map(tree).collect(),
+            is_cut: event.why_is_cut,
             sent: event
                 .sent
                 .into_iter()

@@ -42,9 +42,6 @@ impl Account {
         self.keep_pauses(paused, &found).await;
         {
             let mut seen = self.seen();
-            let is_there = |one: &&FoundSubscription| one.state != Condition::Gone;
-            let ids = found.iter().filter(is_there).map(|one| one.id.clone());
-            seen.ever.extend(ids);
             seen.found = found;
             seen.checked_at = Some(self.now());
         }

@@ -272,7 +272,7 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| {
                 let mut sink = sink();
-                (sink["waits_for"], sink["lag_seconds"]) = (json!("it waits for the receiver's answer"), json!(61.0));
+                (sink["waits_for"], sink["late_seconds"]) = (json!("it waits for the receiver's answer"), json!(61.0));
                 s["sinks"] = json!([sink]);
             }),
             "sink crm waits: it waits for the receiver's answer",

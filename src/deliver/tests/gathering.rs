@@ -105,3 +105,37 @@ async fn a_batch_that_waits_for_more_goes_when_the_log_has_to_drop_it() {
     assert_eq!((receiver.seqs().len(), status(&engine).dead), (9, 0));
     engine.shutdown().await;
 }
+
+/// Whoever is woken for what is late must not be for what was told to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_as_configured_is_behind_and_not_late() {
+    let hour = Duration::from_secs(3600);
+    for (delay, wait) in [(Some(hour), Duration::ZERO), (None, hour)] {
+        let (_receiver, mut sink) = gathers(wait, 100);
+        sink.delay = delay.map(crate::config::Span);
+        let bench = Bench::new(vec![sink]);
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=3).await;
+        until("it is behind", async || status(&engine).lag_seconds > 0.2).await;
+        let late = status(&engine).late_seconds;
+        assert!(late.abs() < f64::EPSILON, "{late} with {delay:?} and {wait:?}");
+        engine.shutdown().await;
+    }
+    // What goes on waiting is late, by as much as it waits longer.
+    let wait = Duration::from_millis(100);
+    let (receiver, sink) = gathers(wait, 100);
+    receiver.gate.send_replace(false);
+    let bench = Bench::new(vec![sink]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=3).await;
+    until("it is late", async || status(&engine).late_seconds > 0.1).await;
+    let status_now = status(&engine);
+    let longer = status_now.lag_seconds - status_now.late_seconds;
+    assert!((longer - wait.as_secs_f64()).abs() < 0.001, "{status_now:?}");
+    receiver.gate.send_replace(true);
+    until("it has caught up", async || {
+        status(&engine).late_seconds.abs() < f64::EPSILON
+    })
+    .await;
+    engine.shutdown().await;
+}

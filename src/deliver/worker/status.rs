@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -32,6 +33,8 @@ pub(in crate::deliver) struct View {
     running: Option<Activity>,
     /// When the oldest event came that is not finished.
     oldest: Option<Timestamp>,
+    /// So long an event may wait because the sink is configured so: of one that keeps pace none is older.
+    waits: Duration,
     /// It is to stop.
     stopping: bool,
 }
@@ -43,6 +46,7 @@ impl View {
             replays,
             running: None,
             oldest: None,
+            waits: Duration::ZERO,
             stopping: false,
         }
     }
@@ -87,7 +91,14 @@ impl View {
             None if status.lag_events > 0 => f64::NAN,
             None => 0.0,
         };
+        status.late_seconds = self.late(status.lag_seconds);
         status
+    }
+
+    /// How much longer than it is configured something of that age has been waiting, in seconds; no number where the age is none.
+    pub fn late(&self, age: f64) -> f64 {
+        let late = age - self.waits.as_secs_f64();
+        if late < 0.0 { 0.0 } else { late }
     }
 }
 
@@ -185,6 +196,18 @@ impl Worker<'_> {
         Some(format!("it gathers events: what it has goes out {}", at(until)))
     }
 
+    /// How long an event may wait as the sink is configured: for its delay or until its object has settled, then for more to go with it,
+    /// and then in what the sink gathers.
+    fn waits_at_most(&self) -> Duration {
+        let config = &self.kit.config;
+        let apart = config.delay.max(config.settle).map_or(Duration::ZERO, |span| span.0);
+        let gathers = self.gather.map_or(Duration::ZERO, |gather| gather.wait);
+        let whole = apart
+            .checked_add(self.drive.batch.wait)
+            .and_then(|wait| wait.checked_add(gathers));
+        whole.unwrap_or(Duration::MAX)
+    }
+
     /// What runs that everything else may have to wait for, and since when.
     fn running(&self) -> Option<Activity> {
         let call = self.calls.oldest().cloned().map(Activity::Call);
@@ -263,6 +286,7 @@ impl Worker<'_> {
                 .chain(since)
                 .chain(self.lanes.given.oldest_open())
                 .min(),
+            waits: self.waits_at_most(),
             stopping: self.stopping,
         };
         *lock(&self.kit.view) = view;
@@ -394,6 +418,7 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         cursor: Seq::ZERO,
         lag_events: 0,
         lag_seconds: 0.0,
+        late_seconds: 0.0,
         in_flight: 0,
         retrying: 0,
         dead: 0,

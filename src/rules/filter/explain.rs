@@ -1,5 +1,7 @@
 //! Why a filter matches an event or does not, node by node.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::Test;
@@ -33,9 +35,32 @@ impl Trace {
     }
 }
 
+/// How long it may take to explain something.
+#[derive(Debug, Default)]
+pub struct Clock {
+    until: Option<Instant>,
+    /// It has taken longer: what was said is not all, and nothing of it counts.
+    pub is_over: bool,
+}
+
+impl Clock {
+    /// One that stops then.
+    pub fn until(until: Instant) -> Clock {
+        Clock {
+            until: Some(until),
+            is_over: false,
+        }
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        self.is_over = self.is_over || self.until.is_some_and(|until| Instant::now() >= until);
+        self.is_over
+    }
+}
+
 impl Test {
-    pub(super) fn explain<'a>(&self, doc: &Doc<'a>, node: Node<'a>, place: &str) -> Trace {
-        let matched = self.matches(doc, node);
+    /// What each node answers. That of a node with others below it follows from theirs, so that each is asked once.
+    pub(super) fn explain<'a>(&self, doc: &Doc<'a>, node: Node<'a>, place: &str, clock: &mut Clock) -> Trace {
         let inside = |name: &str| {
             if place.is_empty() {
                 name.to_owned()
@@ -43,26 +68,38 @@ impl Test {
                 format!("{place}.{name}")
             }
         };
-        let children: Vec<Trace> = match self {
-            Test::And(tests) | Test::Or(tests) => tests
-                .iter()
-                .enumerate()
-                .map(|(index, test)| test.explain(doc, node, &inside(&format!("filters[{index}]"))))
-                .collect(),
-            Test::Not(test) => vec![test.explain(doc, node, &inside("filter"))],
+        let mut children: Vec<Trace> = Vec::new();
+        let matched = match self {
+            Test::And(tests) | Test::Or(tests) => {
+                for (index, test) in tests.iter().enumerate() {
+                    if clock.has_stopped() {
+                        break;
+                    }
+                    children.push(test.explain(doc, node, &inside(&format!("filters[{index}]")), clock));
+                }
+                match self {
+                    Test::And(_) => children.iter().all(|child| child.matched),
+                    _ => children.iter().any(|child| child.matched),
+                }
+            }
+            Test::Not(test) => {
+                children.push(test.explain(doc, node, &inside("filter"), clock));
+                !children[0].matched
+            }
             Test::Field(field, test) => {
-                vec![test.explain(doc, doc.get(node, field).unwrap_or(Node::NULL), &inside("filter"))]
+                let value = doc.get(node, field).unwrap_or(Node::NULL);
+                children.push(test.explain(doc, value, &inside("filter"), clock));
+                children[0].matched
             }
             Test::AnyElement(test) => {
                 // The element that matched tells most; without one, the first.
-                let decisive = node.elements().find(|element| test.matches(doc, *element));
+                let decisive = node.elements().find(|element| test.judge(doc, *element, clock));
                 let shown = decisive.or_else(|| node.elements().next());
-                shown
-                    .map(|element| test.explain(doc, element, &inside("filter")))
-                    .into_iter()
-                    .collect()
+                let shown = shown.map(|element| test.explain(doc, element, &inside("filter"), clock));
+                children.extend(shown);
+                decisive.is_some()
             }
-            _ => Vec::new(),
+            _ => self.matches(doc, node),
         };
         Trace {
             place: place.to_owned(),
@@ -73,25 +110,53 @@ impl Test {
         }
     }
 
+    /// Whether it matches; of nothing that counts once the clock has stopped.
+    fn judge<'a>(&self, doc: &Doc<'a>, node: Node<'a>, clock: &mut Clock) -> bool {
+        if clock.has_stopped() {
+            // Whoever goes through others goes no further.
+            return true;
+        }
+        match self {
+            Test::And(tests) => tests.iter().all(|test| test.judge(doc, node, clock)),
+            Test::Or(tests) => tests.iter().any(|test| test.judge(doc, node, clock)),
+            Test::Not(test) => !test.judge(doc, node, clock),
+            Test::Field(field, test) => test.judge(doc, doc.get(node, field).unwrap_or(Node::NULL), clock),
+            Test::AnyElement(test) => node.elements().any(|element| test.judge(doc, element, clock)),
+            _ => self.matches(doc, node),
+        }
+    }
+
     /// The test without its children, for people.
     fn brief(&self) -> String {
         match self {
             Test::Equals(literal) | Test::NotEquals(literal) | Test::Contains(literal) => {
                 format!("{} {}", self.kind(), brief(&literal.text))
             }
-            Test::Field(field, _) => format!("field_accessor {field}"),
+            Test::Field(field, _) => format!("field_accessor {}", start(field, FIELD_LEN_MAX)),
             _ => self.kind().to_owned(),
         }
     }
 }
 
-/// A value short enough for a line.
+/// So many characters of a field's name are shown.
+const FIELD_LEN_MAX: usize = 200;
+
+/// A value short enough for a line. Of a long one no more than its beginning is looked at: it is the whole event at most nodes.
 fn brief(text: &str) -> String {
     const LEN_MAX: usize = 60;
-    let compact = json::compact(text);
-    if compact.chars().count() <= LEN_MAX {
-        return compact;
+    const LOOKED_AT_MAX: usize = 2048;
+    if text.len() <= LOOKED_AT_MAX {
+        return start(&json::compact(text), LEN_MAX);
     }
+    let end = (0..=LOOKED_AT_MAX).rev().find(|end| text.is_char_boundary(*end));
+    let compact = json::compact(&text[..end.unwrap_or_default()]);
     let start: String = compact.chars().take(LEN_MAX).collect();
     format!("{start}…")
+}
+
+fn start(text: &str, len_max: usize) -> String {
+    match text.char_indices().nth(len_max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 
 use crate::config::Fault;
 use crate::json::{self, Doc, Kind, Node, Value};
-pub use explain::Trace;
+pub use explain::{Clock, Trace};
 use parse::Parser;
 
 /// Filters nest at most this deep.
@@ -104,7 +104,12 @@ impl Filter {
 
     /// The same with its reasons.
     pub fn explain(&self, doc: &Doc<'_>) -> Trace {
-        self.0.explain(doc, doc.root(), "")
+        self.explain_by(doc, &mut Clock::default())
+    }
+
+    /// The same within a time: where the clock has stopped, nothing that is said counts.
+    pub fn explain_by(&self, doc: &Doc<'_>, clock: &mut Clock) -> Trace {
+        self.0.explain(doc, doc.root(), "", clock)
     }
 }
 

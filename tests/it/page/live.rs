@@ -64,6 +64,31 @@ async fn the_tail_shows_what_comes_and_goes_on_without_a_hole_when_the_daemon_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn older_events_begin_behind_the_last_row_that_a_live_page_keeps() {
+    let refusing = Receiver::start(422).await;
+    let daemon = Daemon::start(&config(&refusing.url)).await;
+    daemon.store(1..=55).await;
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
+    browser.go(&daemon, "/events?live=on").await;
+    assert_eq!(tail(&browser).await, newest(6..=55));
+    daemon.store(56..=75).await;
+    browser.says("ev_75").await;
+    until("the oldest rows are gone", async || {
+        tail(&browser).await == newest(16..=75)
+    })
+    .await;
+    browser.click("Older events").await;
+    browser.says("ev_15").await;
+    let first = browser
+        .run("return document.querySelector('table.events td:nth-child(3)').innerText")
+        .await;
+    assert_eq!(first, "ev_15", "there is no hole");
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tail_of_what_is_meant_shows_that_alone_and_goes_on_without_a_hole() {
     let refusing = Receiver::start(422).await;
     let daemon = Daemon::start(&config(&refusing.url)).await;

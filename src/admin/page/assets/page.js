@@ -62,10 +62,35 @@
   });
   document.addEventListener("htmx:sse:after:connection", (event) => answered(event.detail.connection?.status ?? 200));
 
+  // What a tail has let go of is older than its last event: all of that is where the way to older events leads from now on.
+  const leadOnFrom = (tail) => {
+    const seqs = [...tail.children].map((row) => row.id).filter((id) => id.startsWith("event-"));
+    const last = seqs.at(-1)?.slice("event-".length);
+    if (!tail.dataset.older || last === undefined) return;
+    // What a search has found behind it would be behind the hole, and one that still runs would go on behind it.
+    while (tail.nextElementSibling) tail.nextElementSibling.remove();
+    const link = document.createElement("a");
+    link.className = "button";
+    link.href = `${tail.dataset.older}before=${last}`;
+    link.textContent = "Older events";
+    const cell = document.createElement("td");
+    cell.colSpan = Number(tail.dataset.columns);
+    cell.append(link);
+    const row = document.createElement("tr");
+    row.className = "progress";
+    row.append(cell);
+    const more = document.createElement("tbody");
+    more.id = "more";
+    more.append(row);
+    tail.after(more);
+  };
+
   // The tail keeps so many rows.
   document.addEventListener("htmx:sse:after:message", (event) => {
     const rows = event.target.children;
+    if (rows.length <= TAIL_ROWS_MAX) return;
     while (rows.length > TAIL_ROWS_MAX) rows[rows.length - 1].remove();
+    leadOnFrom(event.target);
   });
 
   // Copying says that it is done, where it was asked for.
