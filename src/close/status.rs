@@ -233,7 +233,8 @@ impl Account {
         let marks = self.store.marks();
         let held_events = self.held(&marks).map_or(0, |held| held.events);
         let seen = self.seen();
-        let is_to_deliver = |found: &&FoundSubscription| !matches!(found.state, Condition::BeingReplaced | Condition::Gone);
+        let is_to_deliver =
+            |found: &&FoundSubscription| !matches!(found.state, Condition::BeingReplaced | Condition::Gone);
         let found = seen.found.iter().filter(is_to_deliver);
         let active = found.map(|found| (found.id.clone(), found.state == Condition::Active));
         Vitals {
