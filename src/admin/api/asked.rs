@@ -332,11 +332,11 @@ pub fn inside(answer: &RawValue, name: &str) -> Result<Response, Refused> {
 pub fn list(mut answers: Vec<Answer>, most: usize) -> Response {
     let is_cut = answers.len() > most;
     answers.truncate(most);
-    list_of(answers, is_cut)
+    list_of(&answers, is_cut)
 }
 
 /// A list of answers, and whether there are more.
-pub fn list_of(answers: Vec<Answer>, is_cut: bool) -> Response {
+pub fn list_of(answers: &[Answer], is_cut: bool) -> Response {
     let items: Vec<&str> = answers.iter().map(|answer| answer.get()).collect();
     let body = format!("{{\"items\":[{}],\"is_cut\":{is_cut}}}", items.join(","));
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()

@@ -47,7 +47,7 @@ pub async fn show(
     let told = state.ask(Whole { id, send }).texts(REVISIONS_MAX).await;
     let found = told.map_err(Refused::missing)?;
     let is_cut = found.len() == REVISIONS_MAX && revisions(found.first()) > found.len();
-    Ok(asked::list_of(found, is_cut))
+    Ok(asked::list_of(&found, is_cut))
 }
 
 /// How many revisions there are of what was found.

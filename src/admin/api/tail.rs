@@ -236,9 +236,14 @@ impl Source for Tail {
                 tokio::time::sleep_until(self.second + Duration::from_secs(1)).await;
                 continue;
             }
+            let before = self.looked;
             if let Err(refusal) = self.look(most).await {
                 tracing::debug!("a tail of the operator's page ends: {refusal}");
                 return None;
+            }
+            if self.looked == before {
+                // What is there can't be read yet.
+                tokio::time::sleep(TELL_EVERY).await;
             }
         }
     }

@@ -147,8 +147,8 @@ pub async fn raw(view: View, Named(id): Named) -> Shown {
     let event = match view.all(events::Show { id: id.clone() }, 1).await {
         Ok(shown) => shown.into_iter().next().map(|shown| shown.event),
         Err(error) => {
-            let letters = letter::of(&view, &id).await.into_iter();
-            let kept = letters.filter_map(|letter| letter.event).next();
+            let mut letters = letter::of(&view, &id).await.into_iter();
+            let kept = letters.find_map(|letter| letter.event);
             Some(kept.ok_or_else(|| missing(&error))?)
         }
     };
