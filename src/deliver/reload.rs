@@ -111,10 +111,10 @@ impl Engine {
         }
         letters.set_max(config.dead_max.0);
         // Until its worker has begun: no position is none of 0.
-        let head = *self.inner.log.head().borrow();
+        let log = &*self.inner.log;
         let view = match (self.shares_sinks(), found.is_unreadable) {
             (true, true) => worker::unseen(config),
-            (true, false) => worker::saved_view(config, record.clone(), &letters, head),
+            (true, false) => worker::saved_view(config, record.clone(), &letters, log),
             (false, _) => View::new(status, record.replays.clone()),
         };
         let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
