@@ -83,10 +83,11 @@ async fn what_is_given_again_before_it_is_tried_is_delivered_once() {
     engine.shutdown().await;
 }
 
-/// A letter was delivered, and its event dies once more, of a replay, before it could be removed.
+/// A letter was delivered, and its event dies once more, of a replay, before it could be removed. A sink that secures what it has at
+/// checkpoints delivers nothing while its letters can't be removed, so it does not come to that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_of_a_second_death_does_not_go_with_the_delivered_one() {
-    for commit in COMMITS {
+    for commit in [Commit::Acknowledge] {
         let receiver = Receiver::new();
         let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
         bench.sinks[0].breaker.refusals = 1_000_000;
