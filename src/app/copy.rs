@@ -281,7 +281,7 @@ async fn copy_events(
     scan(&**source, from, last, async |events, _, next| {
         let before = |seq: Seq| events.iter().take_while(|event| event.seq < seq).last();
         let begins_here = found.lost.iter().filter(|(first, _)| *first >= at && *first < next);
-        let lost: Vec<Item> = begins_here
+        let damage: Vec<Item> = begins_here
             .map(|(first, to)| Item::Lost(*first, *to, before(*first).map_or(newest, |event| event.received_at)))
             .collect();
         (at, newest) = (next, events.last().map_or(newest, |event| event.received_at));
@@ -289,7 +289,7 @@ async fn copy_events(
             Kind::Erased => Item::Erased(event.seq, event.received_at, of_erased.get(&event.seq).cloned()),
             _ => Item::Event(event),
         };
-        let mut items: Vec<Item> = events.into_iter().map(item).chain(lost).collect();
+        let mut items: Vec<Item> = events.into_iter().map(item).chain(damage).collect();
         items.sort_by_key(Item::place);
         store(&items).await?;
         progress(Step::Copying, next.prev(), last);
