@@ -520,15 +520,12 @@ impl Daemon {
 /// The first lines: where it listens, what becomes of events, what to type next.
 fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
     let version = &facade.facts.version;
-    match &facade.facts.url {
-        Some(url) => {
-            let keys = facade.receiving.keys();
-            tracing::info!("closehook {version} listens on {url} for deliveries signed with {keys} known key(s)");
-        }
-        None => tracing::info!(
-            "closehook {version} receives no deliveries: the roles of node {} are without ingress",
-            config.node.name
-        ),
+    if let Some(url) = &facade.facts.url {
+        let keys = facade.receiving.keys();
+        tracing::info!("closehook {version} listens on {url} for deliveries signed with {keys} known key(s)");
+    } else {
+        let node = &config.node.name;
+        tracing::info!("closehook {version} receives no deliveries: the roles of node {node} are without ingress");
     }
     let names = |names: Vec<String>| {
         if names.is_empty() {

@@ -172,13 +172,10 @@ pub(super) async fn store(shared: &Shared, prepared: &Prepared, until: Instant) 
                 shared.saw(Seq(seq));
                 return Ok(stored(prepared, Seq(seq)));
             }
-            Some(met) if met.key() == prepared.key.text() => {
-                if !gives_way(shared, &met, until).await? {
-                    return Ok(duplicate(prepared, met.known_as()));
-                }
-            }
             // Another event with the same hash.
-            Some(_) => salt += 1,
+            Some(met) if met.key() != prepared.key.text() => salt += 1,
+            Some(met) if gives_way(shared, &met, until).await? => {}
+            Some(met) => return Ok(duplicate(prepared, met.known_as())),
             // It has gone meanwhile.
             None => {}
         }
