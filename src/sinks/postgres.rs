@@ -446,7 +446,7 @@ impl Postgres {
             self.statements.learn(session).await?;
         }
         let types = self.statements.types();
-        let mut altered = 0;
+        let (mut altered, mut unfit) = (0, false);
         for row in &mut rows {
             if let Some(missing) = missing(row).filter(|_| !types.is_empty()) {
                 if matches!(*self.layout, Layout::Columns(_)) {
@@ -460,6 +460,7 @@ impl Postgres {
                 && let Err(why) = fields.write_for(|name| types.takes(name))
             {
                 *row = Made::Refused(why);
+                unfit = true;
             }
             let is_altered = match row {
                 Made::Event(row) => row.fit_for_postgres(),
@@ -468,6 +469,10 @@ impl Postgres {
                 Made::Skipped | Made::Refused(_) => false,
             };
             altered += u64::from(is_altered);
+        }
+        if unfit {
+            // The server is not asked about those: somebody may have widened the column.
+            self.see_other_types(session).await?;
         }
         Ok(Sent { rows, altered })
     }

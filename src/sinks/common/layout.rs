@@ -39,6 +39,8 @@ pub(in crate::sinks) struct Column {
     template: Template,
     /// The template is one expression: what is rendered is the JSON of its value.
     is_value: bool,
+    /// It makes JSON of something, so that a text it gives is not one of its own, but that JSON.
+    makes_json: bool,
 }
 
 impl Column {
@@ -51,7 +53,10 @@ impl Column {
         let text = delivery.text(&self.key(), &self.template);
         match (self.is_value, text.trim_end()) {
             (true, "") => Field::Null,
-            (true, value) => Field::of(Node::new(value)),
+            (true, value) => match Field::of(Node::new(value)) {
+                Field::String(text) if self.makes_json => Field::Text(text),
+                field => field,
+            },
             (false, _) if text.is_empty() => Field::Null,
             (false, _) => Field::Text(text.to_owned()),
         }
@@ -360,6 +365,7 @@ fn column(name: &str, value: Value) -> Result<Column, String> {
         kind,
         template: Template::parse(&source, escape)?,
         is_value,
+        makes_json: makes_json(&source),
     })
 }
 
@@ -390,6 +396,26 @@ fn is_value(source: &str) -> bool {
     let inner = inner.strip_prefix('-').unwrap_or(inner);
     let inner = inner.strip_suffix('-').unwrap_or(inner).trim();
     !inner.is_empty() && is_one_expression(inner) && !ends_in_tojson(inner)
+}
+
+/// Whether the filter `tojson` stands anywhere in an expression, outside of what is quoted.
+fn makes_json(source: &str) -> bool {
+    let (mut plain, mut quote, mut escaped) = (String::new(), None, false);
+    for c in source.chars() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if open == c => quote = None,
+            Some(_) => {}
+            None if matches!(c, '"' | '\'') => {
+                quote = Some(c);
+                plain.push(' ');
+            }
+            None => plain.push(c),
+        }
+    }
+    let is_of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
+    plain.split(|c| !is_of_word(c)).any(|word| word == "tojson")
 }
 
 /// Whether the last that happens to a value is that JSON is made of it: a name or a bracket, what follows from it, and that filter.
@@ -548,6 +574,21 @@ pub(in crate::sinks) mod tests {
             ("", false),
         ] {
             assert_eq!(is_value(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn an_expression_that_makes_json_is_told_from_others() {
+        for (source, expected) in [
+            ("{{ '[' ~ (data.id | tojson) ~ ']' }}", true),
+            ("{{ (data | tojson) }}", true),
+            ("{{ data.tags|tojson if data.tags else '[]' }}", true),
+            ("{{ data|tojson|replace('a', 'b') }}", true),
+            ("{{ data.status_label }}", false),
+            ("{{ 'tojson' ~ \"| tojson \\\" tojson\" }}", false),
+            ("{{ data.tojson }}", false),
+        ] {
+            assert_eq!(makes_json(source), expected, "{source}");
         }
     }
 

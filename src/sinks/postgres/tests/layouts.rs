@@ -110,6 +110,29 @@ async fn columns_are_cast_and_a_row_that_can_not_be_is_refused_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_widened_takes_what_it_could_not_have_before() {
+    let Some(server) = Server::start("").await else { return };
+    server.sql("CREATE TABLE widened (amount integer)").await;
+    let columns = json!({"amount": "{{ data.value }}"});
+    let kind = kind(json!({"url": server.url(), "table": "widened", "create": false, "columns": columns}));
+    let opened = kind.open(context()).await.unwrap();
+    let half = |seq| with_columns(seq, &[("amount", "12.5")]);
+    let refused = deliver(&opened, &[half(1)]).await.unwrap();
+    assert!(
+        matches!(&refused[..], [Outcome::Reject { reason }] if reason.text.contains("takes whole numbers")),
+        "{refused:?}"
+    );
+    server.sql("ALTER TABLE widened ALTER amount TYPE numeric").await;
+    assert!(reason(deliver(&opened, &[half(2)]).await).contains("other columns"));
+    let opened = kind.open(context()).await.unwrap();
+    assert_eq!(deliver(&opened, &[half(2)]).await.unwrap(), [Outcome::Delivered]);
+    assert_eq!(
+        server.number("SELECT count(*) FROM widened WHERE amount = 12.5").await,
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_is_made_of_the_columns_that_are_given() {
     let Some(server) = Server::start("").await else { return };
     let columns =
