@@ -495,9 +495,12 @@ impl Part<'_> {
 }
 
 impl Sinks {
-    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks.
+    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks; for one that was made long ago, whose rule is not
+    /// waited for any longer: what is not sent yet would keep the log for ever.
     fn are_over(&self, id: &str, record: &JobRecord) -> bool {
-        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done();
+        let is_unruled =
+            |sink: &String| self.views.contains_key(sink) && unruled(&record.spec, sink, &self.rules).is_some();
+        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done() || is_unruled(sink);
         record.planned.keys().all(is_over)
     }
 

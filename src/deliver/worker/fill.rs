@@ -31,9 +31,8 @@ const BURIED: &str = "the log reached its size limit before the sink had it";
 impl Worker<'_> {
     /// Reads ahead while there is room. `true`: there is more to read at once.
     pub(super) async fn fill(&mut self) -> bool {
-        for replay in &mut self.lanes.replays {
-            replay.unruled = replay.job.unruled(&self.kit.config.name, &self.rules).is_some();
-        }
+        // Those that have begun since.
+        self.find_unruled();
         if self.record.paused || self.not_before.is_some() {
             return false;
         }
@@ -349,12 +348,20 @@ impl Worker<'_> {
     }
 
     /// Takes over the rules of now, if they are new: they judge what is read from here on, and what waits.
+    fn find_unruled(&mut self) {
+        for replay in &mut self.lanes.replays {
+            replay.unruled = replay.job.unruled(&self.kit.config.name, &self.rules).is_some();
+        }
+    }
+
     pub(super) fn follow_rules(&mut self) {
         let rules = self.kit.rules.load_full();
         if Arc::ptr_eq(&rules, &self.rules) {
             return;
         }
         self.rules = rules.clone();
+        // Before anything goes out by a rule that is not there any more.
+        self.find_unruled();
         // They may not want what is waited for.
         self.undue = None;
         self.note_rules();

@@ -346,7 +346,8 @@ impl Lanes {
 
     /// Lets go of replays that have come to their end and are not known any more.
     pub fn keep_replays(&mut self, is_known: impl Fn(&str) -> bool) {
-        self.replays.retain(|replay| !replay.done || is_known(&replay.job.id));
+        self.replays
+            .retain(|replay| !(replay.done || replay.unruled) || is_known(&replay.job.id));
     }
 
     /// Marks replays that have come to their end; `true` if any has.
