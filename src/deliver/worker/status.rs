@@ -60,7 +60,11 @@ impl View {
     /// What is left of it when its worker is gone.
     pub fn left(&self) -> View {
         let status = SinkStatus {
-            known: Known::Saved,
+            // Who knew nothing knows nothing more by that.
+            known: match self.status.known {
+                Known::Nothing => Known::Nothing,
+                Known::Now | Known::Saved => Known::Saved,
+            },
             in_flight: 0,
             waits_by: None,
             ..self.status.clone()
