@@ -1,7 +1,7 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -155,6 +155,8 @@ pub struct Account {
     heard: Arc<Heard>,
     /// One change of subscriptions at a time.
     pub(super) changing: tokio::sync::Mutex<()>,
+    /// How many were begun.
+    changes: AtomicU64,
     /// There may be something to fetch.
     pub(super) reconcile_now: Notify,
     /// The job has changed.
@@ -364,6 +366,7 @@ impl Account {
             seen: Mutex::default(),
             heard: Arc::default(),
             changing: tokio::sync::Mutex::default(),
+            changes: AtomicU64::new(0),
             reconcile_now: Notify::new(),
             job_changed: Notify::new(),
             started_at: seams.now(),
@@ -502,6 +505,18 @@ impl Account {
     /// What tells our subscriptions from others', handed to `work`.
     pub(super) fn with_ours<T>(&self, work: impl FnOnce(&Ownership<'_>) -> T) -> T {
         self.policy().with_ours(&self.store, work)
+    }
+
+    /// Begins a change of subscriptions, when no other one is under way.
+    pub(super) async fn begin_change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let changing = self.changing.lock().await;
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        changing
+    }
+
+    /// So many were begun; for whoever holds `changing`, and compares.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// Keeps anybody here from changing subscriptions between Close's answer and a look at the keys. `None`: somebody has been at it

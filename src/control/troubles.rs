@@ -340,7 +340,9 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
     if one.verify_ssl == Some(false) {
         found.say(
             format!("the subscription {id} has verify_ssl off: Close does not check whose certificate it sees"),
-            "`closehook subscription apply --rotate` makes one that checks",
+            format!(
+                "if Close can check the certificate: `closehook subscription delete {id}`, then `closehook subscription apply` makes one that does"
+            ),
         );
     }
 }

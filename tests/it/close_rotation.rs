@@ -168,7 +168,7 @@ async fn a_configured_subscription_that_is_gone_is_to_be_removed_where_another_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_key_comes_with_a_subscription_for_which_close_checks_the_certificate() {
+async fn a_new_key_comes_with_a_subscription_that_can_deliver_where_the_old_one_could() {
     let mut rig = Rig::new(Settings::calm(), "", "").await;
     rig.run().await;
     rig.daemon.ok(&["subscription", "create", "--no-verify-ssl"]);
@@ -177,5 +177,13 @@ async fn a_new_key_comes_with_a_subscription_for_which_close_checks_the_certific
     rig.daemon.ok(&["subscription", "apply", "--rotate"]);
     let world = rig.fake.world();
     let new = world.subscriptions().find(|one| one.id != old).unwrap();
-    assert!(new.verify_ssl);
+    assert!(!new.verify_ssl, "a certificate of one's own would not be taken");
+    let new = new.id.clone();
+    drop(world);
+    // The way that `status` names to one that checks.
+    rig.daemon.ok(&["subscription", "delete", "--yes", &old]);
+    rig.daemon.ok(&["subscription", "delete", "--yes", &new]);
+    rig.daemon.ok(&["subscription", "apply"]);
+    let only = rig.only_subscription();
+    assert!(rig.fake.world().subscription(&only).unwrap().verify_ssl);
 }

@@ -91,7 +91,7 @@ pub(in crate::close) struct WantedSubscription<'w> {
 impl Account {
     /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
     pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         self.apply_alone(&*self.client().await?, rotate).await
     }
 
@@ -191,7 +191,7 @@ impl Account {
         if keys.replaced.is_empty() && keys.intent.is_none() {
             return Ok(false);
         }
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         let client = self.client().await?;
         self.clear_replaced(&client).await?;
         // Looked at again: what is under way just now is nobody's to finish but its own.
@@ -233,7 +233,7 @@ impl Account {
 
     /// Makes a subscription of a person's choice. Gives its id.
     pub async fn create(&self, new: &NewByHand) -> Result<String, Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         let policy = self.policy();
         let url = new.url.as_ref().or(policy.url.as_ref()).ok_or_else(|| {
             Error::Missing(
@@ -269,7 +269,7 @@ impl Account {
 
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
     pub async fn set_active(&self, id: &str, active: bool) -> Result<(), Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         let client = self.client().await?;
         // Remembered first: in between, the health check must not undo it.
         let paused = id.to_owned();
@@ -301,7 +301,7 @@ impl Account {
 
     /// Deletes a subscription and retires its key.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         self.client().await?.delete_subscription(id).await?;
         self.retire(id).await
     }

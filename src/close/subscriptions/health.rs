@@ -17,6 +17,9 @@ use crate::close::chronicle::paused_among;
 use crate::close::seen::{Condition, FoundSubscription, Resumed};
 use crate::close::store::Keys;
 
+/// So often Close is asked anew because something has changed meanwhile; then changes wait for the answer.
+const LOOKS_MAX: u32 = 3;
+
 impl Account {
     /// One look at the subscriptions.
     pub(in crate::close) async fn check(&self) -> Result<(), Error> {
@@ -59,15 +62,23 @@ impl Account {
     /// time: nobody here changes anything in between. What is made while Close answers would be missing in its list, and what is
     /// deleted would stand there without a key.
     async fn found(&self, client: &Client) -> Result<(Arc<Policy>, Vec<FoundSubscription>), Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let mut rounds = 0_u32;
         loop {
-            let policy = self.policy();
+            let changing = self.changing.lock().await;
+            let (policy, changes) = (self.policy(), self.changes());
+            // Close may take its time, and nobody is to wait for a look; but a look is not to be put off for ever either.
+            let held = (rounds == LOOKS_MAX).then_some(changing);
             let close_has = self.list(client).await?;
-            // Nor has a reload.
-            if Arc::ptr_eq(&policy, &self.policy()) {
+            let _one_at_a_time = match held {
+                Some(held) => held,
+                None => self.changing.lock().await,
+            };
+            let is_as_it_was = changes == self.changes() && Arc::ptr_eq(&policy, &self.policy());
+            if is_as_it_was {
                 let found = policy.with_ours(&self.store, |ours| find(ours, &policy, &close_has));
                 return Ok((policy, found));
             }
+            rounds = (rounds + 1).min(LOOKS_MAX);
         }
     }
 
@@ -88,7 +99,7 @@ impl Account {
             return Ok(());
         };
         // A person may have paused it since, or be replacing it.
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         let resumed = match self.look_again(client, one, there).await {
             Ok(()) if one.state != Condition::Paused => return Ok(()),
             Ok(()) => {
@@ -153,7 +164,7 @@ impl Account {
             .filter(|one| one.state == Condition::Active && marked.contains(&one.id))
         {
             // A pause that is just being made is marked before Close has it.
-            let _one_at_a_time = self.changing.lock().await;
+            let _one_at_a_time = self.begin_change().await;
             let shown = client.subscription(&one.id).await?;
             if shown["status"] == "active" {
                 let id = one.id.clone();

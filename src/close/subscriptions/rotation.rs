@@ -20,13 +20,13 @@ impl Account {
         close_has: &[Subscription],
         applied: &mut Applied,
     ) -> Result<(), Error> {
-        let old = self.with_ours(|ours| current(ours, close_has).map(|old| old.id.clone()));
-        let old = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
+        let old = self.with_ours(|ours| current(ours, close_has).map(|old| (old.id.clone(), old.verify_ssl)));
+        let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
         let wish = WantedSubscription {
             url: &applied.plan.url,
             events: &applied.plan.events,
-            // As every one that is made here, whatever the old one was.
-            verify_ssl: true,
+            // Where the certificate is none that Close can check, one that checks it would never deliver.
+            verify_ssl: verify_ssl.unwrap_or(true),
             replaces: Some(old.clone()),
             by_hand: false,
         };
@@ -68,7 +68,7 @@ impl Account {
 
     /// The new subscription of a rotation has delivered: the old one goes.
     pub(in crate::close) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.begin_change().await;
         let is_same = |now: &Rotation| now.old == rotation.old && now.new == rotation.new;
         if !self.store.keys().rotation.as_ref().is_some_and(is_same) {
             // Somebody has deleted one of the two meanwhile: the other one is all there is.

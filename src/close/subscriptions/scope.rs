@@ -36,16 +36,11 @@ impl Want {
 }
 
 impl Scope {
-    /// What the rules want; without rules, everything. A rule without sinks beside others that have some delivers nothing, and wants
-    /// nothing. Where none has any, events are only kept, and the rules say which.
+    /// What the rules want; without rules, everything. A rule without sinks counts, too: what only it names is kept.
     pub fn of(rules: &RuleSet, push_down: bool) -> Scope {
-        let sends: Vec<bool> = rules.written().map(|(.., sinks)| !sinks.is_empty()).collect();
-        let are_all_kept = !sends.contains(&true);
         let wants: Vec<Want> = rules
             .wants()
-            .zip(sends)
-            .filter(|(_, sends)| *sends || are_all_kept)
-            .map(|((patterns, filter), _)| Want {
+            .map(|(patterns, filter)| Want {
                 patterns: patterns.to_vec(),
                 filter: filter.filter(|filter| push_down && filter.is_unambiguous()).cloned(),
             })
