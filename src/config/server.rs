@@ -16,7 +16,7 @@ pub(super) fn read_server(table: &mut Table<'_>) -> Server {
         failures_per_address: table.or("failures_per_address", Rate(1.0)),
         proxy_protocol: table.or("proxy_protocol", false),
         path: table.or("path", "/webhooks/close".to_owned()),
-        public_url: read_public_url(table),
+        public_url: table.optional("public_url").filter(|url: &String| !url.is_empty()),
         max_body: table.within("max_body", Size(4 << 20), Size(1 << 10), Size(64 << 20)),
         signature_tolerance: table.or("signature_tolerance", Span::secs(73 * 3600)),
         clock_skew: table.or("clock_skew", Span::secs(300)),
@@ -61,28 +61,17 @@ pub(super) fn read_server(table: &mut Table<'_>) -> Server {
     server
 }
 
-/// What Close is told, as it is written: it is compared with what Close has.
-fn read_public_url(table: &mut Table<'_>) -> Option<String> {
-    let text: String = table.optional("public_url")?;
-    let scheme = ["https://", "http://"]
-        .into_iter()
-        .find_map(|scheme| text.strip_prefix(scheme));
-    let begins_with_host = scheme.is_some_and(|rest| !rest.starts_with(['/', '\\']));
-    let is_one = Url::parse(&text).is_ok_and(|url| url.has_host() && url.fragment().is_none());
-    if begins_with_host && is_one && !text.contains(char::is_whitespace) {
-        return Some(text);
-    }
-    table.fault(
-        "public_url",
-        "must be a URL that Close can deliver to, with scheme and host, like \"https://hooks.example.com/webhooks/close\"",
-    );
-    None
-}
-
 impl Server {
-    /// One sentence where Close is told another path than deliveries are taken at.
-    pub(super) fn doubtful_path(&self) -> Option<String> {
-        let url = Url::parse(self.public_url.as_deref()?).ok()?;
+    /// One sentence where Close can't deliver to what it is told, or is told another path than deliveries are taken at. Receiving goes
+    /// on all the same.
+    pub(super) fn doubtful_url(&self) -> Option<String> {
+        let text = self.public_url.as_deref()?;
+        let Some(url) = delivered_to(text) else {
+            return Some(
+                "server.public_url: is no URL that Close can deliver to, with scheme and host, like \"https://hooks.example.com/webhooks/close\""
+                    .to_owned(),
+            );
+        };
         (url.path() != self.path).then(|| {
             format!(
                 "server.public_url: its path is {}, and deliveries are taken at {} (server.path): they are answered 404 unless a proxy in front writes one for the other",
@@ -91,6 +80,15 @@ impl Server {
             )
         })
     }
+}
+
+/// It has a scheme and a host, and nothing that is for the sender alone.
+fn delivered_to(text: &str) -> Option<Url> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is_http = ["https", "http"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_whole = is_http && !rest.starts_with(['/', '\\']) && !text.contains(char::is_whitespace);
+    let url = Url::parse(text).ok().filter(|_| is_whole)?;
+    (url.has_host() && url.fragment().is_none()).then_some(url)
 }
 
 /// Permission bits, in octal digits.
