@@ -57,6 +57,7 @@ use tokio::time::Instant;
 
 use super::arrivals::Arrivals;
 use super::finished::Finished;
+use super::judges::Earlier;
 use super::letters::Letters;
 use super::mark::Record;
 use super::memory::Memory;
@@ -202,6 +203,8 @@ struct Worker<'a> {
     rules: Arc<RuleSet>,
     /// What they say of this sink, as a digest.
     digest: String,
+    /// Those that were asked for last, by their digest; `None`: they are not there any more.
+    earlier: Option<(String, Option<Earlier>)>,
     head: watch::Receiver<Seq>,
     bury: watch::Receiver<Seq>,
     /// What templates know custom fields by.
@@ -292,6 +295,7 @@ impl<'a> Worker<'a> {
             concurrency,
             rules: kit.rules.load_full(),
             digest: String::new(),
+            earlier: None,
             head: kit.log.head(),
             bury: kit.bury.clone(),
             names: kit.rendering.names().changes(),
