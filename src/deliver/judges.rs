@@ -56,12 +56,33 @@ pub(super) async fn forget_rules(store: &dyn Store) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the rules with this digest wanted an event; an error says why that is not known.
-pub(super) async fn wanted_by(store: &dyn Store, digest: &str, event: &Event) -> Result<bool, String> {
+/// Rules of before.
+pub(super) struct Earlier {
+    rules: RuleSet,
+    sink: &'static str,
+}
+
+impl Earlier {
+    /// Whether they wanted an event.
+    pub fn wanted(&self, event: &Event) -> bool {
+        self.rules.route(self.sink, event).is_some()
+    }
+}
+
+/// The rules with this digest. `Ok(Err)`: they are not there any more; an error: that can't be known now. Both say why.
+pub(super) async fn earlier(store: &dyn Store, digest: &str) -> Result<Result<Earlier, &'static str>, String> {
     let entry = store.get(&format!("{RULES}{digest}")).await;
     let entry = entry.map_err(|error| format!("the rules that judged it can't be read now: {error}"))?;
-    let text = entry.ok_or("the rules that judged it were not kept")?;
+    let Some(text) = entry else {
+        return Ok(Err("the rules that judged it were not kept"));
+    };
     let text = String::from_utf8_lossy(&text.value);
-    let (rules, sink) = RuleSet::from_source(&text).ok_or("the rules that judged it can't be read any more")?;
-    Ok(rules.route(sink, event).is_some())
+    let read = RuleSet::from_source(&text).ok_or("the rules that judged it can't be read any more");
+    Ok(read.map(|(rules, sink)| Earlier { rules, sink }))
+}
+
+/// Whether the rules with this digest wanted an event; an error says why that is not known.
+pub(super) async fn wanted_by(store: &dyn Store, digest: &str, event: &Event) -> Result<bool, String> {
+    let rules = earlier(store, digest).await??;
+    Ok(rules.wanted(event))
 }

@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Feed, Item, Stage, Tries, is_whole, kept};
+use super::{Feed, Item, Order, Stage, Tries, is_whole, kept};
 use crate::event::{Event, Seq};
 
 /// What is known of the object of an event that waits until the object has settled.
@@ -103,19 +103,43 @@ impl Feed {
         before
     }
 
-    /// The objects that have settled, by the clock, each with its newest event. Those with overlong ids are not among them.
+    /// The objects that have settled, by the clock, each with its newest event. Those with overlong ids are not among them, nor those
+    /// whose event waits behind another one's next try.
     pub fn due_objects(&mut self, now: Timestamp) -> Vec<(String, Seq)> {
         // What is due becomes ready.
         self.deliverable(now, 0);
-        let due = self.objects.iter().filter(|(_, seq)| self.ready.contains(seq));
+        let due = self.objects.iter().filter(|(_, seq)| self.goes_soon(**seq));
         let due = due.filter(|(object, _)| is_whole(object));
         due.map(|(object, seq)| (object.clone(), *seq)).collect()
+    }
+
+    /// Whether it is ready, and nothing that goes before it waits for another try: it goes as soon as what is under way has ended.
+    pub fn goes_soon(&self, seq: Seq) -> bool {
+        let waits = |seq: &Seq| {
+            let item = self.open.get(seq);
+            item.is_some_and(|item| matches!(item.stage, Stage::Waiting(_)))
+        };
+        let first = match self.order {
+            Order::None => None,
+            Order::Lead => {
+                let lead = self.open.get(&seq).and_then(|item| item.lead.as_ref());
+                lead.and_then(|lead| self.leads.get(lead)?.first())
+            }
+            Order::Strict => self.open.keys().next(),
+        };
+        self.ready.contains(&seq) && !first.is_some_and(waits)
     }
 
     /// Whether its object may have a newer one.
     pub fn is_settling(&self, seq: Seq) -> bool {
         let held = self.open.get(&seq).and_then(|item| item.held.as_ref());
         held.is_some_and(|held| is_whole(&held.object))
+    }
+
+    /// When the objects of these have settled, all of them: what was received then or later supersedes none.
+    pub fn settled_by(&self, seqs: impl Iterator<Item = Seq>, span: SignedDuration) -> Option<Timestamp> {
+        let settles_at = |seq: Seq| Some(self.open.get(&seq)?.changed()?.settles_at(span));
+        seqs.filter_map(settles_at).max()
     }
 
     /// The next event of the object of this one, which is not read yet, was received then. If that was before the object had settled, this
@@ -213,7 +237,6 @@ mod tests {
 
     use super::super::Saved;
     use super::*;
-    use crate::config::Order;
     use crate::event::{Kind, Source};
 
     fn at(second: i64) -> Timestamp {
@@ -292,6 +315,50 @@ mod tests {
         assert_eq!(read(&mut feed, 14, 210), None);
         assert!(feed.due_objects(at(219)).is_empty());
         assert!(feed.heirs.is_empty());
+    }
+
+    fn feed_of(order: Order) -> Feed {
+        let saved = Saved {
+            next: Seq(1),
+            open: vec![],
+        };
+        Feed::restore(&saved, order)
+    }
+
+    /// An object that has settled and whose event waits behind the next try of another one of the same lead holds nothing up.
+    #[test]
+    fn what_waits_behind_another_try_is_not_about_to_go() {
+        let span = SignedDuration::from_secs(10);
+        let of_lead = |seq: u64, lead: u64| {
+            let body = format!(r#"{{"event":{{"id":"ev_{seq}","object_id":"o_{seq}","lead_id":"lead_{lead}"}}}}"#);
+            Event::new(Seq(seq), at(0), Source::Webhook, Kind::Event, None, body.into())
+        };
+        let objects = |feed: &mut Feed, second: i64| {
+            let mut due: Vec<Seq> = feed.due_objects(at(second)).into_iter().map(|(_, seq)| seq).collect();
+            due.sort();
+            due
+        };
+        for (order, then) in [
+            (Order::None, vec![Seq(2), Seq(3)]),
+            (Order::Lead, vec![Seq(3)]),
+            (Order::Strict, vec![]),
+        ] {
+            let mut feed = feed_of(order);
+            for (seq, lead) in [(1, 1), (2, 1), (3, 2)] {
+                assert_eq!(feed.settle(&of_lead(seq, lead), span, |wait| at(0) + wait), None);
+            }
+            let all = [Seq(1), Seq(2), Seq(3)];
+            assert_eq!(feed.settled_by(all.into_iter(), span), Some(at(10)));
+            assert_eq!(objects(&mut feed, 10), all, "one look for all of them: {order:?}");
+            feed.started(Seq(1), at(10));
+            assert_eq!(objects(&mut feed, 10), all[1..], "what is under way ends: {order:?}");
+            feed.failed(Seq(1), at(60), "no".into());
+            assert_eq!(objects(&mut feed, 10), then, "{order:?}");
+            assert!(all.iter().all(|seq| feed.goes_soon(*seq) == then.contains(seq)));
+            feed.deliverable(at(60), 0);
+            feed.finished(Seq(1));
+            assert_eq!(objects(&mut feed, 60), all[1..], "{order:?}");
+        }
     }
 
     proptest! {

@@ -16,6 +16,7 @@
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
+//! | `parked` | letters that wait until an earlier one for the same event has gone |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `status` | what is seen from outside |
@@ -34,6 +35,7 @@ mod hanging;
 mod lanes;
 mod letters;
 mod outcome;
+mod parked;
 mod progress;
 mod releasing;
 mod status;
@@ -57,6 +59,7 @@ use tokio::time::Instant;
 
 use super::arrivals::Arrivals;
 use super::finished::Finished;
+use super::judges::Earlier;
 use super::letters::Letters;
 use super::mark::Record;
 use super::memory::Memory;
@@ -202,6 +205,8 @@ struct Worker<'a> {
     rules: Arc<RuleSet>,
     /// What they say of this sink, as a digest.
     digest: String,
+    /// Those that were asked for last, by their digest; `None`: they are not there any more.
+    earlier: Option<(String, Option<Earlier>)>,
     head: watch::Receiver<Seq>,
     bury: watch::Receiver<Seq>,
     /// What templates know custom fields by.
@@ -292,6 +297,7 @@ impl<'a> Worker<'a> {
             concurrency,
             rules: kit.rules.load_full(),
             digest: String::new(),
+            earlier: None,
             head: kit.log.head(),
             bury: kit.bury.clone(),
             names: kit.rendering.names().changes(),
@@ -400,6 +406,7 @@ impl<'a> Worker<'a> {
         self.end_erasing();
         self.open_if_due();
         self.try_chores_again().await;
+        self.make_parked().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();

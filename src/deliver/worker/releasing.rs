@@ -1,15 +1,9 @@
 //! Events whose data Close withholds, once they are to go out as they are: a replay sends those that were passed over before. What the
 //! main feed comes to, or came to after that, it sends itself.
 
-use std::time::Duration;
-
 use super::Worker;
-use crate::deliver::judges::wanted_by;
 use crate::deliver::replay::Job;
 use crate::event::{Event, Kind};
-
-/// The state has so long to say what earlier rules were.
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 impl Worker<'_> {
     /// Whether an event that a release would send is the main feed's: it has not come to it yet, or has judged it by rules that
@@ -34,7 +28,6 @@ impl Worker<'_> {
         if judge == self.digest {
             return self.rules.route(self.kit.name(), event).is_some();
         }
-        let told = wanted_by(&*self.kit.store, &judge, event);
-        matches!(tokio::time::timeout(TOLD_WITHIN, told).await, Ok(Ok(true)))
+        self.earlier_wanted(&judge, event).await.unwrap_or_default()
     }
 }
