@@ -247,6 +247,8 @@ struct Worker<'a> {
     read_upto: Option<Timestamp>,
     /// When the event came at which the main feed goes on, where that was looked up.
     came: Option<(Seq, Timestamp)>,
+    /// What was looked up for that, and when: the log may not have said it.
+    asked_age: Option<(Seq, Instant)>,
     /// Since when a batch that is not full waits for more, and until when.
     gathering: Option<(Timestamp, Timestamp)>,
     /// The same of what other sinks gave up.
@@ -326,6 +328,7 @@ impl<'a> Worker<'a> {
             not_before: None,
             read_upto: None,
             came: None,
+            asked_age: None,
             gathering: None,
             gathering_given: None,
             arrivals: delay_of(&kit.config)

@@ -106,6 +106,10 @@ impl View {
     }
 }
 
+/// Orders wait while the log is asked when something came: no longer than this, and where that was not said, not again for a while.
+const AGE_WITHIN: Duration = Duration::from_secs(1);
+const ASK_AGE_AGAIN: Duration = Duration::from_secs(10);
+
 /// Why a sink does nothing that no node has.
 pub(in crate::deliver) const UNDRIVEN: &str = "no node drives it now";
 
@@ -229,7 +233,16 @@ impl Worker<'_> {
         if !self.kit.follow || !self.record.paused || is_known || next > *self.head.borrow() {
             return;
         }
-        self.came = came_at(&*self.kit.log, next).await.map(|came| (next, came));
+        let now = Instant::now();
+        if self
+            .asked_age
+            .is_some_and(|(seq, at)| seq == next && now < at + ASK_AGE_AGAIN)
+        {
+            return;
+        }
+        let came = tokio::time::timeout(AGE_WITHIN, came_at(&*self.kit.log, next)).await;
+        self.came = came.ok().flatten().map(|came| (next, came));
+        self.asked_age = Some((next, Instant::now()));
     }
 
     pub(super) fn publish(&mut self) {

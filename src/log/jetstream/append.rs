@@ -134,8 +134,13 @@ impl Rests {
     }
 }
 
-/// Stores one, however often that has to be tried.
-pub(super) async fn store(shared: &Shared, prepared: &Prepared, until: Instant) -> Result<Appended, AppendError> {
+/// Stores one, however often that has to be tried. `known`: the head before anything of it was sent.
+pub(super) async fn store(
+    shared: &Shared,
+    prepared: &Prepared,
+    known: Seq,
+    until: Instant,
+) -> Result<Appended, AppendError> {
     let began = std::time::Instant::now();
     if let Some(full) = &prepared.full
         && let Some(seq) = find(shared, full, until).await?
@@ -159,6 +164,7 @@ pub(super) async fn store(shared: &Shared, prepared: &Prepared, until: Instant) 
         let subject = prepared.key.subject(shared.stream(), salt);
         let seq = match publish(shared, &subject, &headers, &body, until).await? {
             Put::Stored(seq) => {
+                shared.comes_after(seq, known)?;
                 shared.saw(Seq(seq));
                 telemetry::committed(1, prepared.incoming.body.len(), began.elapsed());
                 return Ok(stored(prepared, Seq(seq)));
@@ -169,6 +175,7 @@ pub(super) async fn store(shared: &Shared, prepared: &Prepared, until: Instant) 
         let met = api::message(&shared.link, shared.stream(), &question, until).await;
         match met.map_err(|failure| failing(&failure))? {
             Some(met) if met.append() == prepared.append => {
+                shared.comes_after(seq, known)?;
                 shared.saw(Seq(seq));
                 return Ok(stored(prepared, Seq(seq)));
             }
@@ -427,7 +434,7 @@ pub(super) async fn store_in_order(
 }
 
 async fn store_chunk(shared: &Shared, chunk: &[Prepared]) -> Vec<Result<Appended, AppendError>> {
-    let until = Instant::now() + PATIENCE;
+    let (known, until) = (*shared.head.borrow(), Instant::now() + PATIENCE);
     if chunk.len() > 1
         && let Some(answers) = store_together(shared, chunk, until).await
     {
@@ -437,7 +444,7 @@ async fn store_chunk(shared: &Shared, chunk: &[Prepared]) -> Vec<Result<Appended
     for prepared in chunk {
         let answer = match answers.last() {
             Some(Err(why)) => Err(why.clone()),
-            _ => store(shared, prepared, Instant::now() + PATIENCE).await,
+            _ => store(shared, prepared, known, Instant::now() + PATIENCE).await,
         };
         answers.push(answer);
     }
@@ -499,6 +506,7 @@ async fn publish_batch(shared: &Shared, fresh: &[&Prepared], until: Instant) -> 
     let began = std::time::Instant::now();
     let line = shared.link.line(until).await.ok()?;
     let (batch, last) = (random_text(), fresh.len());
+    let known = *shared.head.borrow();
     for (index, prepared) in fresh.iter().enumerate() {
         let mut headers = prepared.headers(None);
         headers.insert("Nats-Batch-Id", batch.as_str());
@@ -517,6 +525,8 @@ async fn publish_batch(shared: &Shared, fresh: &[&Prepared], until: Instant) -> 
         let Verdict::Stored(seq) = judged(&answer) else {
             return None;
         };
+        // Where it is not, whoever stores them one by one says why.
+        shared.comes_after((seq + 1).saturating_sub(last as u64), known).ok()?;
         shared.saw(Seq(seq));
         let bytes = fresh.iter().map(|prepared| prepared.incoming.body.len()).sum();
         telemetry::committed(last, bytes, began.elapsed());

@@ -123,25 +123,30 @@ fn lazy(name: &str, server: &Server) -> Option<String> {
     })
 }
 
-/// Which of the servers that keep anything say that they do not sync each message, a sentence each. One that says nothing now was asked
-/// before, or will be.
-pub(super) async fn lazy_servers(link: &Link, options: &Options) -> Vec<String> {
+/// Which of the servers that keep anything say that they do not sync each message, a sentence each; `None`: which keep anything can't be seen
+/// now. One that says nothing now was asked before, or will be.
+pub(super) async fn lazy_servers(link: &Link, options: &Options) -> Option<Vec<String>> {
     if options.durability == Durability::Unchecked {
-        return Vec::new();
+        return Some(Vec::new());
     }
+    let mut is_seen = false;
     let (mut homes, until) = (Homes::default(), Instant::now() + ASK_WITHIN);
     let stream = &options.stream;
     for name in [stream.clone(), key::parts_stream(stream), key::dead_stream(stream)] {
         // What can't be seen now is seen with the next look.
         if let Ok(info) = api::info(link, &name, None, until).await {
             homes.add(&info);
+            is_seen = true;
         }
+    }
+    if !is_seen {
+        return None;
     }
     let _ = homes.add_buckets(link, options, until).await;
     let (servers, _) = ask_servers(options).await;
     let is_one = |name: &String| homes.names.is_empty() || homes.names.contains(name);
     let keep_it = servers.iter().filter(|(name, _)| is_one(name));
-    keep_it.filter_map(|(name, server)| lazy(name, server)).collect()
+    Some(keep_it.filter_map(|(name, server)| lazy(name, server)).collect())
 }
 
 /// What servers say of themselves, by name; and why one says nothing.

@@ -193,7 +193,8 @@ impl Log for JetStreamLog {
                 Ok(Err(_)) => return Err(AppendError::Closed),
                 Err(_) => return Err(AppendError::Overloaded),
             };
-            append::store(&shared, &Prepared::new(incoming), until).await
+            let known = *shared.head.borrow();
+            append::store(&shared, &Prepared::new(incoming), known, until).await
         });
         stored
             .await

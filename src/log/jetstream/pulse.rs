@@ -18,7 +18,7 @@ use super::shared::{FULL_FOR, Shared};
 use super::sweep;
 use crate::event::Seq;
 use crate::log::AppendError;
-use crate::sync::read_lock;
+use crate::sync::{lock, read_lock};
 
 /// How often the loop turns when nothing happens.
 const TURN: Duration = Duration::from_millis(250);
@@ -37,6 +37,10 @@ const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
 /// A trouble is over when for so long nothing went wrong, and the servers agree.
 const WELL_FOR: Duration = Duration::from_secs(2);
+
+/// A stream that ends earlier than it did was set back when so many answers in a row say so, over so long.
+const BEHIND_LOOKS: u32 = 4;
+const BEHIND_FOR: Duration = Duration::from_secs(4);
 
 /// How often it is looked where the log can be cut.
 const CUTS_EVERY: Duration = Duration::from_secs(60);
@@ -96,12 +100,14 @@ async fn announce(shared: &Shared, head: Seq) {
 }
 
 /// Asks the leader how the stream stands; the last Seq.
-async fn look(shared: &Shared) -> Result<Seq, String> {
+pub(super) async fn look(shared: &Shared) -> Result<Seq, String> {
     // What is durable by now is in what the leader says.
     let known = *shared.head.borrow();
     let info = api::info(&shared.link, shared.stream(), None, Instant::now() + LOOK_WITHIN).await;
     let info = info.map_err(|failure| failure.to_string())?;
-    let wrong = wrong(shared, &info, known);
+    let Some(wrong) = wrong(shared, &info, known) else {
+        return Ok(known);
+    };
     shared.set_wrong(wrong.clone());
     if let Some((why, _)) = wrong {
         // Of another log neither ends nor numbers are taken over.
@@ -115,21 +121,38 @@ async fn look(shared: &Shared) -> Result<Seq, String> {
     }
 }
 
-/// Why what is there is not what was opened any more; and whether it is another log.
-fn wrong(shared: &Shared, info: &Info, known: Seq) -> Option<(String, bool)> {
+/// Why what is there is not what was opened any more, and whether it is another log; `None`: a single answer, which may be an old one, does
+/// not tell.
+fn wrong(shared: &Shared, info: &Info, known: Seq) -> Option<Option<(String, bool)>> {
     if let Some(why) = check::judge_again(&shared.options, info, &shared.id, &shared.epoch) {
-        return Some((why, true));
+        return Some(Some((why, true)));
     }
     let last = info.state.last_seq;
-    if last < known.0 {
+    let is_behind = last < known.0;
+    let lasts = lasts(&mut lock(&shared.behind), is_behind, Moment::now());
+    if is_behind && !lasts {
+        return None;
+    }
+    if is_behind {
         let stream = shared.stream();
         let why = format!(
-            "the stream {stream} ends at event {last}, and had come to {known}: it was set back to a copy. Stop all nodes, and start them again when everything is put back"
+            "the stream {stream} ends at event {last}, and had come to {known}: it seems that it was set back to a copy. Stop all nodes, and start them again when everything is put back"
         );
-        return Some((why, true));
+        return Some(Some((why, true)));
     }
     let weak = check::weaknesses(&shared.options, info);
-    (!weak.is_empty()).then(|| (weak.join("; "), false))
+    Some((!weak.is_empty()).then(|| (weak.join("; "), false)))
+}
+
+/// Whether something has been so in every answer for a while: a server that was cut off, and believes itself the leader still, says what was.
+fn lasts(since: &mut Option<(Moment, u32)>, is_so: bool, now: Moment) -> bool {
+    if !is_so {
+        *since = None;
+        return false;
+    }
+    let (began, count) = since.get_or_insert((now, 0));
+    *count += 1;
+    *count >= BEHIND_LOOKS && now.duration_since(*began) >= BEHIND_FOR
 }
 
 /// Looks how much pieces of long bodies take up.
@@ -167,7 +190,10 @@ pub(super) async fn watch(shared: Arc<Shared>) {
                 let away = away(&shared);
                 if Moment::now() >= ask_at || !lazy.is_empty() || away < was_away {
                     ask_at = Moment::now() + ASK_EVERY;
-                    lazy = durability::lazy_servers(&shared.link, &shared.options).await;
+                    // Where nothing can be seen now it stays what it was.
+                    if let Some(seen) = durability::lazy_servers(&shared.link, &shared.options).await {
+                        lazy = seen;
+                    }
                 }
                 was_away = away;
                 if lazy.is_empty() {
@@ -240,4 +266,24 @@ pub(super) fn over_room(shared: &Shared) -> Option<AppendError> {
             "the log takes up {bytes} bytes on its servers, and log.max_size leaves it {room}"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_taken_for_set_back_when_every_answer_for_a_while_says_so_and_not_by_a_single_one() {
+        let (mut since, begin) = (None, Moment::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        assert!(!lasts(&mut since, true, at(0)));
+        assert!(!lasts(&mut since, true, at(60)), "two answers, however far apart");
+        assert!(!lasts(&mut since, false, at(61)));
+        for _ in 0..100 {
+            assert!(!lasts(&mut since, true, at(62)), "many at once are one");
+        }
+        assert!(lasts(&mut since, true, at(66)));
+        assert!(!lasts(&mut since, false, at(67)));
+        assert_eq!(since, None);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
@@ -48,6 +48,10 @@ pub(super) struct Shared {
     notes: AtomicU64,
     /// Why this is not the log, or not kept as it has to be; and whether nothing may be read of it either.
     wrong: RwLock<Option<(String, bool)>>,
+    /// Why this log is known to have been set back; only a new beginning ends that.
+    set_back: OnceLock<String>,
+    /// Since when the leader has been saying less than it had come to, and how often it has.
+    pub behind: Mutex<Option<(Instant, u32)>>,
     trouble: RwLock<Option<(AppendError, Instant)>>,
     has_trouble: AtomicBool,
     began: Instant,
@@ -119,6 +123,8 @@ impl Shared {
             parts_bytes: AtomicU64::new(0),
             notes: AtomicU64::new(0),
             wrong: RwLock::default(),
+            set_back: OnceLock::new(),
+            behind: Mutex::default(),
             trouble: RwLock::default(),
             has_trouble: AtomicBool::new(false),
             began: Instant::now(),
@@ -162,16 +168,38 @@ impl Shared {
 
     /// Why nothing may be stored: the stream is not this log any more, or not kept as it has to be.
     pub fn wrong(&self) -> Option<String> {
+        if let Some(why) = self.set_back.get() {
+            return Some(why.clone());
+        }
         read_lock(&self.wrong).as_ref().map(|(why, _)| why.clone())
     }
 
     /// Why nothing may be read or removed either.
     pub fn is_another(&self) -> Option<String> {
+        if let Some(why) = self.set_back.get() {
+            return Some(why.clone());
+        }
         let wrong = read_lock(&self.wrong);
         wrong
             .as_ref()
             .filter(|(_, is_another)| *is_another)
             .map(|(why, _)| why.clone())
+    }
+
+    /// What was stored counts only behind all that was known before it was sent: a stream that gives a Seq out again was set back, and
+    /// whoever has seen that Seq would pass what is there now.
+    pub fn comes_after(&self, seq: u64, known: Seq) -> Result<(), AppendError> {
+        if seq <= known.0 {
+            let stream = self.stream();
+            let why = format!(
+                "the stream {stream} has given out event {seq}, and had come to {known} before: it was set back to a copy. Stop all nodes, and start them again when everything is put back"
+            );
+            if self.set_back.set(why.clone()).is_ok() {
+                tracing::error!(%why, "nothing is taken any more");
+            }
+        }
+        let set_back = self.set_back.get();
+        set_back.map_or(Ok(()), |why| Err(AppendError::Failing(why.clone())))
     }
 
     pub fn set_wrong(&self, wrong: Option<(String, bool)>) {

@@ -54,6 +54,37 @@ async fn a_stream_that_was_made_anew_takes_and_gives_nothing_until_the_node_begi
     assert!(log.read(Seq(1), some()).await.is_err());
 }
 
+/// Whoever has seen what had these Seqs passes it: nobody is told that it is kept, however far the stream comes by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_gets_a_seq_of_one_before_is_not_acknowledged_and_nothing_is_until_the_node_begins_anew() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    for id in 1..=5 {
+        log.append(incoming(id)).await.unwrap();
+    }
+    let config = made_as(&cluster, "closehook").await;
+    cluster.api(0, "STREAM.DELETE.closehook", &Value::Null).await;
+    cluster.api(0, "STREAM.CREATE.closehook", &config).await;
+    let refused = log.append(incoming(6)).await;
+    assert!(
+        matches!(&refused, Err(AppendError::Failing(why)) if why.contains("was set back")),
+        "{refused:?}"
+    );
+    // Another node, which began since, takes it past where it was.
+    let other = JetStreamLog::open(jetstream_options(&cluster)).await.unwrap();
+    for id in 7..=20 {
+        other.append(incoming(id)).await.unwrap();
+    }
+    super::super::pulse::look(&log.shared).await.unwrap();
+    assert!(log.append(incoming(21)).await.is_err());
+    assert!(log.read(Seq(1), some()).await.is_err());
+    let together = log.append_in_order(vec![incoming(22), incoming(23)]).await;
+    assert!(together.iter().all(Result::is_err), "{together:?}");
+    other.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_weakens_a_promise_since_takes_nothing_until_that_is_put_right() {
     let Some(cluster) = Cluster::start_one().await else {
