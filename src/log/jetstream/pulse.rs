@@ -105,13 +105,15 @@ pub(super) async fn look(shared: &Shared) -> Result<Seq, String> {
     let known = *shared.head.borrow();
     let info = api::info(&shared.link, shared.stream(), None, Instant::now() + LOOK_WITHIN).await;
     let info = info.map_err(|failure| failure.to_string())?;
-    let Some(wrong) = wrong(shared, &info, known) else {
-        return Ok(known);
-    };
-    shared.set_wrong(wrong.clone());
-    if let Some((why, _)) = wrong {
-        // Of another log neither ends nor numbers are taken over.
-        return Err(why);
+    match judged(shared, &info, known) {
+        // A single answer, which may be an old one, does not tell.
+        Judged::Behind => return Ok(known),
+        Judged::Right => shared.set_wrong(None),
+        Judged::Wrong { why, is_another } => {
+            shared.set_wrong(Some((why.clone(), is_another)));
+            // Of another log neither ends nor numbers are taken over.
+            return Err(why);
+        }
     }
     let (last, doubt) = (Seq(info.state.last_seq), doubt(&info));
     shared.note(info);
@@ -121,27 +123,46 @@ pub(super) async fn look(shared: &Shared) -> Result<Seq, String> {
     }
 }
 
-/// Why what is there is not what was opened any more, and whether it is another log; `None`: a single answer, which may be an old one, does
-/// not tell.
-fn wrong(shared: &Shared, info: &Info, known: Seq) -> Option<Option<(String, bool)>> {
+/// What an answer of the leader says of the stream.
+enum Judged {
+    /// It is what was opened.
+    Right,
+    /// It lacks what was there, and it may be the answer that is old.
+    Behind,
+    /// It is not what was opened any more.
+    Wrong {
+        /// Why not, with what to do.
+        why: String,
+        /// Nothing of it is of this log.
+        is_another: bool,
+    },
+}
+
+fn judged(shared: &Shared, info: &Info, known: Seq) -> Judged {
     if let Some(why) = check::judge_again(&shared.options, info, &shared.id, &shared.epoch) {
-        return Some(Some((why, true)));
+        return Judged::Wrong { why, is_another: true };
     }
     let last = info.state.last_seq;
     let is_behind = last < known.0;
     let lasts = lasts(&mut lock(&shared.behind), is_behind, Moment::now());
     if is_behind && !lasts {
-        return None;
+        return Judged::Behind;
     }
     if is_behind {
         let stream = shared.stream();
         let why = format!(
             "the stream {stream} ends at event {last}, and had come to {known}: it seems that it was set back to a copy. Stop all nodes, and start them again when everything is put back"
         );
-        return Some(Some((why, true)));
+        return Judged::Wrong { why, is_another: true };
     }
     let weak = check::weaknesses(&shared.options, info);
-    Some((!weak.is_empty()).then(|| (weak.join("; "), false)))
+    if weak.is_empty() {
+        return Judged::Right;
+    }
+    Judged::Wrong {
+        why: weak.join("; "),
+        is_another: false,
+    }
 }
 
 /// Whether something has been so in every answer for a while: a server that was cut off, and believes itself the leader still, says what was.
