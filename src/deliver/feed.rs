@@ -542,11 +542,10 @@ impl Feed {
     /// A try failed; the next one is due then. The body is let go meanwhile.
     pub fn failed(&mut self, seq: Seq, due: Timestamp, reason: String) {
         let Some(item) = self.open.get_mut(&seq) else { return };
-        match item.stage {
-            Stage::InFlight => self.in_flight -= 1,
-            Stage::Ready => drop(self.ready.remove(&seq)),
-            Stage::Waiting(before) => drop(self.waiting.remove(&(before, seq))),
+        if item.stage == Stage::InFlight {
+            self.in_flight -= 1;
         }
+        self.ready.remove(&seq);
         self.bytes -= weight(item);
         item.loaded = None;
         item.stage = Stage::Waiting(due);

@@ -173,17 +173,6 @@ fn ids_of_any_length_take_no_more_room_than_short_ones_and_stay_apart() {
 }
 
 #[test]
-fn what_waits_for_another_try_can_be_put_off_further() {
-    let mut feed = Feed::restore(&Saved::default(), Order::None);
-    feed.offer(&event(1, 1), Arc::default());
-    feed.started(Seq(1), at(0));
-    feed.failed(Seq(1), at(10), "no".into());
-    feed.failed(Seq(1), at(20), "no".into());
-    assert_eq!((feed.deliverable(at(10), 9), feed.next_due()), (vec![], Some(at(20))));
-    assert_eq!(feed.deliverable(at(20), 9), [Seq(1)]);
-}
-
-#[test]
 fn what_may_not_go_yet_is_not_held_up_while_it_waits_for_that() {
     let mut feed = Feed::restore(&Saved::default(), Order::None);
     let (apart, gone_since, age) = (

@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::lanes::{Lane, Reach};
-use super::parked::Parked;
 use super::{Done, Worker};
 use crate::config::Size;
 use crate::deliver::letters::Letters;
@@ -30,6 +29,9 @@ const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
 /// That letters can't be stored is said for so long: by then it was tried again, or there are none any more.
 const UNSTORED_FOR: Duration = Duration::from_secs(15);
+
+/// A letter that waits until an earlier one for the same event has gone is tried to be made again after so long.
+const GONE_AFTER: Duration = Duration::from_secs(1);
 
 /// The same of something that was done by half.
 const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -128,8 +130,6 @@ pub(super) struct Chores {
     again: Option<(Instant, Instant)>,
     /// Why the newest letters could not be stored; `None`: they could.
     unstored: Option<(String, Instant)>,
-    /// Letters that wait until earlier ones have gone.
-    pub(super) parked: Parked,
 }
 
 impl Chores {
@@ -154,7 +154,7 @@ impl Chores {
 
     /// Of what still waits, none of these becomes a letter, of the lanes that are reached. Gives those that would have.
     pub fn forget(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> Vec<(Lane, Seq)> {
-        let mut forgotten = self.parked.forget(seqs, reach);
+        let mut forgotten = Vec::new();
         self.waiting.retain_mut(|chore| {
             let Chore::Make { lane, letters, .. } = chore else {
                 return true;
@@ -295,9 +295,8 @@ impl Worker<'_> {
                 if buried {
                     self.count_buried(letters.len() as u64);
                 }
-                let is_done = waiting.is_empty();
-                self.wait_until_gone(&lane, waiting, buried);
-                is_done
+                self.wait_until_gone(&lane, &waiting);
+                waiting.is_empty()
             }
             (chore, Err(Failed { why, by_half: true })) => {
                 self.chores.waiting.push_front(chore);
@@ -323,8 +322,40 @@ impl Worker<'_> {
         }
     }
 
+    /// Of letters that this sink is to keep itself, those for whose events an earlier one is about to go. What is one already, or was given
+    /// here, is made anew of itself.
+    fn waits_for_gone(&self, lane: &Lane, letters: &[DeadLetter]) -> BTreeSet<Seq> {
+        if matches!(lane, Lane::Letters | Lane::Given) {
+            return BTreeSet::new();
+        }
+        self.note_leaving();
+        self.kit.letters.leaving(letters.iter().map(|letter| letter.seq))
+    }
+
+    /// These come again in a moment.
+    fn wait_until_gone(&mut self, lane: &Lane, letters: &[DeadLetter]) {
+        if letters.is_empty() {
+            return;
+        }
+        let due = SignedDuration::try_from(GONE_AFTER).unwrap_or_default();
+        let due = schedule::now() + due;
+        for letter in letters {
+            if self.lanes.ends_erased(lane, letter.seq) {
+                continue;
+            }
+            let why = format!(
+                "{}; its dead letter waits until an earlier one, which is being delivered, has gone",
+                letter.reason
+            );
+            if let Some(feed) = self.lanes.feed(lane) {
+                feed.failed(letter.seq, due, why);
+            }
+        }
+        self.wakes.push(Instant::now() + GONE_AFTER);
+    }
+
     /// Where what a lane gives up goes, if it does not become a dead letter. What is one already stays one.
-    pub(super) fn dead_to(&self, lane: &Lane) -> Option<&DeadTo> {
+    fn dead_to(&self, lane: &Lane) -> Option<&DeadTo> {
         self.kit.dead_to.as_ref().filter(|_| *lane != Lane::Letters)
     }
 
@@ -350,7 +381,6 @@ impl Worker<'_> {
             if *lane != Lane::Given {
                 self.progress.is_dead(letter.seq);
             }
-            self.chores.parked.remove(lane, letter.seq);
             if let Some(feed) = self.lanes.feed(lane) {
                 feed.finished(letter.seq);
             }

@@ -16,7 +16,6 @@
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
-//! | `parked` | letters that wait until an earlier one for the same event has gone |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `status` | what is seen from outside |
@@ -35,7 +34,6 @@ mod hanging;
 mod lanes;
 mod letters;
 mod outcome;
-mod parked;
 mod progress;
 mod releasing;
 mod status;
@@ -409,7 +407,6 @@ impl<'a> Worker<'a> {
         self.end_erasing();
         self.open_if_due();
         self.try_chores_again().await;
-        self.make_parked().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();

@@ -458,7 +458,6 @@ impl Worker<'_> {
             ..self.durable.clone()
         };
         self.lanes = self.kit.lanes(&self.record);
-        self.chores.parked.clear();
         self.settle_anew(schedule::now());
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
@@ -557,7 +556,6 @@ impl Worker<'_> {
                 let mut asked = std::mem::take(&mut self.lanes.letters);
                 asked.adopt(&settled.remove, "the receiver was set back");
                 self.lanes = self.kit.lanes(&settled);
-                self.chores.parked.clear();
                 self.settle_anew(schedule::now());
                 self.lanes.letters = asked;
                 self.record = settled;
