@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -75,23 +74,10 @@ impl Engine {
     }
 
     /// Notes where new sinks begin. What comes from now on is theirs, however long it takes until a node has the lease; of several nodes the
-    /// first to know a sink settles it. Whether all of them have a record now.
-    pub(super) async fn note_starts(&self, sinks: &[SinkConfig]) -> bool {
-        if !self.shares_sinks() {
-            return true;
-        }
-        let noted = join_all(sinks.iter().map(|sink| self.note_new(sink))).await;
-        noted.into_iter().all(|is_noted| is_noted)
-    }
-
-    /// What could not be noted when the engine began.
-    async fn note_what_is_left(&self, sinks: &[SinkConfig]) {
-        if self.inner.state_noted.load(Ordering::Relaxed) {
-            return;
-        }
-        let have_records = self.note_starts(sinks).await;
-        if let Err(error) = self.note_state(have_records).await {
-            tracing::warn!(%error, "where sinks begin can't be noted now; this is tried again");
+    /// first to know a sink settles it.
+    pub(super) async fn note_starts(&self, sinks: &[SinkConfig]) {
+        if self.shares_sinks() {
+            join_all(sinks.iter().map(|sink| self.note_new(sink))).await;
         }
     }
 
@@ -147,7 +133,6 @@ impl Engine {
             // A reload stops and begins workers by itself.
             let _changing = self.inner.changing.lock().await;
             let sinks = lock(&self.inner.sinks).clone();
-            self.note_what_is_left(&sinks).await;
             letting_go.retain(|_, task| !task.is_finished());
             for sink in sinks.iter().filter(|sink| self.runs_in_vain(&sink.name)) {
                 let go = || tokio::spawn(self.clone().let_worker_go(sink.name.clone()));
@@ -162,10 +147,6 @@ impl Engine {
         let is_here = self.inner.leases.lease(&node::of_sink(&sink.name)).is_some();
         match (is_here, self.runs(&sink.name)) {
             (true, false) => {
-                // Without a record it would begin with what comes from now on, whatever it has not had yet.
-                if !self.note_new(sink).await {
-                    return self.look_from_afar(sink).await;
-                }
                 let kit = self.prepare(sink).await;
                 self.launch(kit);
             }

@@ -126,8 +126,6 @@ pub(super) struct Inner {
     pub referral: Mutex<Option<Referral>>,
     /// What nodes keep together beside the log is gone: of a sink without a record it is not known whether it had one.
     pub lost_state: AtomicBool,
-    /// It is noted there that it is the one that the log began with, and every sink had a record when that was seen.
-    pub state_noted: AtomicBool,
     /// Ends what goes on beside the workers.
     pub stop: CancellationToken,
 }
@@ -205,7 +203,6 @@ impl Engine {
             sinks: Mutex::new(sinks.clone()),
             referral: Mutex::default(),
             lost_state: AtomicBool::new(false),
-            state_noted: AtomicBool::new(false),
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
@@ -232,13 +229,13 @@ impl Engine {
         if mode != Mode::Look && self.inner.desk.is_none() {
             self.end_diversions(None).await;
         }
-        let have_records = self.note_starts(sinks).await;
+        self.note_starts(sinks).await;
         self.want(sinks);
         for config in sinks {
             self.start_worker(config).await;
         }
         self.inner.store.mended();
-        self.note_state(have_records).await?;
+        self.note_state().await?;
         self.detach_missing(sinks).await?;
         self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {

@@ -35,8 +35,6 @@ struct Found {
     is_damaged: bool,
     /// It can't be read now: the worker reads it, again and again.
     is_unreadable: bool,
-    /// It is there, and the sink left the configuration so long ago that nothing goes on from it.
-    is_too_old: bool,
 }
 
 /// A worker that was told to stop.
@@ -87,9 +85,7 @@ impl Engine {
         let mut found = self.find_record(config).await;
         let mut changed = found.record.detached_at.take().is_some();
         if found.record.main.is_none() && follow {
-            // Where that can't be seen either: everything again is better than something never.
-            let is_lost = found.revision.is_none() && self.may_state_be_lost().await.unwrap_or(true);
-            match self.settle(config, found.is_damaged || is_lost).await {
+            match self.settle(config, found.is_damaged).await {
                 Ok(start) => {
                     found.record.begin_at(start);
                     changed = true;
@@ -153,7 +149,6 @@ impl Engine {
             revision: None,
             is_damaged: self.inner.store.is_damaged() || self.inner.lost_state.load(Ordering::Relaxed),
             is_unreadable: false,
-            is_too_old: false,
         };
         match self.inner.store.get(&record_key(&config.name)).await {
             Ok(None) => {}
@@ -161,8 +156,7 @@ impl Engine {
                 Ok(record) => {
                     found.revision = Some(entry.revision);
                     // Where it could not be forgotten in time it is all the same not gone on from.
-                    found.is_too_old = is_too_long_gone(&record, Timestamp::now());
-                    if !found.is_too_old {
+                    if !is_too_long_gone(&record, Timestamp::now()) {
                         found.record = record;
                     }
                 }
@@ -194,7 +188,7 @@ impl Engine {
         let remove = move || letters.read().and_then(|()| letters.remove(&delivered));
         let removed = aside(move || remove().map_err(|error| error.to_string())).await;
         match removed.flatten() {
-            Ok(_) => drop(self.note_start(config, &found).await),
+            Ok(_) => self.note_start(config, &found).await,
             Err(error) => {
                 let sink = &config.name;
                 tracing::warn!(sink, %error, "dead letters that were delivered can't be removed now; this is tried again");
@@ -202,54 +196,27 @@ impl Engine {
         }
     }
 
-    /// Settles where a sink begins that no node knew before. Whether it has a record now: where it is not known to, this has to be tried
-    /// again before anybody drives it.
-    pub(super) async fn note_new(&self, config: &SinkConfig) -> bool {
+    /// Settles where a sink begins that no node knew before.
+    pub(super) async fn note_new(&self, config: &SinkConfig) {
         let mut found = self.find_record(config).await;
-        if found.is_unreadable {
-            return false;
-        }
-        if found.revision.is_some() && !found.is_too_old {
-            if found.record.detached_at.take().is_some() {
-                // It is configured again. Who would drive it may be down for longer than it would be kept.
-                self.note_start(config, &found).await;
-            }
-            // What is there is for whoever drives the sink.
-            return true;
-        }
-        let is_lost = match self.may_state_be_lost().await {
-            Ok(is_lost) => is_lost && found.revision.is_none(),
-            Err(error) => {
-                tracing::warn!(sink = config.name, %error, "whether the sink's position was lost can't be seen now; this is tried again");
-                return false;
-            }
-        };
-        if found.is_damaged && !is_lost && !found.is_too_old {
-            return true;
-        }
-        if found.is_too_old
-            && let Err(error) = self.part_for_good(&config.name).await
-        {
-            tracing::warn!(sink = config.name, %error, "a removed sink can't be forgotten now; this is tried again");
-            return false;
+        // What is there, or may be, is for whoever drives the sink.
+        let is_lost = self.inner.lost_state.load(Ordering::Relaxed);
+        if found.revision.is_some() || (found.is_damaged && !is_lost) || found.is_unreadable {
+            return;
         }
         match self.settle(config, is_lost).await {
             Ok(start) => {
                 found.record.begin_at(start);
                 found.record.log_id = Some(self.inner.log.id().to_owned());
-                self.note_start(config, &found).await
+                self.note_start(config, &found).await;
             }
-            Err(error) => {
-                tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now");
-                false
-            }
+            Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
         }
     }
 
-    /// Whether there is a record now.
-    async fn note_start(&self, config: &SinkConfig, found: &Found) -> bool {
+    async fn note_start(&self, config: &SinkConfig, found: &Found) {
         if found.is_unreadable {
-            return false;
+            return;
         }
         let expected = match found.revision {
             Some(revision) => Expected::Revision(revision),
@@ -258,13 +225,12 @@ impl Engine {
         };
         let put = put_json(&*self.inner.store, &record_key(&config.name), &found.record, expected).await;
         match put {
-            Ok(_) => true,
+            Ok(_) => {}
             // Another node has just noted it.
-            Err(StoreError::Conflict(_)) if self.shares_sinks() => true,
+            Err(StoreError::Conflict(_)) if self.shares_sinks() => {}
             // A full disk, say: receiving matters more, and the worker saves its record again and again.
             Err(error) => {
                 tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");
-                false
             }
         }
     }

@@ -107,54 +107,44 @@ async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, end: Seq) -> 
         let next = main.next;
         main.open.retain(|item| item.seq < next);
     }
-    // Whatever Seqs are given out next, it waits there for what comes.
-    main.next = main.next.min(end);
     Ok(())
 }
 
-/// Seqs up to there are not given out again.
-async fn skip_past(log: &dyn Log, seen: Seq, end: Seq) {
-    if let Err(error) = log.skip_past(seen).await {
-        let (head, seen) = (end.prev().0, seen.0);
-        tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
-    }
-}
-
-/// What became of a record that was to fit the log.
-#[derive(Debug, Default)]
-pub(super) struct Fitted {
-    /// It has to be saved.
-    pub is_changed: bool,
-    skip: Option<(Seq, Seq)>,
-}
-
-impl Fitted {
-    /// Has the log go on behind what the record had seen. Not before what it says now is durable: it would seem to be right then.
-    pub async fn skip(self, log: &dyn Log) {
-        if let Some((seen, end)) = self.skip {
-            skip_past(log, seen, end).await;
+/// Seqs up to there are not given out again. `false`: they are, and a mark behind the end has to wait there for what comes.
+async fn skip_past(log: &dyn Log, seen: Seq, end: Seq) -> bool {
+    match log.skip_past(seen).await {
+        Ok(()) => true,
+        Err(error) => {
+            let (head, seen) = (end.prev().0, seen.0);
+            tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
+            false
         }
     }
 }
 
-/// Has the record of a sink that begins fit the log; an error says why that can't be known now.
-pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<Fitted, String> {
+fn wait_at(record: &mut Record, end: Seq) {
+    if let Some(main) = &mut record.main {
+        main.next = main.next.min(end);
+    }
+}
+
+/// Has the record of a sink that begins fit the log; an error says why that can't be known now. `true`: it was changed.
+pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<bool, String> {
     let text = |error: ReadError| format!("the log does not say how far it is: {error}");
-    let is_changed = adopt(log, sink, record);
-    let mut fitted = Fitted { is_changed, skip: None };
+    let mut is_changed = adopt(log, sink, record);
     let seen = seen(record);
     if let Some(end) = end_before(log, seen).await.map_err(text)? {
         take_back(log, sink, record, end).await.map_err(text)?;
-        fitted = Fitted {
-            is_changed: true,
-            skip: Some((seen, end)),
-        };
+        if !skip_past(log, seen, end).await {
+            wait_at(record, end);
+        }
+        is_changed = true;
     }
     if record.log_id.is_none() {
         record.log_id = Some(log.id().to_owned());
-        fitted.is_changed = true;
+        is_changed = true;
     }
-    Ok(fitted)
+    Ok(is_changed)
 }
 
 impl Engine {
@@ -174,7 +164,7 @@ impl Engine {
             let sink = key.trim_start_matches(super::mark::RECORDS).to_owned();
             if adopt(log, &sink, &mut record) {
                 record.log_id = Some(log.id().to_owned());
-                self.save_fitted(&key, &sink, record, revision).await?;
+                self.put_fitted(&key, &record, revision).await?;
             } else if seen(&record) > *log.head().borrow() {
                 ahead.push((key, sink, record, revision));
             }
@@ -185,48 +175,30 @@ impl Engine {
         let Some(end) = end_before(log, most).await.map_err(failed)? else {
             return Ok(());
         };
+        let mut back = Vec::new();
         for (key, sink, mut record, revision) in ahead {
             if seen(&record) >= end {
                 take_back(log, &sink, &mut record, end).await.map_err(failed)?;
-                self.save_fitted(&key, &sink, record, revision).await?;
+                back.push((key, record, revision));
             }
         }
-        // Not before all of them are durable: what has not been taken back by then would seem to be right.
-        skip_past(log, most, end).await;
+        let skipped = skip_past(log, most, end).await;
+        for (key, mut record, revision) in back {
+            if !skipped {
+                wait_at(&mut record, end);
+            }
+            self.put_fitted(&key, &record, revision).await?;
+        }
         Ok(())
     }
 
-    /// Saves a record that fits now; one that somebody else has saved meanwhile is made to fit as well.
-    async fn save_fitted(
-        &self,
-        key: &str,
-        sink: &str,
-        mut record: Record,
-        mut revision: Revision,
-    ) -> Result<(), EngineError> {
-        let log = &*self.inner.log;
-        for _ in 0..ASKED {
-            let put = put_json(&*self.inner.store, key, &record, Expected::Revision(revision)).await;
-            match put {
-                Ok(_) => return Ok(()),
-                Err(StoreError::Conflict(_)) => {}
-                Err(error) => return Err(failed(error)),
-            }
-            let Some(again) = self.record(key).await.map_err(EngineError)? else {
-                return Ok(());
-            };
-            (record, revision) = again;
-            if adopt(log, sink, &mut record) {
-                record.log_id = Some(log.id().to_owned());
-            } else if let Some(end) = end_before(log, seen(&record)).await.map_err(failed)? {
-                take_back(log, sink, &mut record, end).await.map_err(failed)?;
-            } else {
-                return Ok(());
-            }
+    async fn put_fitted(&self, key: &str, record: &Record, revision: Revision) -> Result<(), EngineError> {
+        let put = put_json(&*self.inner.store, key, record, Expected::Revision(revision)).await;
+        match put {
+            // Another node drives it, and has just looked by itself.
+            Ok(_) | Err(StoreError::Conflict(_)) => Ok(()),
+            Err(error) => Err(failed(error)),
         }
-        Err(EngineError(format!(
-            "\"{sink}\": its position does not fit the log, and is saved elsewhere again and again"
-        )))
     }
 }
 
@@ -234,11 +206,7 @@ impl Engine {
     /// Finds out whether what nodes keep together beside the log was lost, and made anew empty. A log that has given out Seqs had a node, and
     /// that has said so there when it began.
     pub(super) async fn look_whether_state_is_lost(&self) -> Result<(), EngineError> {
-        if !self.shares_sinks() {
-            return Ok(());
-        }
-        if self.has_begun().await? {
-            self.inner.state_noted.store(true, Ordering::Relaxed);
+        if !self.shares_sinks() || self.has_begun().await? {
             return Ok(());
         }
         for key in self.record_keys().await? {
@@ -257,28 +225,15 @@ impl Engine {
         Ok(noted.is_some())
     }
 
-    /// Whether a sink that has no record there may have had one: the state was lost before this node began, or is lost since.
-    pub(super) async fn may_state_be_lost(&self) -> Result<bool, EngineError> {
+    /// Where every sink begins has been noted: one without a record is new from now on.
+    pub(super) async fn note_state(&self) -> Result<(), EngineError> {
         if !self.shares_sinks() {
-            return Ok(false);
-        }
-        if self.inner.lost_state.load(Ordering::Relaxed) {
-            return Ok(true);
-        }
-        Ok(self.inner.state_noted.load(Ordering::Relaxed) && !self.has_begun().await?)
-    }
-
-    /// Where every sink begins has been noted: one without a record is new from now on. Where not all of them have one yet, whether the state
-    /// was lost has to stay known, here and to whoever begins next.
-    pub(super) async fn note_state(&self, have_records: bool) -> Result<(), EngineError> {
-        if !self.shares_sinks() || !have_records {
             return Ok(());
         }
         if !self.has_begun().await? {
             let noted = note_begun(&*self.inner.store, self.inner.log.id()).await;
             noted.map_err(failed)?;
         }
-        self.inner.state_noted.store(true, Ordering::Relaxed);
         self.inner.lost_state.store(false, Ordering::Relaxed);
         Ok(())
     }
