@@ -197,7 +197,7 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| s["close"]["subscriptions"][0]["verify_ssl"] = json!(false)),
             "verify_ssl off",
-            "--rotate",
+            "subscription delete whsub_1",
         ),
         (
             Box::new(

@@ -39,7 +39,7 @@ pub(in crate::sinks) struct Column {
     template: Template,
     /// The template is one expression: what is rendered is the JSON of its value.
     is_value: bool,
-    /// It makes JSON of something, so that a text it gives is not one of its own, but that JSON.
+    /// It makes JSON of something, so that a text it gives is not one of its own, but that JSON, if it is any.
     makes_json: bool,
 }
 
@@ -54,7 +54,7 @@ impl Column {
         match (self.is_value, text.trim_end()) {
             (true, "") => Field::Null,
             (true, value) => match Field::of(Node::new(value)) {
-                Field::String(text) if self.makes_json => Field::Text(text),
+                Field::String(text) if self.makes_json && Doc::parse(text.as_bytes()).is_ok() => Field::Text(text),
                 field => field,
             },
             (false, _) if text.is_empty() => Field::Null,

@@ -114,7 +114,7 @@ async fn a_column_that_is_widened_takes_what_it_could_not_have_before() {
     let Some(server) = Server::start("").await else { return };
     server.sql("CREATE TABLE widened (amount integer)").await;
     let columns = json!({"amount": "{{ data.value }}"});
-    let kind = kind(json!({"url": server.url(), "table": "widened", "create": false, "columns": columns}));
+    let kind = kind(json!({"url": server.url(), "table": "widened", "columns": columns}));
     let opened = kind.open(context()).await.unwrap();
     let half = |seq| with_columns(seq, &[("amount", "12.5")]);
     let refused = deliver(&opened, &[half(1)]).await.unwrap();
@@ -423,9 +423,14 @@ async fn a_string_is_a_string_in_a_json_column_and_what_makes_json_text_is_json(
     for label in ["Won", "{\"not\": 1}", "null", "a\"b", ""] {
         let data = json!({"label": label, "list": [1, "x"], "n": 7, "nothing": null});
         let (row, shown) = written(&server, &kind, &data.to_string()).await;
+        // Where JSON is made of something, what is JSON is taken for that.
+        let either = match label {
+            "" => json!([1, "x"]),
+            label => serde_json::from_str(label).unwrap_or(json!(label)),
+        };
         let wanted = json!({
             "label": label, "old": label, "whole": data, "filtered": [1, "x"], "called": [1, "x"],
-            "joined": format!("{label}!"), "either": if label.is_empty() { json!("[1,\"x\"]") } else { json!(label) },
+            "joined": format!("{label}!"), "either": either,
             "by_hand": {"label": label, "n": 7}, "constant": {"a": 1.5}, "text": label, "nothing": null,
         });
         assert_eq!(row, wanted, "{label}");
