@@ -12,6 +12,7 @@
 //! Owned below the data directory: `state/` and `dead/`.
 
 mod arrivals;
+mod begun;
 mod carry;
 mod dead;
 mod driving;
@@ -40,12 +41,12 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use begun::note_begun;
 pub use carry::{Carried, carry_dead_letters, fetch_dead_letters, holds_dead_letters};
 pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
 pub use rendering::Rendering;
-pub use setback::note_begun;
 pub use types::{
     DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,

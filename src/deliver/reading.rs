@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use crate::event::Event;
-use crate::log::ReadError;
+use crate::event::{Event, Seq};
+use crate::log::{Log, ReadError};
 
 /// The log, or a file, has so long to answer.
 const READ_WITHIN: Duration = Duration::from_secs(30);
@@ -20,6 +21,12 @@ const SILENT: &str = "it does not answer";
 pub(super) async fn within<T>(read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
     let read = tokio::time::timeout(READ_WITHIN, read).await;
     read.unwrap_or_else(|_| Err(ReadError(SILENT.into())))
+}
+
+/// One past the newest that the log has, as its servers say.
+pub(super) async fn end_of(log: &dyn Log) -> Result<Seq, ReadError> {
+    let asked = within(log.seq_at(Timestamp::MAX)).await?;
+    Ok(asked.max(log.head().borrow().next()))
 }
 
 /// A read of a file, or a change that is made again where it is not known to be done, on a thread of its own: a disk that hangs takes none from those who do other work.

@@ -8,9 +8,8 @@ use tokio::time::Instant;
 use super::lanes::Lane;
 use super::{Undue, Worker, delay_of, instant, settle_of};
 use crate::deliver::feed::{Feed, Rules};
-use crate::deliver::reading::within;
+use crate::deliver::reading::{end_of, within};
 use crate::deliver::schedule;
-use crate::deliver::setback;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
@@ -268,7 +267,7 @@ impl Worker<'_> {
     /// One past the newest that the log has. Where nodes share it, its servers are asked: this one may not have heard of all yet.
     pub(super) async fn log_end(&self) -> Result<Seq, ReadError> {
         if self.kit.lease.fence() > 0 {
-            return setback::end_of(&*self.kit.log).await;
+            return end_of(&*self.kit.log).await;
         }
         Ok(self.kit.log.head().borrow().next())
     }
