@@ -10,17 +10,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::api::{self, Failure, Info};
-use super::durability::{self, Homes};
+use super::durability::{self, Homes, too_old};
 use super::key;
 use super::link::Link;
 use super::message::random_text;
 use super::settings::Options;
 
+pub use super::found::Found;
+
 /// All of a check takes no longer.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The oldest server that has what is needed: atomic batches, and Raft groups that sync together.
-const OLDEST: (u64, u64) = (2, 12);
 
 /// A stream of more events than this needs a gigabyte of each server's memory.
 const KEYS_MAX: u64 = 3_000_000;
@@ -34,26 +33,6 @@ pub(super) const COPY: &str = "closehook.copy";
 
 /// Stands there once the log was copied to somewhere else: where that is.
 pub(super) const MOVED: &str = "closehook.moved";
-
-/// What was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Found {
-    /// What keeps closehook from serving, a sentence each.
-    pub faults: Vec<String>,
-    /// What weakens a promise that the user has let go, or will be too much one day; a sentence each.
-    pub warnings: Vec<String>,
-    /// What has to be known before anything is served, can't be seen now, and will be in a moment: of a server that has just gone its
-    /// cluster has not noticed so yet. A sentence each.
-    pub unseen: Vec<String>,
-}
-
-impl Found {
-    /// As a person is told it, who does not wait.
-    pub(super) fn into_said(mut self) -> Found {
-        self.warnings.append(&mut self.unseen);
-        self
-    }
-}
 
 /// What stands in a stream's metadata under a name.
 pub(super) fn metadata(info: &Info, name: &str) -> Option<String> {
@@ -249,19 +228,6 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
     Ok(Seen { found, main, letters })
 }
 
-pub(super) fn too_old(who: &str, version: &str) -> Option<String> {
-    let mut numbers = version
-        .split(['.', '-'])
-        .map(|number| number.parse::<u64>().unwrap_or_default());
-    let version_is = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    (version_is < OLDEST).then(|| {
-        format!(
-            "{who} is nats-server {version}, and {}.{} or newer is needed: upgrade it",
-            OLDEST.0, OLDEST.1
-        )
-    })
-}
-
 /// Why a stream that was opened as this log is not to be used as it any more, one sentence.
 pub(super) fn judge_again(options: &Options, info: &Info, id: &str, epoch: &str) -> Option<String> {
     let name = &options.stream;
@@ -422,24 +388,4 @@ fn of_dead_letters(config: &Value) -> [Rule; 2] {
         ),
         (config["allow_atomic"] == true, TAKES_NO_BATCHES),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_too_old_by_its_numbers() {
-        for (version, is_old) in [
-            ("2.12.0", false),
-            ("2.12.1-RC.3", false),
-            ("2.15.1", false),
-            ("3.0.0", false),
-            ("2.11.9", true),
-            ("2.9.25", true),
-            ("", true),
-        ] {
-            assert_eq!(too_old("it", version).is_some(), is_old, "{version}");
-        }
-    }
 }

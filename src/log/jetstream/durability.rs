@@ -13,11 +13,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::api::{self, Failure, Info};
-use super::check::{Found, too_old};
+use super::found::Found;
 use super::key;
 use super::link::{Link, Unanswered};
 use super::settings::{BUCKETS, Options};
 use crate::config::Durability;
+
+/// The oldest server that has what is needed: atomic batches, and Raft groups that sync together.
+const OLDEST: (u64, u64) = (2, 12);
 use crate::net::http;
 
 /// One server's answer takes no longer.
@@ -66,6 +69,20 @@ impl Homes {
         }
         Ok(())
     }
+}
+
+/// What is to be said of a server that is too old.
+pub(super) fn too_old(who: &str, version: &str) -> Option<String> {
+    let mut numbers = version
+        .split(['.', '-'])
+        .map(|number| number.parse::<u64>().unwrap_or_default());
+    let version_is = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    (version_is < OLDEST).then(|| {
+        format!(
+            "{who} is nats-server {version}, and {}.{} or newer is needed: upgrade it",
+            OLDEST.0, OLDEST.1
+        )
+    })
 }
 
 /// Whether each server that keeps anything syncs each message.
@@ -238,5 +255,25 @@ async fn roll_call(link: &Link) -> Result<BTreeMap<String, Server>, String> {
     {
         Ok(()) | Err(Unanswered::Late) => Ok(servers),
         Err(why) => Err(why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_too_old_by_its_numbers() {
+        for (version, is_old) in [
+            ("2.12.0", false),
+            ("2.12.1-RC.3", false),
+            ("2.15.1", false),
+            ("3.0.0", false),
+            ("2.11.9", true),
+            ("2.9.25", true),
+            ("", true),
+        ] {
+            assert_eq!(too_old("it", version).is_some(), is_old, "{version}");
+        }
     }
 }

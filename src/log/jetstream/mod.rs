@@ -28,6 +28,7 @@ mod cuts;
 mod durability;
 mod erase;
 mod feed;
+mod found;
 mod journal;
 mod key;
 mod link;
