@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Facade;
+use super::agreed::Agreed;
 use super::answers::{Out, Refusal, text};
-use super::groups::Agreed;
 use super::pick::Pick;
 use super::reasons::group_of;
 use super::replay::TELL_EVERY;

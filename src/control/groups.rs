@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Facade;
+use super::agreed::Agreed;
 use super::answers::{Out, Refusal};
 use super::dead::Letters;
 use super::pick::Pick;
@@ -78,35 +79,6 @@ pub struct Counted {
     /// What a retry or a drop takes, so that it does what was counted and no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreed: Option<Agreed>,
-}
-
-/// What somebody has agreed to who was shown a count. What was given up since then is not meant, and where there is more than was counted
-/// all the same, nothing is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Agreed {
-    /// How many were counted.
-    pub letters: u64,
-    /// When the last of what was counted can have been given up.
-    pub upto: Timestamp,
-}
-
-impl Agreed {
-    /// Whether a letter can have been counted.
-    pub(super) fn has(&self, letter: &DeadLetter) -> bool {
-        letter.died_at <= self.upto
-    }
-
-    /// A refusal where more is meant than was counted.
-    pub(super) fn check(self, meant: u64) -> Result<(), Refusal> {
-        if meant <= self.letters {
-            return Ok(());
-        }
-        Err(format!(
-            "{meant} dead letters are meant now, and {} were counted: nothing was done; count them again",
-            self.letters
-        ))
-    }
 }
 
 /// Letters as they are counted: what is given up meanwhile is not among them, unless the clock that says so can't be right.

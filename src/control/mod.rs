@@ -12,6 +12,7 @@
 //!
 //! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
 
+pub mod agreed;
 pub mod ahead;
 pub mod answers;
 mod back;

@@ -11,7 +11,7 @@ use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain,
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, Viewer};
-use crate::control::groups::Agreed;
+use crate::control::agreed::Agreed;
 use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;

@@ -3,8 +3,7 @@
 use askama::Template;
 use jiff::Timestamp;
 
-use super::events::in_url;
-use super::text;
+use super::text::{self, in_url};
 use super::view::{Frame, Shown, View, html};
 use crate::admin::acts::Act;
 

@@ -163,7 +163,7 @@ impl EventPage {
         let (verdict, verdict_tone) = verdict(found.signature.verdict);
         let title = text::brief(found.type_action.as_deref().unwrap_or("An event without a type"));
         let body = match (found.event.body.take(), found.event.body_base64.take()) {
-            (Some(body), _) => text::cut(&pretty(&body)),
+            (Some(body), _) => text::cut(&text::pretty(&body)),
             (None, Some(encoded)) => text::cut(&encoded),
             (None, None) => text::cut(""),
         };
@@ -196,14 +196,6 @@ impl EventPage {
             no_body,
             found,
         }
-    }
-}
-
-/// A body for people: with an indent, where it is JSON.
-pub fn pretty(body: &str) -> String {
-    match json::validate(body.as_bytes()) {
-        Ok(text) => json::indented(text),
-        Err(_) => body.to_owned(),
     }
 }
 
@@ -300,7 +292,7 @@ impl SentCell {
         let mut lines: Vec<(String, String)> = sent.headers.into_iter().collect();
         lines.extend(sent.key.map(|key| ("key".to_owned(), key)));
         lines.extend(sent.subject.map(|subject| ("subject".to_owned(), subject)));
-        let body = sent.body.map(|body| pretty(&body)).or(sent.body_base64);
+        let body = sent.body.map(|body| text::pretty(&body)).or(sent.body_base64);
         SentCell {
             summary,
             reason: sent.reason.unwrap_or_default(),

@@ -16,7 +16,6 @@ use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::control::browse::{Browse, Browsed, Ended, Lost, Page, Work};
 use crate::event::Seq;
-use crate::net::percent;
 
 #[derive(Template)]
 #[template(path = "events.html")]
@@ -137,11 +136,6 @@ impl Said {
         let is_live = place.is_brief && !place.is_over(query);
         Ok(Place { is_live, ..place })
     }
-}
-
-/// A text as a part of a URL.
-pub fn in_url(text: &str) -> String {
-    percent::encoded(text)
 }
 
 /// `/events`

@@ -3,8 +3,7 @@
 use askama::Template;
 use jiff::Timestamp;
 
-use super::events::in_url;
-use super::text::{self, Cut};
+use super::text::{self, Cut, in_url};
 use super::view::{Frame, View};
 use crate::control::dead::{self, Shown};
 use crate::control::transfer::Exported;
@@ -51,7 +50,7 @@ impl LetterPage {
         // Each letter has its own copy, or none.
         let event = shown.iter().find_map(|shown| shown.event.clone());
         let body = event.as_ref().and_then(|event| {
-            let body = event.body.as_deref().map(super::event::pretty);
+            let body = event.body.as_deref().map(text::pretty);
             body.or_else(|| event.body_base64.clone())
         });
         Some(LetterPage {

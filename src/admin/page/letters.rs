@@ -8,16 +8,16 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::acting::{self, May};
-use super::events::in_url;
 use super::jobs::{About, Ended, Jobs};
 use super::query::Query;
 use super::said::{Form, Named, Url};
-use super::text;
+use super::text::{self, in_url};
 use super::view::{Frame, Shown, View, html};
 use crate::admin::fields;
 use crate::admin::refused::Refused;
+use crate::control::agreed::Agreed;
 use crate::control::dead::{Drop, Retried, Retry};
-use crate::control::groups::{Agreed, Count, Counted, Group, OTHERS};
+use crate::control::groups::{Count, Counted, Group, OTHERS};
 use crate::event::Seq;
 
 /// Letters that were given up for the same reason.
@@ -125,7 +125,7 @@ impl Wish {
 pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
     let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
     if !is_drop {
-        super::sinks::refuse_removed(&view, &sink).await?;
+        super::removed::refuse(&view, &sink).await?;
     }
     // What is shown now is what is done later: a time that is so long ago is from here on the moment it is now.
     let meant = query.frozen().map_err(|message| view.bad(message))?;

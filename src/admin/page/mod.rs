@@ -21,6 +21,7 @@ mod letters;
 mod overview;
 mod picture;
 mod query;
+mod removed;
 mod replays;
 mod said;
 pub(super) mod sign_in;

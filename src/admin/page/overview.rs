@@ -5,11 +5,10 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::charts::{Chart, Series, as_count, as_span, counts};
-use super::events::in_url;
 use super::said::Url;
 use super::sinks::{SinkRow, SinkTable, is_about, lag_now};
 use super::tail::{self, TailTable};
-use super::text;
+use super::text::{self, in_url};
 use super::tile::Tile;
 use super::view::{Frame, Shown, View, html};
 use crate::control::history::{self, Charts};

@@ -10,11 +10,10 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::acting::{self, May};
-use super::events::in_url;
 use super::jobs::{JobPage, JobPart, is_part};
 use super::query::Query;
 use super::said::{Form, Named, Url};
-use super::text;
+use super::text::{self, in_url};
 use super::view::{Frame, Shown, View, html, to};
 use crate::admin::fields;
 use crate::control::replay::{Counted, List, Plan, Planned, Set, Start};

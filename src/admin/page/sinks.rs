@@ -9,11 +9,11 @@ use serde::Deserialize;
 
 use super::acting::{self, May};
 use super::charts::{Chart, Series, as_count, as_span, counts};
-use super::events::in_url;
 use super::letters::GroupCell;
 use super::query::Query;
+use super::removed::{self, removed};
 use super::said::{Form, Named, Url};
-use super::text;
+use super::text::{self, in_url};
 use super::tile::Tile;
 use super::tries::{self, DeployedCell};
 use super::view::{Failed, Frame, Shown, View, html, to};
@@ -158,29 +158,11 @@ impl RemovedRow {
     }
 }
 
-/// So many removed sinks are shown.
-const REMOVED_MAX: usize = 10_000;
-
-/// A sink that is configured no more, and may have letters; `None`: there is none of the name.
-async fn removed(view: &View, name: &str) -> Result<Option<dead::OfRemoved>, Failed> {
-    let all = view.all(dead::Removed {}, REMOVED_MAX).await;
-    let all = all.map_err(|error| view.refused(error))?;
-    Ok(all.into_iter().find(|one| one.sink == name))
-}
-
-/// Refuses what would be delivered to a sink that is configured no more.
-pub async fn refuse_removed(view: &View, name: &str) -> Result<(), Failed> {
-    match removed(view, name).await? {
-        Some(_) => Err(view.failed(StatusCode::CONFLICT, dead::not_configured(name))),
-        None => Ok(()),
-    }
-}
-
 /// `/sinks`
 pub async fn list(view: View) -> Shown {
     let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     let sinks = status.sinks.iter().map(SinkRow::of).collect();
-    let (letters, trouble) = match view.all(dead::Removed {}, REMOVED_MAX).await {
+    let (letters, trouble) = match removed::all(&view).await {
         Ok(letters) => (letters, None),
         Err(message) => (Vec::new(), Some(message)),
     };

@@ -12,6 +12,8 @@ use askama::filters::{Escaper, Html};
 use jiff::Timestamp;
 
 use crate::event::{Kind, Source};
+use crate::json;
+use crate::net::percent;
 use crate::plain;
 
 /// How everything is written that a template is given. It is text and nothing else: markup stands there as it is written, and so does
@@ -87,6 +89,19 @@ pub fn cut(text: &str) -> Cut {
     }
     shown.pop();
     Cut { text: shown, is_cut }
+}
+
+/// A text as a part of a URL.
+pub fn in_url(text: &str) -> String {
+    percent::encoded(text)
+}
+
+/// A body for people: with an indent, where it is JSON.
+pub fn pretty(body: &str) -> String {
+    match json::validate(body.as_bytes()) {
+        Ok(text) => json::indented(text),
+        Err(_) => body.to_owned(),
+    }
 }
 
 /// The start of a text that has to fit in a cell.

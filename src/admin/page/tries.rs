@@ -9,11 +9,10 @@ use serde::Deserialize;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
 use super::event::{SentCell, tree};
-use super::events::in_url;
 use super::jobs::is_part;
 use super::query::Query;
 use super::said::{Form, Url};
-use super::text;
+use super::text::{self, in_url};
 use super::view::{Failed, Frame, Shown, View, html};
 use crate::control::browse::Work;
 use crate::control::deployed::{self, Deployed, Of};
