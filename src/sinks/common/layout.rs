@@ -398,49 +398,45 @@ fn is_value(source: &str) -> bool {
     !inner.is_empty() && is_one_expression(inner) && !ends_in_tojson(inner)
 }
 
-/// Whether the filter `tojson` stands anywhere in an expression, outside of what is quoted.
-fn makes_json(source: &str) -> bool {
-    let (mut plain, mut quote, mut escaped) = (String::new(), None, false);
-    for c in source.chars() {
+/// An expression with a letter in place of each text that is quoted in it. `None`: a quote is left open.
+fn unquoted(source: &str) -> Option<String> {
+    let (mut plain, mut quote) = (String::new(), None);
+    let mut chars = source.chars();
+    while let Some(c) = chars.next() {
         match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
+            Some(_) if c == '\\' => drop(chars.next()),
             Some(open) if open == c => quote = None,
             Some(_) => {}
             None if matches!(c, '"' | '\'') => {
                 quote = Some(c);
-                plain.push(' ');
+                plain.push('x');
             }
             None => plain.push(c),
         }
     }
+    quote.is_none().then_some(plain)
+}
+
+/// Whether the filter `tojson` stands anywhere in an expression, outside of what is quoted.
+fn makes_json(source: &str) -> bool {
     let is_of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
-    plain.split(|c| !is_of_word(c)).any(|word| word == "tojson")
+    unquoted(source).is_some_and(|plain| plain.split(|c| !is_of_word(c)).any(|word| word == "tojson"))
 }
 
 /// Whether the last that happens to a value is that JSON is made of it: a name or a bracket, what follows from it, and that filter.
 fn ends_in_tojson(inner: &str) -> bool {
-    // What is quoted or in brackets counts as one letter.
-    let (mut plain, mut depth, mut quote, mut escaped) = (String::new(), 0_usize, None, false);
-    for c in inner.chars() {
-        match (quote, c) {
-            (Some(_), _) if escaped => escaped = false,
-            (Some(_), '\\') => escaped = true,
-            (Some(open), _) if open == c => quote = None,
-            (None, '"' | '\'') => {
-                quote = Some(c);
-                if depth == 0 {
-                    plain.push('x');
-                }
-            }
-            (None, '(' | '[' | '{') => depth += 1,
-            (None, ')' | ']' | '}') => {
+    // What is in brackets counts as one letter.
+    let (mut plain, mut depth) = (String::new(), 0_usize);
+    for c in unquoted(inner).unwrap_or_default().chars() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => {
                 depth = depth.saturating_sub(1);
                 if depth == 0 {
                     plain.push('x');
                 }
             }
-            (None, _) if depth == 0 => plain.push(c),
+            _ if depth == 0 => plain.push(c),
             _ => {}
         }
     }
@@ -457,18 +453,13 @@ fn ends_in_tojson(inner: &str) -> bool {
 
 /// Whether nothing in it ends the expression, outside of strings and brackets.
 fn is_one_expression(inner: &str) -> bool {
-    let mut chars = inner.chars().peekable();
-    let (mut depth, mut quote) = (0_i32, None);
-    while let Some(c) = chars.next() {
-        match (quote, c) {
-            (Some(_), '\\') => {
-                chars.next();
-            }
-            (Some(open), _) if open == c => quote = None,
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '}') if depth == 0 => return false,
-            (None, '(' | '[' | '{') => depth += 1,
-            (None, ')' | ']' | '}') => {
+    let Some(plain) = unquoted(inner) else { return false };
+    let mut depth = 0_i32;
+    for c in plain.chars() {
+        match c {
+            '}' if depth == 0 => return false,
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => {
                 depth -= 1;
                 if depth < 0 {
                     return false;
@@ -477,7 +468,7 @@ fn is_one_expression(inner: &str) -> bool {
             _ => {}
         }
     }
-    depth == 0 && quote.is_none()
+    depth == 0
 }
 
 #[cfg(test)]
