@@ -4,6 +4,16 @@ use super::diverting::{COMMITS, bench_of, status_of};
 use super::*;
 use crate::deliver::types::DeadLetter;
 
+/// Until a receiver that was asked so often has refused what a replay sends.
+async fn refused_again(engine: &Engine, id: &str, receiver: &Receiver, asked: u64) {
+    until("it is refused again", async || {
+        let replays = engine.replays();
+        let is_over = replays.iter().any(|replay| replay.id == id && replay.dead == 1);
+        is_over || receiver.calls.load(Ordering::SeqCst) > asked + 1
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_again_before_the_first_letter_went_is_delivered_again() {
     for commit in COMMITS {
@@ -18,14 +28,7 @@ async fn what_is_given_again_before_the_first_letter_went_is_delivered_again() {
         until("its letter can't go", async || status_of(&engine, "b").given == 1).await;
         let id = replay(&engine, 1, 1).await;
         let asked = first.calls.load(Ordering::SeqCst);
-        until("the first refuses it again", async || {
-            let is_over = engine
-                .replays()
-                .iter()
-                .any(|replay| replay.id == id && replay.dead == 1);
-            is_over || first.calls.load(Ordering::SeqCst) > asked + 1
-        })
-        .await;
+        refused_again(&engine, &id, &first, asked).await;
         letters.fail_at(None);
         assert_eq!(replay_done(&engine, &id).await.dead, 1, "{commit:?}");
         until("the second has it again", async || second.seqs() == [1, 1]).await;
@@ -50,14 +53,7 @@ async fn what_is_given_again_before_the_first_delivery_is_secured_is_delivered_a
     until("the second has it", async || second.seqs() == [1]).await;
     let id = replay(&engine, 1, 1).await;
     let asked = first.calls.load(Ordering::SeqCst);
-    until("the first refuses it again", async || {
-        let is_over = engine
-            .replays()
-            .iter()
-            .any(|replay| replay.id == id && replay.dead == 1);
-        is_over || first.calls.load(Ordering::SeqCst) > asked + 1
-    })
-    .await;
+    refused_again(&engine, &id, &first, asked).await;
     second.checkpoint_gate.send_replace(true);
     until("the second has it again", async || second.seqs() == [1, 1]).await;
     until("no letter is left", async || status_of(&engine, "b").given == 0).await;
@@ -103,14 +99,7 @@ async fn a_letter_of_a_second_death_does_not_go_with_the_delivered_one() {
     refuse(&receiver);
     let asked = receiver.calls.load(Ordering::SeqCst);
     let id = replay(&engine, 1, 1).await;
-    until("it is refused again", async || {
-        let is_over = engine
-            .replays()
-            .iter()
-            .any(|replay| replay.id == id && replay.dead == 1);
-        is_over || receiver.calls.load(Ordering::SeqCst) > asked + 1
-    })
-    .await;
+    refused_again(&engine, &id, &receiver, asked).await;
     letters.fail_at(None);
     assert_eq!(replay_done(&engine, &id).await.dead, 1);
     assert_eq!(settled(&retried).await, (1, 1, 0));

@@ -300,12 +300,7 @@ async fn a_replay_to_nowhere_is_not_started() {
 async fn parts_that_are_released_reach_a_sink_that_lags_once() {
     for release_first in [true, false] {
         let receiver = Receiver::new();
-        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
-        let engine = bench.engine(Mode::Follow).await;
-        store_parts(&bench, 1..=5).await;
-        durable(&engine, 5).await;
-        engine.pause("a", true).await.unwrap();
-        store_parts(&bench, 6..=9).await;
+        let (bench, engine) = nine_parts(&receiver).await;
         let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
         engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
         let release = async || {
@@ -330,6 +325,17 @@ async fn parts_that_are_released_reach_a_sink_that_lags_once() {
     }
 }
 
+/// Nine events without their data, of which the sink has passed five, and is paused.
+async fn nine_parts(receiver: &Arc<Receiver>) -> (Bench, Engine) {
+    let bench = Bench::new(vec![sink_on(receiver, Commit::Checkpoint)]);
+    let engine = bench.engine(Mode::Follow).await;
+    store_parts(&bench, 1..=5).await;
+    durable(&engine, 5).await;
+    engine.pause("a", true).await.unwrap();
+    store_parts(&bench, 6..=9).await;
+    (bench, engine)
+}
+
 async fn store_parts(bench: &Bench, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
@@ -347,12 +353,7 @@ async fn store_parts(bench: &Bench, ids: std::ops::RangeInclusive<u64>) {
 async fn parts_that_are_released_reach_a_sink_whose_node_still_holds_them() {
     for reloads in [false, true] {
         let receiver = Receiver::new();
-        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
-        let engine = bench.engine(Mode::Follow).await;
-        store_parts(&bench, 1..=5).await;
-        durable(&engine, 5).await;
-        engine.pause("a", true).await.unwrap();
-        store_parts(&bench, 6..=9).await;
+        let (bench, engine) = nine_parts(&receiver).await;
         let planned = [("a".to_owned(), 9)].into();
         let spec = ReplaySpec::of_released(Seq(1), Seq(9));
         engine.replay_start_once("rp_parts_1", spec, planned).await.unwrap();

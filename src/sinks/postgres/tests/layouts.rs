@@ -15,6 +15,16 @@ fn refusal(outcome: &Outcome) -> String {
     }
 }
 
+/// A table's sink without columns of its own: what a template or transform makes has them.
+async fn opened_made(server: &Server, table: &str) -> Opened {
+    let plain = kind(json!({"url": server.url(), "table": table}));
+    let context = Context {
+        name: "made".into(),
+        ..context()
+    };
+    plain.open(context).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_cast_and_a_row_that_can_not_be_is_refused_alone() {
     let Some(server) = Server::start("").await else { return };
@@ -356,14 +366,7 @@ async fn a_date_without_an_offset_is_utc_s_whatever_time_zone_the_server_has() {
         let row = filled(&kind, 1, r#"{"hour":"23:30:00"}"#).await.unwrap();
         assert_eq!(deliver(&opened, &[row]).await.unwrap(), [Outcome::Delivered]);
         // What a template or transform makes: in summer, across midnight, and with an offset.
-        let plain = super::kind(json!({"url": server.url(), "table": "dates"}));
-        let opened = plain
-            .open(Context {
-                name: "made".into(),
-                ..context()
-            })
-            .await
-            .unwrap();
+        let opened = opened_made(&server, "dates").await;
         let batch = [
             made(
                 2,
@@ -512,14 +515,7 @@ async fn a_whole_number_is_one_in_an_integer_column_however_it_is_written() {
         );
     }
     // What a transform makes too; and one that names the type is shown what is sent.
-    let plain = super::kind(json!({"url": server.url(), "table": "t"}));
-    let opened = plain
-        .open(Context {
-            name: "made".into(),
-            ..context()
-        })
-        .await
-        .unwrap();
+    let opened = opened_made(&server, "t").await;
     let batch = [
         made(1, r#"{"big": 1e1, "int": 7.00}"#),
         made(2, r#"{"big": "7.0"}"#),
