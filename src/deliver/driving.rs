@@ -73,14 +73,6 @@ impl Engine {
         *lock(&self.inner.sinks) = sinks.to_vec();
     }
 
-    /// Notes where new sinks begin. What comes from now on is theirs, however long it takes until a node has the lease; of several nodes the
-    /// first to know a sink settles it.
-    pub(super) async fn note_starts(&self, sinks: &[SinkConfig]) {
-        if self.shares_sinks() {
-            join_all(sinks.iter().map(|sink| self.note_new(sink))).await;
-        }
-    }
-
     /// Begins and stops workers as leases come and go, until the engine stops.
     pub(super) fn drive_what_is_leased(&self) {
         let engine = self.clone();
@@ -138,7 +130,8 @@ impl Engine {
                 let go = || tokio::spawn(self.clone().let_worker_go(sink.name.clone()));
                 letting_go.entry(sink.name.clone()).or_insert_with(go);
             }
-            join_all(sinks.iter().map(|sink| self.settle_worker(sink))).await;
+            let settle = join_all(sinks.iter().map(|sink| self.settle_worker(sink)));
+            tokio::join!(self.note_what_is_missing(&sinks), settle);
         }
         self.follow_jobs().await;
     }
@@ -147,6 +140,11 @@ impl Engine {
         let is_here = self.inner.leases.lease(&node::of_sink(&sink.name)).is_some();
         match (is_here, self.runs(&sink.name)) {
             (true, false) => {
+                // Without a record it would begin with what comes from now on, whatever it has not had yet.
+                if !self.note_new(sink).await {
+                    self.inner.outset.miss();
+                    return self.look_from_afar(sink).await;
+                }
                 let kit = self.prepare(sink).await;
                 self.launch(kit);
             }
@@ -256,7 +254,12 @@ impl Engine {
         letters.set_max(sink.dead_max.0);
         let view = match record {
             Ok(record) => {
-                let record = record.map(|(record, _)| record).unwrap_or_default();
+                let record = record.map(|(record, _)| record);
+                match &record {
+                    Some(record) => self.inner.outset.see(&sink.name, record),
+                    None => self.inner.outset.miss(),
+                }
+                let record = record.unwrap_or_default();
                 let mut view = worker::saved_view(sink, record, &letters, &*self.inner.log);
                 view.status.known = Known::Saved;
                 if self.inner.leases.holder(&node::of_sink(&sink.name)).is_none() {

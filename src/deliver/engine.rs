@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::judges;
 use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
+use super::outset::Outset;
 use super::replay::Jobs;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -124,8 +125,8 @@ pub(super) struct Inner {
     pub sinks: Mutex<Vec<SinkConfig>>,
     /// Who answers other nodes what the engine does not.
     pub referral: Mutex<Option<Referral>>,
-    /// What nodes keep together beside the log is gone: of a sink without a record it is not known whether it had one.
-    pub lost_state: AtomicBool,
+    /// Where sinks begin that have no record in the state which nodes share.
+    pub outset: Arc<Outset>,
     /// Ends what goes on beside the workers.
     pub stop: CancellationToken,
 }
@@ -202,7 +203,7 @@ impl Engine {
             leases,
             sinks: Mutex::new(sinks.clone()),
             referral: Mutex::default(),
-            lost_state: AtomicBool::new(false),
+            outset: Arc::default(),
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
@@ -235,7 +236,6 @@ impl Engine {
             self.start_worker(config).await;
         }
         self.inner.store.mended();
-        self.note_state().await?;
         self.detach_missing(sinks).await?;
         self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {
@@ -465,6 +465,7 @@ impl Engine {
         }
         let dropped = self.forget_letters(sink).await?;
         self.part_for_good(sink).await?;
+        self.inner.outset.forget(sink);
         let removed = self.inner.store.remove(&record_key(sink), Expected::Anything).await;
         removed.map_err(failed)?;
         Ok(dropped)

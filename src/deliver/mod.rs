@@ -24,6 +24,7 @@ mod judges;
 mod letters;
 pub mod mark;
 mod memory;
+mod outset;
 mod reading;
 mod reload;
 mod rendering;
@@ -41,11 +42,11 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use begun::note_begun;
 pub use carry::{Carried, carry_dead_letters, fetch_dead_letters, holds_dead_letters};
 pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
+pub use outset::note_begun;
 pub use rendering::Rendering;
 pub use types::{
     DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,

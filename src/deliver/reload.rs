@@ -4,7 +4,7 @@
 //! in force as soon as all have heard, and a sink that takes its time to stop holds up its own successor and nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use futures::future::join_all;
@@ -15,27 +15,16 @@ use super::engine::{Engine, KEPT, usable};
 use super::judges;
 use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
-use super::reading::{aside, within};
+use super::reading::aside;
 use super::rendering::Rendering;
-use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
+use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus};
 use super::worker::{self, Command, DeadTo, Handle, Kit, View};
-use crate::config::{SinkConfig, Start};
-use crate::event::Seq;
+use crate::config::SinkConfig;
 use crate::node::{self, Lease};
 use crate::render::Guard;
 use crate::rules::RuleSet;
-use crate::state::{Expected, Revision, StoreError, put_json};
+use crate::state::{Expected, put_json};
 use crate::sync::lock;
-
-/// A sink's record as it is found when the sink begins.
-struct Found {
-    record: Record,
-    revision: Option<Revision>,
-    /// What was there was damaged, or may have been.
-    is_damaged: bool,
-    /// It can't be read now: the worker reads it, again and again.
-    is_unreadable: bool,
-}
 
 /// A worker that was told to stop.
 pub(super) struct Stopping {
@@ -84,7 +73,7 @@ impl Engine {
         let follow = self.inner.mode == Mode::Follow;
         let mut found = self.find_record(config).await;
         let mut changed = found.record.detached_at.take().is_some();
-        if found.record.main.is_none() && follow {
+        if found.record.main.is_none() && follow && !self.shares_sinks() {
             match self.settle(config, found.is_damaged).await {
                 Ok(start) => {
                     found.record.begin_at(start);
@@ -140,38 +129,8 @@ impl Engine {
             dead_to,
             rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
             memory: self.inner.memory.clone(),
+            outset: self.inner.outset.clone(),
         }
-    }
-
-    async fn find_record(&self, config: &SinkConfig) -> Found {
-        let mut found = Found {
-            record: Record::default(),
-            revision: None,
-            is_damaged: self.inner.store.is_damaged() || self.inner.lost_state.load(Ordering::Relaxed),
-            is_unreadable: false,
-        };
-        match self.inner.store.get(&record_key(&config.name)).await {
-            Ok(None) => {}
-            Ok(Some(entry)) => match entry.json() {
-                Ok(record) => {
-                    found.revision = Some(entry.revision);
-                    // Where it could not be forgotten in time it is all the same not gone on from.
-                    if !is_too_long_gone(&record, Timestamp::now()) {
-                        found.record = record;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(sink = config.name, error, "the sink's position is damaged");
-                    found.is_damaged = true;
-                }
-            },
-            // An error is not an absence: what is there stays, and the worker reads it, again and again.
-            Err(error) => {
-                tracing::error!(sink = config.name, %error, "the sink's position can't be read now; this is tried again");
-                found.is_unreadable = true;
-            }
-        }
-        found
     }
 
     /// Letters of which the mark says that they were delivered go, and it says so no more, before any sink begins: one that is given to
@@ -188,68 +147,11 @@ impl Engine {
         let remove = move || letters.read().and_then(|()| letters.remove(&delivered));
         let removed = aside(move || remove().map_err(|error| error.to_string())).await;
         match removed.flatten() {
-            Ok(_) => self.note_start(config, &found).await,
+            Ok(_) => drop(self.note_start(config, &found).await),
             Err(error) => {
                 let sink = &config.name;
                 tracing::warn!(sink, %error, "dead letters that were delivered can't be removed now; this is tried again");
             }
-        }
-    }
-
-    /// Settles where a sink begins that no node knew before.
-    pub(super) async fn note_new(&self, config: &SinkConfig) {
-        let mut found = self.find_record(config).await;
-        // What is there, or may be, is for whoever drives the sink.
-        let is_lost = self.inner.lost_state.load(Ordering::Relaxed);
-        if found.revision.is_some() || (found.is_damaged && !is_lost) || found.is_unreadable {
-            return;
-        }
-        match self.settle(config, is_lost).await {
-            Ok(start) => {
-                found.record.begin_at(start);
-                found.record.log_id = Some(self.inner.log.id().to_owned());
-                self.note_start(config, &found).await;
-            }
-            Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
-        }
-    }
-
-    async fn note_start(&self, config: &SinkConfig, found: &Found) {
-        if found.is_unreadable {
-            return;
-        }
-        let expected = match found.revision {
-            Some(revision) => Expected::Revision(revision),
-            None if found.is_damaged && !self.shares_sinks() => Expected::Anything,
-            None => Expected::Nothing,
-        };
-        let put = put_json(&*self.inner.store, &record_key(&config.name), &found.record, expected).await;
-        match put {
-            Ok(_) => {}
-            // Another node has just noted it.
-            Err(StoreError::Conflict(_)) if self.shares_sinks() => {}
-            // A full disk, say: receiving matters more, and the worker saves its record again and again.
-            Err(error) => {
-                tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");
-            }
-        }
-    }
-
-    /// Where a sink begins, settled once and for all: a later start must not mean a later "now".
-    async fn settle(&self, config: &SinkConfig, is_damaged: bool) -> Result<Seq, EngineError> {
-        let log = &self.inner.log;
-        // Its position may be what damage took: everything again is better than something never.
-        if is_damaged {
-            tracing::error!(
-                sink = config.name,
-                "the sink's position is lost to damage: it begins at the oldest event kept, and deliveries repeat"
-            );
-            return Ok(log.first());
-        }
-        match config.start {
-            Start::Now => Ok(log.head().borrow().next()),
-            Start::Beginning => Ok(log.first()),
-            Start::At(time) => within(log.seq_at(time)).await.map_err(failed),
         }
     }
 
@@ -291,6 +193,7 @@ impl Engine {
                 tracing::warn!(sink = name, %error, "a removed sink can't be forgotten now; this is tried again");
                 continue;
             }
+            self.inner.outset.forget(name);
             match self.inner.store.remove(&key, Expected::Revision(revision)).await {
                 Ok(()) => tracing::info!(
                     sink = name,
@@ -370,6 +273,7 @@ impl Engine {
             let name = stopping.sink.clone();
             stopping.wait().await;
             let gone = self.workers().by_sink.remove(&name);
+            self.inner.outset.forget(&name);
             self.inner.leases.give_up(&node::of_sink(&name)).await;
             if let Some(handle) = gone {
                 let replays = lock(&handle.view).replays.clone();
@@ -449,7 +353,7 @@ impl Stopping {
 }
 
 /// Whether a sink left the configuration so long ago that its position is not kept any more.
-fn is_too_long_gone(record: &Record, now: Timestamp) -> bool {
+pub(super) fn is_too_long_gone(record: &Record, now: Timestamp) -> bool {
     record.detached_at.is_some_and(|at| now.duration_since(at) > KEPT)
 }
 

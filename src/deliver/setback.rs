@@ -85,42 +85,53 @@ pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, en
         let next = main.next;
         main.open.retain(|item| item.seq < next);
     }
+    // Whatever Seqs are given out next, it waits there for what comes.
+    main.next = main.next.min(end);
     Ok(())
 }
 
-/// Seqs up to there are not given out again. `false`: they are, and a mark behind the end has to wait there for what comes.
-pub(super) async fn skip_past(log: &dyn Log, seen: Seq, end: Seq) -> bool {
-    match log.skip_past(seen).await {
-        Ok(()) => true,
-        Err(error) => {
-            let (head, seen) = (end.prev().0, seen.0);
-            tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
-            false
+/// Seqs up to there are not given out again.
+pub(super) async fn skip_past(log: &dyn Log, seen: Seq, end: Seq) {
+    if let Err(error) = log.skip_past(seen).await {
+        let (head, seen) = (end.prev().0, seen.0);
+        tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
+    }
+}
+
+/// What became of a record that was to fit the log.
+#[derive(Debug, Default)]
+pub(super) struct Fitted {
+    /// It has to be saved.
+    pub is_changed: bool,
+    /// What it had seen, and where the log ends.
+    skip: Option<(Seq, Seq)>,
+}
+
+impl Fitted {
+    /// Has the log go on behind what the record had seen. Not before what it says now is durable: it would seem to be right then.
+    pub async fn skip(self, log: &dyn Log) {
+        if let Some((seen, end)) = self.skip {
+            skip_past(log, seen, end).await;
         }
     }
 }
 
-pub(super) fn wait_at(record: &mut Record, end: Seq) {
-    if let Some(main) = &mut record.main {
-        main.next = main.next.min(end);
-    }
-}
-
-/// Has the record of a sink that begins fit the log; an error says why that can't be known now. `true`: it was changed.
-pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<bool, String> {
+/// Has the record of a sink that begins fit the log; an error says why that can't be known now.
+pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<Fitted, String> {
     let text = |error: ReadError| format!("the log does not say how far it is: {error}");
-    let mut is_changed = adopt(log, sink, record);
+    let is_changed = adopt(log, sink, record);
+    let mut fitted = Fitted { is_changed, skip: None };
     let seen = seen(record);
     if let Some(end) = end_before(log, seen).await.map_err(text)? {
         take_back(log, sink, record, end).await.map_err(text)?;
-        if !skip_past(log, seen, end).await {
-            wait_at(record, end);
-        }
-        is_changed = true;
+        fitted = Fitted {
+            is_changed: true,
+            skip: Some((seen, end)),
+        };
     }
     if record.log_id.is_none() {
         record.log_id = Some(log.id().to_owned());
-        is_changed = true;
+        fitted.is_changed = true;
     }
-    Ok(is_changed)
+    Ok(fitted)
 }

@@ -334,12 +334,21 @@ impl Daemon {
 
     /// Waits until a sink is done with all that is in the log, as long as it goes on.
     pub async fn done(&self, sink: &str) {
-        let last = self.status()["log"]["last"].clone();
-        let mut cursor = self.sink(sink)["cursor"].clone();
-        while cursor != last {
-            let before = cursor;
-            until("the sink goes on", async || self.sink(sink)["cursor"] != before).await;
-            cursor = self.sink(sink)["cursor"].clone();
+        let last = self.status()["log"]["last"].as_u64();
+        let mut shown = self.sink(sink);
+        let mut moved = Instant::now();
+        while shown["cursor"].as_u64() < last {
+            assert!(
+                moved.elapsed() < PATIENCE,
+                "waited too long until the sink goes on to {last:?}: {shown}\n{}",
+                self.stderr()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = self.sink(sink);
+            if now["cursor"] != shown["cursor"] {
+                moved = Instant::now();
+            }
+            shown = now;
         }
     }
 

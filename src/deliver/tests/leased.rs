@@ -76,6 +76,8 @@ struct Watched {
     fences: Mutex<Vec<u64>>,
     /// Records of sinks can't be read.
     broken: AtomicBool,
+    /// They can't be saved.
+    refuses: AtomicBool,
 }
 
 #[async_trait]
@@ -89,6 +91,9 @@ impl Store for Watched {
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
         let fence = serde_json::from_slice::<Record>(&value).ok().map(|record| record.fence);
+        if self.refuses.load(Ordering::SeqCst) && key.starts_with("sink/") {
+            return Err(StoreError::Unreadable("nobody takes it".into()));
+        }
         let put = self.store.put(key, value, expected).await?;
         if key == record_key("a") {
             lock(&self.fences).extend(fence);
@@ -140,6 +145,7 @@ impl Pair {
                 store,
                 fences,
                 broken: AtomicBool::new(false),
+                refuses: AtomicBool::new(false),
             }),
             bench,
         }
@@ -151,22 +157,46 @@ impl Pair {
     }
 
     async fn node_on(&self, log: Arc<dyn Log>, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
+        let node = self.try_node(log, name, receiver, sink_on(receiver, commit)).await;
+        node.unwrap()
+    }
+
+    /// One whose sink begins with what comes from now on.
+    async fn node_from_now_on(&self, name: &'static str, receiver: &Arc<Receiver>) -> Node {
+        let mut sink = sink_on(receiver, Commit::Acknowledge);
+        sink.start = crate::config::Start::Now;
+        let log = Arc::new(self.bench.log.clone());
+        self.try_node(log, name, receiver, sink).await.unwrap()
+    }
+
+    async fn try_node(
+        &self,
+        log: Arc<dyn Log>,
+        name: &'static str,
+        receiver: &Arc<Receiver>,
+        sink: SinkConfig,
+    ) -> Result<Node, EngineError> {
         let (leases, dir) = (ByHand::new(name), tempfile::tempdir().unwrap());
         let options = Options {
             log,
             store: self.store.clone(),
             dir: dir.path().to_owned(),
             rules: self.bench.rules.clone(),
-            sinks: vec![sink_on(receiver, commit)],
+            sinks: vec![sink],
             mode: Mode::Follow,
             names: Arc::default(),
         };
-        Node {
-            engine: Engine::start_with(options, leases.clone()).await.unwrap(),
+        Ok(Node {
+            engine: Engine::start_with(options, leases.clone()).await?,
             leases,
             receiver: receiver.clone(),
             _dir: dir,
-        }
+        })
+    }
+
+    async fn record(&self) -> Option<Record> {
+        let entry = self.store.store.get(&record_key("a")).await.unwrap();
+        entry.map(|entry| entry.json::<Record>().unwrap())
     }
 
     /// Only whoever has the sink now has ever saved its mark since it has.
@@ -477,4 +507,94 @@ async fn a_mark_of_another_log_is_none_of_this_one() {
     assert_eq!(receiver.sorted(), [1, 2, 3, 4, 5]);
     assert_eq!(serde_json::to_value(durable).unwrap()["log_id"], pair.bench.log.id());
     one.engine.shutdown().await;
+}
+
+/// One read that fails while a node begins must not make a lost position a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_position_is_lost_begins_at_the_oldest_event_also_when_that_can_not_be_noted_at_once() {
+    let pair = Pair::new().await;
+    let (first, second) = (Receiver::new(), Receiver::new());
+    pair.bench.store(1..=5).await;
+    for fault in [&pair.store.broken, &pair.store.refuses] {
+        fault.store(true, Ordering::SeqCst);
+    }
+    let one = pair.node_from_now_on("one", &first).await;
+    assert_eq!(pair.store.get("begun").await.unwrap(), None, "it has no record yet");
+    one.leases.gets(1);
+    pair.store.broken.store(false, Ordering::SeqCst);
+    pair.store.refuses.store(false, Ordering::SeqCst);
+    pair.bench.store(6..=6).await;
+    pair.durable(6).await;
+    assert_eq!(first.sorted(), [1, 2, 3, 4, 5, 6]);
+    until("that is noted", async || {
+        pair.store.get("begun").await.unwrap().is_some()
+    })
+    .await;
+
+    // Where it is lost while nodes run, they know where it was.
+    let two = pair.node_from_now_on("two", &second).await;
+    until("it has seen that", async || two.engine.inner.outset.seen("a").is_some()).await;
+    one.leases.loses();
+    until("it stops", async || one.engine.driven().is_empty()).await;
+    for key in ["begun", &record_key("a")] {
+        pair.store.remove(key, Expected::Anything).await.unwrap();
+    }
+    pair.bench.store(7..=7).await;
+    two.leases.gets(2);
+    pair.durable(7).await;
+    assert_eq!(second.sorted(), [7]);
+    until("that is noted again", async || {
+        pair.store.get("begun").await.unwrap().is_some()
+    })
+    .await;
+    one.engine.shutdown().await;
+    two.engine.shutdown().await;
+}
+
+/// Who would drive it may be down for longer than a removed sink's position is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_configured_again_is_kept_although_nobody_drives_it() {
+    let pair = Pair::new().await;
+    let mut record = Record {
+        detached_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(6 * 24)),
+        ..Record::default()
+    };
+    record.begin_at(Seq(2));
+    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
+        .await
+        .unwrap();
+    pair.bench.store(1..=3).await;
+    let one = pair.node("one", &Receiver::new(), Commit::Acknowledge).await;
+    let kept = pair.record().await.unwrap();
+    assert_eq!(kept.detached_at, None);
+    assert_eq!(kept.main.unwrap().next, Seq(2));
+    one.engine.shutdown().await;
+}
+
+/// A mark that is not taken back yet would seem to be right as soon as the log has gone on behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_skips_nothing_before_marks_that_were_taken_back_are_durable() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let mut record = Record {
+        fence: 1,
+        saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
+        ..Record::default()
+    };
+    record.begin_at(Seq(51));
+    pair.bench.store(1..=3).await;
+    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
+        .await
+        .unwrap();
+    pair.store.refuses.store(true, Ordering::SeqCst);
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(&receiver, Commit::Acknowledge);
+    assert!(pair.try_node(log, "one", &receiver, sink).await.is_err());
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    pair.store.refuses.store(false, Ordering::SeqCst);
+    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
+    two.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3]);
+    two.engine.shutdown().await;
 }

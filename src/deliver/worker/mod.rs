@@ -61,6 +61,7 @@ use super::judges::Earlier;
 use super::letters::Letters;
 use super::mark::Record;
 use super::memory::Memory;
+use super::outset::Outset;
 use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
@@ -143,11 +144,21 @@ pub(super) struct Kit {
     pub rendering: Rendering,
     /// What all sinks hold.
     pub memory: Memory,
+    /// Where this node last saw the sink.
+    pub outset: Arc<Outset>,
 }
 
 impl Kit {
     fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// This is durable now.
+    fn see(&self, record: &Record) {
+        // A node that is alone keeps its state itself.
+        if self.lease.fence() > 0 {
+            self.outset.see(self.name(), record);
+        }
     }
 
     /// The lanes of a sink that goes on from a record.

@@ -407,6 +407,7 @@ impl Worker<'_> {
             // What has gone meanwhile may have another letter by now.
             gone.retain(|seq| self.lanes.letters.is_done(*seq));
             self.durable = record;
+            self.kit.see(&self.durable);
             let (durable, known) = (&self.durable.replays, &self.lanes.replays);
             let is_known = |id: &str| known.iter().any(|replay| &*replay.job.id == id);
             let is_done = |id: &str| durable.get(id).is_some_and(|record| record.done);

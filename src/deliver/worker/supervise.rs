@@ -81,6 +81,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             }
         };
         let began = tokio::time::Instant::now();
+        kit.see(&record);
         known.clone_from(&record);
         let durable = &mut known;
         let work = async {
@@ -184,13 +185,15 @@ async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), U
     }
     // Where nodes share it, the log or what is kept of the sink may have become another one without this node.
     let has_shared_log = fence > 0 && kit.follow && record.main.is_some();
-    let is_news = has_shared_log
-        && setback::fit(&*kit.log, kit.name(), &mut record)
-            .await
-            .map_err(Unloaded::NotNow)?;
+    let fitted = if has_shared_log {
+        let fitted = setback::fit(&*kit.log, kit.name(), &mut record).await;
+        fitted.map_err(Unloaded::NotNow)?
+    } else {
+        setback::Fitted::default()
+    };
     let is_gone = fence > 0 && revision.is_none();
     // A node that is alone has no fence; what several had before it stays, for receivers' marks may have it.
-    if (record.fence == fence || fence == 0) && !is_news && !is_gone {
+    if (record.fence == fence || fence == 0) && !fitted.is_changed && !is_gone {
         take_letters_over(kit, fence).await?;
         return Ok((record, revision));
     }
@@ -199,6 +202,7 @@ async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), U
     let put = put_json(&*kit.store, &record_key(kit.name()), &record, expected).await;
     match put {
         Ok(revision) => {
+            fitted.skip(&*kit.log).await;
             take_letters_over(kit, fence).await?;
             Ok((record, Some(revision)))
         }
@@ -243,6 +247,11 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
         {
             let found = within(kit.log.seq_at(time)).await;
             record.begin_at(found.map_err(|error| format!("the log does not say where the sink begins: {error}"))?);
+        }
+        if record.main.is_none() && kit.lease.fence() > 0 {
+            // With "now" it would pass what it has not had.
+            kit.outset.miss();
+            return Err("it has no position in the state, where one has to be: it is looked for".into());
         }
     }
     Ok((record, revision))

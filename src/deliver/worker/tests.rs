@@ -93,6 +93,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
         dead_to: None,
         rendering,
         memory: crate::deliver::memory::Memory::default(),
+        outset: Arc::default(),
     }
 }
 
