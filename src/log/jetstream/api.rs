@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::link::{Link, Unanswered};
-use super::message::Stored;
+use super::message::{self, Stored};
 use crate::log::{Server, Servers};
 use crate::net::nats::Refusal;
 
@@ -217,7 +217,11 @@ fn stored(message: &Value) -> Option<Stored> {
         _ => Some(Vec::new()),
     };
     let (seq, subject) = (message["seq"].as_u64()?, message["subject"].as_str()?);
-    let headers = read_headers(&bytes("hdrs")?)?;
+    let mut headers = read_headers(&bytes("hdrs")?)?;
+    // Where a replica says it.
+    if let Some(time) = message["time"].as_str() {
+        headers.insert(message::STORED, time);
+    }
     Some(Stored::new(seq, subject.to_owned(), headers, bytes("data")?.into()))
 }
 

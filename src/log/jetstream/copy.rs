@@ -7,7 +7,7 @@
 
 mod source;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
@@ -29,6 +29,7 @@ use super::settings::Options;
 use super::shared::Shared;
 use crate::event::{Event, Kind, Seq};
 use crate::log::known_key::KnownKey;
+use crate::sync::lock;
 pub use source::{CopySource, Found};
 
 /// Servers may take so long to be there again.
@@ -42,6 +43,9 @@ const REST: Duration = Duration::from_millis(200);
 
 /// Empty places are made one by one: so many, and no more.
 const FILL_MAX: u64 = 1_000_000;
+
+/// What a copy says beside what an event says itself takes no more bytes.
+const CAME_LEN: usize = 64;
 
 /// Which log is copied: nothing else may go on with what was copied of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +98,8 @@ pub struct CopyTarget {
     shared: Arc<Shared>,
     /// Nothing was copied into it before.
     pub is_new: bool,
+    /// The newest time at which anything of it had come, as far as it is copied.
+    came: Mutex<Timestamp>,
 }
 
 /// A message that is to stand at a place.
@@ -183,7 +189,27 @@ impl CopyTarget {
         let reader = Link::new(options.way.clone(), announcements, mpsc::channel(1).0);
         let identity = (origin.id.clone(), origin.epoch.clone());
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));
-        Ok(Begun::Target(CopyTarget { shared, is_new }))
+        // Every place has a message while the copy goes on.
+        let last = shared.head.borrow().0;
+        let last = match last {
+            0 => None,
+            last => api::message(&shared.link, &stream, &json!({ "seq": last }), until)
+                .await
+                .map_err(text)?,
+        };
+        let came = last.and_then(|last| last.copied_came()).unwrap_or(Timestamp::MIN);
+        Ok(Begun::Target(CopyTarget {
+            shared,
+            is_new,
+            came: Mutex::new(came),
+        }))
+    }
+
+    /// Notes up to when what is copied had come; `at`: when this one did.
+    fn stamp(&self, at: Option<Timestamp>, headers: &mut HeaderMap) {
+        let mut came = lock(&self.came);
+        *came = at.map_or(*came, |at| at.max(*came));
+        message::note_came(headers, *came);
     }
 
     /// The first place at which nothing is yet.
@@ -234,7 +260,9 @@ impl CopyTarget {
             let to = before.0.min(self.next().0 + TOGETHER.0 as u64);
             let empty = |place| {
                 let subject = key::filler(self.shared.stream(), place);
-                own(None, subject, message::part("", ""), Bytes::new())
+                let mut headers = message::part("", "");
+                self.stamp(None, &mut headers);
+                own(None, subject, headers, Bytes::new())
             };
             let empties: Vec<Own> = (self.next().0..to).map(empty).collect();
             self.store(&empties).await?;
@@ -248,20 +276,24 @@ impl CopyTarget {
             Item::Event(event) => self.event(event).await,
             Item::Erased(seq, at, Some(key)) => {
                 let key = Key::of_known(key);
-                let headers = message::known(&key.text(), seq.0, *at);
+                let mut headers = message::known(&key.text(), seq.0, *at);
+                self.stamp(Some(*at), &mut headers);
                 Ok(own(Some(key), String::new(), headers, Bytes::new()))
             }
             Item::Erased(seq, at, None) => {
-                let headers = message::known("", seq.0, *at);
+                let mut headers = message::known("", seq.0, *at);
+                self.stamp(Some(*at), &mut headers);
                 Ok(own(None, key::erasure(stream, seq.0), headers, Bytes::new()))
             }
             Item::Lost(from, to, at) => {
-                let headers = message::lost(to.0, *at);
+                let mut headers = message::lost(to.0, *at);
+                self.stamp(Some(*at), &mut headers);
                 Ok(own(None, key::lost(stream, from.0), headers, Bytes::new()))
             }
             Item::Known(_, key, seq) => {
                 let key = Key::of_known(key);
-                let headers = message::known(&key.text(), seq.0, Timestamp::now());
+                let mut headers = message::known(&key.text(), seq.0, Timestamp::now());
+                self.stamp(None, &mut headers);
                 Ok(own(Some(key), String::new(), headers, Bytes::new()))
             }
         }
@@ -274,13 +306,14 @@ impl CopyTarget {
         let room = line.max_payload().saturating_sub(OVERHEAD);
         let prepared = Prepared::of_stored(event);
         let headers = prepared.own_headers(None);
-        let is_long = event.body.len() + head_len(&headers) > room;
-        let (headers, body) = if is_long {
+        let is_long = event.body.len() + head_len(&headers) + CAME_LEN > room;
+        let (mut headers, body) = if is_long {
             let parts = upload(&self.shared, &prepared, room, until).await.map_err(text)?;
             (prepared.own_headers(Some(&parts)), Bytes::new())
         } else {
             (headers, event.body.clone())
         };
+        self.stamp(Some(event.received_at), &mut headers);
         Ok(Own {
             key: Some(prepared.key),
             subject: String::new(),

@@ -31,10 +31,12 @@ pub(super) async fn find(shared: &Shared) {
         let Ok(found) = next_event(shared, Seq(at), Seq(last).next(), until).await else {
             return;
         };
-        let Some((seq, newest)) = found.and_then(|found| Some((found.seq, found.received_at()?))) else {
+        let Some((seq, newest, received)) =
+            found.and_then(|found| Some((found.seq, found.came()?, found.received_at())))
+        else {
             continue;
         };
-        oldest = oldest.or(Some(newest));
+        oldest = oldest.or(received);
         let newest = cuts.last().map_or(newest, |before| before.newest.max(newest));
         let before = Seq(seq).next();
         if cuts.last().is_some_and(|last| last.before >= before) {

@@ -13,6 +13,10 @@ use crate::net::percent::decoded;
 
 const KEY: &str = "Closehook-Key";
 const RECEIVED: &str = "Closehook-Received";
+/// Of what was copied from another log: the newest time at which anything came to that up to here.
+const CAME: &str = "Closehook-Came";
+/// When the server stored it, as a replica says.
+pub(super) const STORED: &str = "Nats-Time-Stamp";
 const SOURCE: &str = "Closehook-Source";
 const KIND: &str = "Closehook-Kind";
 const HELD: &str = "Closehook-Held";
@@ -158,6 +162,11 @@ pub(super) fn lost(upto: u64, at: Timestamp) -> HeaderMap {
     headers
 }
 
+/// Says of a copied message up to when what is before it, and itself, had come.
+pub(super) fn note_came(headers: &mut HeaderMap, at: Timestamp) {
+    headers.insert(CAME, at.as_microsecond().to_string());
+}
+
 /// The headers of what says that a Seq is erased.
 pub(super) fn erasure(subject: &str, key: &str, seq: u64, received_at: Timestamp) -> HeaderMap {
     let mut headers = tombstone(key, seq, received_at);
@@ -238,6 +247,19 @@ impl Stored {
 
     pub fn received_at(&self) -> Option<Timestamp> {
         Timestamp::from_microsecond(self.header(RECEIVED)?.parse().ok()?).ok()
+    }
+
+    /// What a copy says of when this, and all before it, had come.
+    pub fn copied_came(&self) -> Option<Timestamp> {
+        Timestamp::from_microsecond(self.header(CAME)?.parse().ok()?).ok()
+    }
+
+    /// When it came to the log. Unlike the time of receipt, which an import keeps as it was, this never falls from one Seq to the next; and no
+    /// event was received later, but for clocks that differ.
+    pub fn came(&self) -> Option<Timestamp> {
+        self.copied_came()
+            .or_else(|| self.header(STORED)?.parse().ok())
+            .or_else(|| self.received_at())
     }
 
     /// Where its body is, if not in it.

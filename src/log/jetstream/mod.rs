@@ -38,6 +38,7 @@ mod read;
 mod settings;
 mod shared;
 mod sweep;
+mod times;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -270,7 +271,7 @@ impl Log for JetStreamLog {
 
     async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
         self.may_read()?;
-        read::seq_at(&self.shared, time).await
+        times::seq_at(&self.shared, time).await
     }
 
     fn cuts(&self) -> Vec<Cut> {

@@ -22,7 +22,7 @@ use crate::event::{Event, EventKey, Seq, Updated};
 use crate::log::{Batch, Narrow, ReadError, Take};
 
 /// Whoever reads waits so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two questions to a replica that does not have everything yet.
 const REST: Duration = Duration::from_millis(20);
@@ -31,8 +31,8 @@ const REST: Duration = Duration::from_millis(20);
 const TRY: Duration = Duration::from_secs(5);
 
 /// Messages and bytes of one question.
-const EVENTS_MAX: usize = 1000;
-const BYTES_MAX: usize = 8 << 20;
+pub(super) const EVENTS_MAX: usize = 1000;
+pub(super) const BYTES_MAX: usize = 8 << 20;
 
 /// Of a message beside its body, roughly.
 const HEAD_LEN: usize = 1024;
@@ -43,7 +43,7 @@ const LEADERS_MAX: usize = 100;
 /// What is damaged is read so often: each time another replica may answer.
 const REPLICAS: usize = 6;
 
-fn failed(failure: impl std::fmt::Display) -> ReadError {
+pub(super) fn failed(failure: impl std::fmt::Display) -> ReadError {
     ReadError(failure.to_string())
 }
 
@@ -244,7 +244,7 @@ fn say_damaged(shared: &Shared, seq: u64, why: &str) {
 }
 
 /// Messages from a Seq on, as far as a replica has them.
-async fn some_from(
+pub(super) async fn some_from(
     shared: &Shared,
     from: Seq,
     events: usize,
@@ -586,26 +586,6 @@ async fn read_ids(
     let next = batch.next;
     batch.lost.retain(|(from, _)| *from < next);
     Ok(batch)
-}
-
-/// The first Seq received at or after a time: they are asked in the middle of what is left, again and again.
-pub(super) async fn seq_at(shared: &Shared, time: jiff::Timestamp) -> Result<Seq, ReadError> {
-    let until = Instant::now() + PATIENCE;
-    let info = api::info(&shared.link, shared.stream(), None, until)
-        .await
-        .map_err(failed)?;
-    let (mut low, mut high) = (Seq(info.state.first_seq.max(1)), Seq(info.state.last_seq).next());
-    shared.note(info);
-    // What is before `low` is older, what is from `high` on is not.
-    while low < high {
-        let middle = Seq(low.0 + (high.0 - low.0) / 2);
-        let found = next_event(shared, middle, high, until).await?;
-        match found {
-            Some(found) if found.received_at().is_some_and(|at| at < time) => low = Seq(found.seq).next(),
-            _ => high = middle,
-        }
-    }
-    Ok(low)
 }
 
 /// Compares everything with its checksums.

@@ -10,8 +10,8 @@ use super::api::{self, Failure};
 use super::key;
 use super::link::Link;
 use super::message::Stored;
-use super::read;
 use super::shared::Shared;
+use super::times;
 use crate::event::Seq;
 use crate::log::ChangeError;
 
@@ -33,7 +33,7 @@ pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, Change
     let now = shared.now();
     let window = jiff::SignedDuration::try_from(shared.options.keys_kept).unwrap_or(jiff::SignedDuration::MAX);
     let young = now.checked_sub(window).unwrap_or(Timestamp::MIN);
-    let upto = seq.min(read::seq_at(shared, young).await.map_err(failed)?);
+    let upto = seq.min(times::came_at(shared, young).await.map_err(failed)?);
     if upto > shared.first() {
         api::purge(&shared.link, shared.stream(), &json!({ "seq": upto.0 }), until)
             .await
