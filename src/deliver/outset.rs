@@ -16,6 +16,7 @@ use super::mark::{Record, record_key};
 use super::reading::{end_of, within};
 use super::reload::is_too_long_gone;
 use super::types::{EngineError, failed};
+use super::worker::Command;
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
 use crate::node;
@@ -242,6 +243,14 @@ impl Engine {
         let is_lost = is_gone && self.may_state_be_lost().await.map_err(|error| error.to_string())?;
         if is_gone && found.is_damaged && !is_lost {
             return Ok(false);
+        }
+        if is_gone
+            && let Ok(worker) = self.worker(name)
+            && worker.lease.is_some()
+        {
+            // It knows what it has delivered since it was saved last. One that has so much to do saves it by itself.
+            let _ = worker.commands.try_send(Command::Save);
+            return Err("it is gone, and the sink's worker saves it anew".into());
         }
         if is_lost && self.is_driven_elsewhere(name) {
             return Err("it was lost, and the node that drives the sink knows best where it is".into());

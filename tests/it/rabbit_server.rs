@@ -251,17 +251,26 @@ impl Server {
         }
     }
 
+    /// Has what was declared so far outlive a kill: its database keeps it in a buffer for a while, and in a log.
+    pub fn keep_definitions(&self) {
+        self.evaluate("{dumped, ok} = {mnesia:dump_log(), mnesia:sync_log()}.");
+    }
+
     /// Raises an alarm of memory or of disk, or ends it.
     pub fn alarm(&self, what: &str, is_on: bool) {
         let alarm = format!("{{{{resource_limit, {what}, node()}}, []}}");
-        let call = if is_on {
+        self.evaluate(&if is_on {
             format!("rabbit_alarm:set_alarm({alarm}).")
         } else {
             format!("rabbit_alarm:clear_alarm({{resource_limit, {what}, node()}}).")
-        };
+        });
+    }
+
+    /// Has the server itself do something, in Erlang.
+    fn evaluate(&self, call: &str) {
         let output = self
             .program("/usr/lib/rabbitmq/bin/rabbitmqctl")
-            .args(["-q", "eval", &call])
+            .args(["-q", "eval", call])
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

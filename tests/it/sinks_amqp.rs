@@ -212,6 +212,7 @@ async fn nothing_is_missing_whenever_the_daemon_or_the_server_is_killed_and_a_re
         return;
     };
     server.queue("%2F", "all", json!({})).await;
+    server.keep_definitions();
     let mut daemon = Daemon::new(&to_queue(&server.url("")));
     let by_seq = campaign::kills(&mut daemon, Some(&mut server), "rabbit").await;
     let got = taken(&server, "%2F", "all").await;

@@ -551,6 +551,26 @@ async fn a_sink_whose_position_is_lost_begins_at_the_oldest_event_also_when_that
     two.engine.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_and_not_saved_before_the_state_was_lost_is_not_delivered_again() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(1);
+    pair.bench.store(1..=3).await;
+    pair.durable(3).await;
+    pair.store.refuses.store(true, Ordering::SeqCst);
+    pair.bench.store(4..=6).await;
+    until("it has them", async || receiver.seqs().len() >= 6).await;
+    for key in ["begun", &record_key("a")] {
+        pair.store.remove(key, Expected::Anything).await.unwrap();
+    }
+    pair.store.refuses.store(false, Ordering::SeqCst);
+    pair.durable(6).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 4, 5, 6]);
+    one.engine.shutdown().await;
+}
+
 /// Who would drive it may be down for longer than a removed sink's position is kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_is_configured_again_is_kept_although_nobody_drives_it() {

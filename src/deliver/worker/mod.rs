@@ -105,6 +105,8 @@ pub(super) enum Command {
     RetryDead(Vec<(Seq, Waiter)>),
     /// The rules are others now: a replay may have waited for that.
     Rules,
+    /// The record is gone from the state that nodes share: it is saved anew.
+    Save,
     /// These were erased: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
     Erased(Arc<[Seq]>, Reach, oneshot::Sender<()>),
     Stop {
@@ -466,6 +468,10 @@ impl<'a> Worker<'a> {
                 }
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
+            }
+            Command::Save => {
+                self.progress.dirty = true;
+                self.progress.hurry = true;
             }
             Command::Erased(seqs, reach, done) => self.erase(&seqs, reach, done),
             // Handled by the loop, or in each turn.

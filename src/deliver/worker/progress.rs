@@ -216,6 +216,8 @@ struct Securing {
     /// The newest durable mark, beside which a plan is saved.
     before: Record,
     expected: Expected,
+    /// Nodes keep the record together.
+    is_shared: bool,
     /// The sink to checkpoint first; `None`: only the record is saved.
     sink: Option<Arc<dyn Sink>>,
     limit: Duration,
@@ -286,10 +288,18 @@ impl Securing {
 
     async fn put(&mut self, moved: bool) -> Result<(Record, Revision), Trouble> {
         self.record.saved_at = Some(schedule::now());
-        let put = put_json(&*self.store, &self.key, &self.record, self.expected).await;
+        let mut put = put_json(&*self.store, &self.key, &self.record, self.expected).await;
+        if matches!(put, Err(StoreError::Conflict(_))) && self.is_gone().await {
+            put = put_json(&*self.store, &self.key, &self.record, Expected::Nothing).await;
+        }
         let revision = put.map_err(|error| Trouble::Store { error, moved })?;
         self.expected = Expected::Revision(revision);
         Ok((self.record.clone(), revision))
+    }
+
+    /// Whether nodes' state was lost, and nobody has another record: what is known here is the newest there is.
+    async fn is_gone(&self) -> bool {
+        self.is_shared && matches!(self.store.get(&self.key).await, Ok(None))
     }
 }
 
@@ -369,6 +379,7 @@ impl Worker<'_> {
             },
             record,
             expected: self.revision.map_or(Expected::Nothing, Expected::Revision),
+            is_shared: self.kit.lease.fence() > 0,
             sink,
             limit: self.limit(),
             exchange: self.kit.config.timeout.0,

@@ -65,7 +65,7 @@ impl Worker<'_> {
                 }
             }
             // It is durable, and the next worker finds it.
-            Command::Replay(_) | Command::Rules => {}
+            Command::Replay(_) | Command::Rules | Command::Save => {}
             command @ (Command::Pause(..) | Command::EventState(..) | Command::Erased(..)) => self.obey(command),
         }
         None
