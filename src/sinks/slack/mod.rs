@@ -357,7 +357,8 @@ fn message_of(
     Ok(message)
 }
 
-/// What a template or a transform made: the text, or an object with the parts of a message.
+/// What a template or a transform made: the text, or an object with the parts of a message. An object without these is a text of the
+/// event's, and no markup.
 fn with_payload(message: &mut Map<String, Value>, payload: &Payload) {
     let bytes = payload.bytes();
     if let Payload::Json(bytes) = payload
@@ -371,7 +372,12 @@ fn with_payload(message: &mut Map<String, Value>, payload: &Payload) {
         );
         return;
     }
-    message.insert("text".into(), String::from_utf8_lossy(bytes).into());
+    let text = String::from_utf8_lossy(bytes);
+    let text = match payload {
+        Payload::Text(_) => text.into_owned(),
+        Payload::Json(_) => escaped(&text),
+    };
+    message.insert("text".into(), text.into());
 }
 
 /// A list of blocks, or the object that Slack's Block Kit Builder gives.

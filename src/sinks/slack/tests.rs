@@ -89,6 +89,13 @@ fn a_rules_words_win_over_the_sinks_and_a_transform_may_give_a_message() {
     );
     let message = payload(table.clone(), &with(Payload::Json(br#"{"x":1}"#.as_slice().into())));
     assert_eq!(message["text"], r#"{"x":1}"#);
+    // What is no message of Slack's is shown as it is, and pings nobody.
+    let given = br#"{"name":"<!channel> & <https://x|y>"}"#.as_slice();
+    let message = payload(table.clone(), &with(Payload::Json(given.into())));
+    assert_eq!(
+        message["text"],
+        r#"{"name":"&lt;!channel&gt; &amp; &lt;https://x|y&gt;"}"#
+    );
     let texts = BTreeMap::from([("blocks".to_owned(), "[{\"a\": \"x\"y\"}]".to_owned())]);
     let made = rendered(Rendered {
         texts,
