@@ -33,9 +33,9 @@ use sha2::Sha256;
 use self::account::Account;
 use self::answer::Published;
 use self::token::{Token, Tokens};
-use super::common::message;
 use super::common::secrets::Secrets;
 use super::common::sift::{Row, Sift};
+use super::common::{identity, message};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
 };
@@ -98,7 +98,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         allow_private: true,
         proxy: table.optional("proxy"),
         ca,
-        identity: None,
+        identity: identity::read(table),
     };
     let batch = table.table("batch", |table| Limits {
         events: table.within("events", 500, 1, MESSAGES_MAX),

@@ -58,6 +58,7 @@ fn what_can_not_work_is_a_fault() {
             json!("{\"type\":\"service_account\",\"client_email\":\"a\",\"private_key\":\"hunter22\"}"),
             "no PKCS #8 key",
         ),
+        ("cert", json!("/c.pem"), "key: is missing: a client's certificate"),
         ("batch", json!({ "events": 1001 }), "batch.events: must be between"),
         ("batch", json!({ "event": 1 }), "batch.event: there is no such key"),
         ("ordering_key", json!("{{"), "ordering_key: not a template"),

@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::{Said, Sent};
 use super::common::secrets::Secrets;
-use super::common::{message, sentence};
+use super::common::{identity, message, sentence};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind,
     Unavailable,
@@ -82,7 +82,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         allow_private: table.or("allow_private", false),
         proxy: table.optional("proxy"),
         ca: table.optional("ca"),
-        identity: None,
+        identity: identity::read(table),
     };
     let digest = <Sha256 as sha2::Digest>::digest(format!(
         "{:?}\n{:?}\n{channel:?}\n{api_url}\n{text:?}\n{blocks:?}\n{way:?}\n{:?}",

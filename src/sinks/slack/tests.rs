@@ -117,6 +117,14 @@ fn keys_that_do_not_go_together_are_faults() {
         (json!({}), "sinks[0].webhook_url: is missing"),
         (json!({ "token": "xoxb-1" }), "sinks[0].channel: is missing"),
         (
+            json!({ "webhook_url": "https://a.example/x", "cert": "/c.pem" }),
+            "sinks[0].key: is missing: a client's certificate",
+        ),
+        (
+            json!({ "webhook_url": "https://a.example/x", "cert": "/nowhere/c.pem", "key": "/nowhere/c.key" }),
+            "/nowhere/c.",
+        ),
+        (
             json!({ "token": "xoxb-1", "channel": " " }),
             "sinks[0].channel: can't be empty",
         ),
