@@ -48,7 +48,10 @@ pub struct Auth {
 
 /// Before a cookie's name it binds the cookie to one host and to TLS: browsers take none so called that another host or a page without
 /// TLS would set.
-const HOST_ONLY: &str = "__Host-";
+pub(super) const HOST_ONLY: &str = "__Host-";
+
+/// What a session's cookie is called, before the listener's port.
+pub(super) const COOKIE: &str = "closehook_session_";
 
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -90,7 +93,7 @@ impl Auth {
             pace: Mutex::new(Pace::new(clock())),
             by_link: CancellationToken::new(),
             // A browser does not keep the ports of a host apart, and several daemons may share one.
-            cookie: format!("closehook_session_{}", listen.port()),
+            cookie: format!("{COOKIE}{}", listen.port()),
             url: format!("http://{}", reachable(listen)),
             digester,
             clock,

@@ -49,6 +49,11 @@ impl Refused {
         Refused::new(StatusCode::NOT_FOUND, message)
     }
 
+    /// Whether there is such a thing can't be said now: 503.
+    pub fn failing(message: impl Into<String>) -> Refused {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
     /// About one place.
     #[must_use]
     pub fn at(mut self, place: impl Into<String>) -> Refused {

@@ -6,7 +6,6 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
 use super::keys::verifier;
-use super::roles::compile;
 use crate::admin::auth::Auth;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
@@ -16,6 +15,7 @@ use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
 use crate::listener::certificates::Certificates;
 use crate::listener::tls;
+use crate::rules::RuleSet;
 use crate::sync::lock;
 
 /// What a reload changes.
@@ -156,7 +156,7 @@ impl Reload {
                 }]
             })?;
         }
-        let rules = Arc::new(compile(&config)?);
+        let rules = Arc::new(RuleSet::of(&config)?);
         let who_may = self.auth.prepare(&config.admin)?;
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();

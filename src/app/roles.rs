@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::nodes::{self, Nodes};
 use crate::close::{self, Account};
-use crate::config::{Config, Fault, Listen, Partial};
+use crate::config::{Config, Fault, Listen};
 use crate::control::Facts;
 use crate::deliver::{self, Engine, Mode};
 use crate::ingress::front::Front;
@@ -39,14 +39,6 @@ const FILES_KEPT: u64 = 512;
 /// How often it is looked what may leave the log.
 const RETENTION_ROUND: Duration = Duration::from_secs(2);
 
-/// The rules, with the sinks that there are.
-pub(super) fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
-    let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-    let rules = RuleSet::compile(&config.rules, &sinks)?;
-    let rules = rules.naming_only(config.dead_to());
-    Ok(rules.dispatching_partials(config.close.partial == Partial::Dispatch))
-}
-
 /// The first of some faults, where one is enough.
 pub(super) fn first_fault(faults: &[Fault]) -> anyhow::Error {
     anyhow!(faults.first().map(ToString::to_string).unwrap_or_default())
@@ -71,7 +63,7 @@ pub(super) async fn build_delivery(
     mode: Mode,
     nodes: Option<&Nodes>,
 ) -> anyhow::Result<Engine> {
-    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
+    let rules = RuleSet::of(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
         store: match nodes {
@@ -127,7 +119,7 @@ pub(super) fn build_account(
     read_only: bool,
     shared: Option<Arc<close::Shared>>,
 ) -> anyhow::Result<Account> {
-    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
+    let rules = RuleSet::of(config).map_err(|faults| first_fault(&faults))?;
     let (log, verifier) = (log.clone(), verifier.clone());
     Ok(Account::open_shared(config, &rules, log, verifier, read_only, shared))
 }

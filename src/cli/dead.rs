@@ -216,10 +216,18 @@ impl Show {
             id: self.event.clone(),
         };
         let mut answers = connection.ask(question).await?;
+        let mut is_there = false;
         while let Some(shown) = answers.next().await? {
+            is_there = true;
             global.print(&shown, for_people)?;
         }
-        Ok(())
+        if is_there {
+            return Ok(());
+        }
+        Err(Failure::Work(format!(
+            "there is no dead letter {}: `closehook dead list` shows them",
+            plain::line(&self.event)
+        )))
     }
 }
 

@@ -74,7 +74,7 @@ impl Render {
         };
         let press = Press {
             sink,
-            rules: RuleSet::compile(&config.rules, &names).map_err(Failure::Faults)?,
+            rules: RuleSet::of(&config).map_err(Failure::Faults)?,
             rendering: Rendering::new(sink, Guard::new(Arc::new(NameBook::with(names_on_disk(&config))))),
         };
         let mut all_made = true;

@@ -122,7 +122,13 @@ impl Subscription {
         match self {
             Subscription::List => list(global, connection).await,
             Subscription::Show { id } => {
-                let subscription = connection.ask_one(close::Subscription { id: id.clone() }).await?;
+                let mut answers = connection.ask(close::Subscription { id: id.clone() }).await?;
+                let Some(subscription) = answers.next().await? else {
+                    return Err(Failure::Work(format!(
+                        "Close knows no subscription {}: `closehook subscription list` shows what there is",
+                        plain::line(id)
+                    )));
+                };
                 global.print(&subscription, |shown| {
                     plain::lines(&json::indented(shown.get())).into_owned()
                 })

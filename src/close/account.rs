@@ -273,8 +273,7 @@ fn off(close_ahead: SignedDuration, now: Timestamp) -> Option<String> {
 
 /// What `apply` would do under a configuration that no daemon runs with. Asks Close, changes nothing, and needs no log.
 pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
-    let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-    let rules = RuleSet::compile(&config.rules, &names).map_err(|faults| {
+    let rules = RuleSet::of(config).map_err(|faults| {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Error::Missing(faults.join("; "))
     })?;

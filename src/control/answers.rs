@@ -9,7 +9,8 @@ use tokio::sync::mpsc::Sender;
 /// An answer on its way. Text, so that numbers in it stay as they are written.
 pub type Answer = Box<RawValue>;
 
-/// Why something was not answered, one sentence; empty where nobody listens any more.
+/// Why something was not answered, one sentence; empty where nobody listens any more. That there is no such thing is known, and no
+/// refusal, where a question says so: it has no answers then.
 pub type Refusal = String;
 
 /// Any error as a refusal.

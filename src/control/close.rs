@@ -16,7 +16,7 @@ use crate::node;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Subscriptions {}
 
-/// One subscription, as Close shows it.
+/// One subscription, as Close shows it. Without an answer Close knows none of this id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Subscription {
     /// Which.
@@ -171,7 +171,10 @@ fn listed(subscription: close::Subscription, standing: Standing) -> Listed {
 
 impl Subscription {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Box<RawValue>>) -> Result<(), Refusal> {
-        let shown = on.account.subscription(&self.id).await.map_err(text)?;
+        let shown = match on.account.subscription(&self.id).await {
+            Err(Error::NotFound(_)) => return Ok(()),
+            shown => shown.map_err(text)?,
+        };
         out.say(&serde_json::value::to_raw_value(&shown).map_err(text)?).await
     }
 }

@@ -31,7 +31,7 @@ pub struct List {
     pub limit: u64,
 }
 
-/// Letters with their events.
+/// Letters with their events. Without an answer there is none.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Show {
     /// Only of this sink.
@@ -177,7 +177,6 @@ impl List {
 impl Show {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Shown>) -> Result<(), Refusal> {
         let id = &self.id;
-        let mut shown = false;
         let mut letters = Letters::of(on, self.sink.as_deref(), &Pick::default()).await?;
         if let Ok(seq) = id.parse() {
             letters = letters.at(Seq(seq));
@@ -188,18 +187,11 @@ impl Show {
                 continue;
             }
             if let Some((letter, event)) = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)? {
-                shown = true;
                 let event = event.as_deref().map(Exported::of);
                 out.say(&Shown { event, letter }).await?;
             }
         }
-        if shown {
-            Ok(())
-        } else {
-            Err(format!(
-                "there is no dead letter {id}: `closehook dead list` shows them"
-            ))
-        }
+        Ok(())
     }
 }
 

@@ -257,6 +257,24 @@ async fn seqs(bench: &Bench, question: events::List) -> Vec<u64> {
     lines.into_iter().map(|line| line.seq.0).collect()
 }
 
+/// What there is none of is no refusal: who asks tells it from what can't be known now.
+#[tokio::test]
+async fn what_is_not_there_is_told_from_what_can_not_be_read() {
+    let bench = Bench::with(2).await;
+    for (id, count) in [("ev_1", 1), ("2", 1), ("ev_9", 0), ("9", 0)] {
+        let whole = whole::Whole {
+            id: id.to_owned(),
+            send: false,
+        };
+        assert_eq!(bench.answers(whole).await.len(), count, "{id}");
+        let letters = dead::Show {
+            sink: None,
+            id: id.to_owned(),
+        };
+        assert_eq!(bench.answers(letters).await, [], "{id}");
+    }
+}
+
 /// What is not known is refused, and never answered as if there were nothing.
 #[tokio::test]
 async fn what_a_node_without_its_log_can_not_know_it_does_not_say() {
@@ -276,6 +294,8 @@ async fn what_a_node_without_its_log_can_not_know_it_does_not_say() {
         r#"{"query":"dead-count"}"#,
         r#"{"query":"replays"}"#,
         r#"{"query":"event","id":"ev_1"}"#,
+        r#"{"query":"whole","id":"ev_1"}"#,
+        r#"{"query":"dead-show","sink":null,"id":"ev_1"}"#,
     ] {
         let (to, mut from) = tokio::sync::mpsc::channel(9);
         let request = Request::read(asked).unwrap();

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 
-use crate::config::{Fault, RuleConfig};
+use crate::config::{Config, Fault, Partial, RuleConfig};
 use crate::event::{Event, Kind};
 use crate::json::Doc;
 use crate::names;
@@ -129,6 +129,15 @@ pub fn faults(configs: &[RuleConfig], sinks: &[&str]) -> Vec<Fault> {
 }
 
 impl RuleSet {
+    /// The rules of a configuration as they are in force: with what its sinks and `[close]` say of events that no rule is asked about.
+    /// Whoever shows or tries what the daemon does takes these.
+    pub fn of(config: &Config) -> Result<RuleSet, Vec<Fault>> {
+        let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let rules = RuleSet::compile(&config.rules, &sinks)?;
+        let rules = rules.naming_only(config.dead_to());
+        Ok(rules.dispatching_partials(config.close.partial == Partial::Dispatch))
+    }
+
     /// Compiles the rules; every fault of every rule is reported, with its place (`rules[2].filter.filters[0].type`).
     pub fn compile(configs: &[RuleConfig], sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {
         let mut faults = Vec::new();
@@ -440,6 +449,34 @@ mod tests {
         let rules = rules.dispatching_partials(true);
         assert!(rules.route("a", &partial).is_some());
         assert!(rules.route("a", &event(LEAD, Kind::Quarantined)).is_none());
+    }
+
+    #[test]
+    fn what_a_configuration_says_beside_its_rules_counts() {
+        let text = r#"
+            [[sinks]]
+            name = "a"
+            type = "file"
+            path = "/tmp/a.jsonl"
+            dead_to = "b"
+            [[sinks]]
+            name = "b"
+            type = "file"
+            path = "/tmp/b.jsonl"
+        "#;
+        let rules = |more: &str| {
+            let layers = crate::config::Layers::new(crate::sinks::REGISTRY, faults);
+            RuleSet::of(&Config::of_text(&layers, &format!("{text}{more}")).unwrap()).unwrap()
+        };
+        let (lead, partial) = (event(LEAD, Kind::Event), event(LEAD, Kind::Partial));
+        let held = rules("");
+        assert!(held.route("a", &lead).is_some() && held.route("b", &lead).is_none());
+        assert!(held.route("a", &partial).is_none());
+        assert!(
+            rules("[close]\npartial = \"dispatch\"\n")
+                .route("a", &partial)
+                .is_some()
+        );
     }
 
     #[test]

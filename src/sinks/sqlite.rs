@@ -449,25 +449,19 @@ impl Writer {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let found = self
             .connection
-            .query_row(
-                &format!("SELECT epoch, seq, mark, updated_at FROM {MARK_TABLE} WHERE log_id = ?1 AND sink = ?2"),
-                [&self.settings.log_id, &self.settings.sink],
-                |row| {
-                    let mark = Mark {
-                        epoch: row.get(0)?,
-                        seq: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
-                        text: row.get(2)?,
-                    };
-                    Ok((mark, row.get::<_, String>(3)?))
-                },
-            )
+            .query_row(READ_MARK, [&self.settings.log_id, &self.settings.sink], |row| {
+                let mark = Mark {
+                    epoch: row.get(0)?,
+                    seq: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
+                    text: row.get(2)?,
+                };
+                Ok((mark, row.get::<_, String>(3)?))
+            })
             .optional()?;
         if let Some((_, moment)) = &found {
             let next = moment_after(Some(moment));
-            self.connection.execute(
-                &format!("UPDATE {MARK_TABLE} SET updated_at = ?3 WHERE log_id = ?1 AND sink = ?2"),
-                [&self.settings.log_id, &self.settings.sink, &next],
-            )?;
+            self.connection
+                .execute(CLAIM_MARK, [&self.settings.log_id, &self.settings.sink, &next])?;
             self.moment = Some(next);
         }
         self.connection.execute_batch("COMMIT")?;
@@ -579,11 +573,7 @@ impl Writer {
         let moment = moment_after(self.moment.as_deref());
         self.connection
             .execute(
-                &format!(
-                    "INSERT INTO {MARK_TABLE} (log_id, sink, epoch, seq, mark, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT (log_id, sink) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, mark = excluded.mark,
-                     updated_at = excluded.updated_at"
-                ),
+                WRITE_MARK,
                 rusqlite::params![
                     self.settings.log_id,
                     self.settings.sink,
@@ -619,6 +609,18 @@ fn identity(path: &Path) -> Result<(u64, u64), Unavailable> {
 const MARKS: &str =
     "CREATE TABLE IF NOT EXISTS closehook_mark (log_id TEXT NOT NULL, sink TEXT NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
      mark TEXT NOT NULL, updated_at TEXT NOT NULL, PRIMARY KEY (log_id, sink));";
+
+const READ_MARK: &str = "SELECT epoch, seq, mark, updated_at FROM closehook_mark WHERE log_id = ?1 AND sink = ?2";
+
+const CLAIM_MARK: &str = "UPDATE closehook_mark SET updated_at = ?3 WHERE log_id = ?1 AND sink = ?2";
+
+const WRITE_MARK: &str =
+    "INSERT INTO closehook_mark (log_id, sink, epoch, seq, mark, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+     ON CONFLICT (log_id, sink) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, mark = excluded.mark,
+     updated_at = excluded.updated_at";
+
+/// Whatever is done with marks.
+const OF_MARKS: [&str; 3] = [READ_MARK, CLAIM_MARK, WRITE_MARK];
 
 /// Makes the table of the events where it is missing.
 fn events_table(table: &TableName) -> String {

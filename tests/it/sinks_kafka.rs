@@ -167,6 +167,31 @@ async fn what_is_made_of_an_event_goes_where_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_strict_order_nothing_overtakes_what_waits_in_another_partition() {
+    for more in ["", EXACT] {
+        let Some((broker, mut daemon)) = start(&format!("key = \"{{{{ id }}}}\"\norder = \"strict\"\n{more}")).await
+        else {
+            return;
+        };
+        // The partition of the first one has no leader.
+        broker.line.set(|moods| moods.poison = Some(("\"ev_1\"", 6, false)));
+        daemon.run().await;
+        daemon.store(1..=20).await;
+        daemon.says("stream", "NOT_LEADER_OR_FOLLOWER").await;
+        assert_eq!(
+            seqs(&broker.committed("close").await),
+            [0_u64; 0],
+            "nothing goes before it"
+        );
+        costs_nothing(&daemon);
+        broker.line.set(|moods| moods.poison = None);
+        daemon.done("stream").await;
+        assert_once(&broker.committed("close").await, &same(1..=20));
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_missing_is_waited_for_and_one_that_an_event_has_chosen_costs_that_event() {
     for more in ["", EXACT] {
         let Some((broker, mut daemon)) = start(&format!("topic = \"other\"\n{more}")).await else {

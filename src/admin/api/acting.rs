@@ -124,8 +124,14 @@ pub async fn dead(
     let sink = asked.one("sink")?;
     asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
-    let letters = state.ask(dead::Show { sink, id }).texts(ITEMS_MAX + 1).await;
-    let letters = letters.map_err(Refused::missing)?;
+    let letters = state
+        .ask(dead::Show { sink, id: id.clone() })
+        .texts(ITEMS_MAX + 1)
+        .await;
+    let letters = letters.map_err(Refused::failing)?;
+    if letters.is_empty() {
+        return Err(Refused::missing(format!("there is no dead letter {id}")));
+    }
     Ok(asked::list(letters, ITEMS_MAX))
 }
 

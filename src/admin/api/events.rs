@@ -44,8 +44,13 @@ pub async fn show(
 ) -> Result<Response, Refused> {
     let send = asked.read::<bool>("send", "true or false")?.unwrap_or_default();
     asked.all_taken()?;
-    let told = state.ask(Whole { id, send }).texts(REVISIONS_MAX).await;
-    let found = told.map_err(Refused::missing)?;
+    let told = state.ask(Whole { id: id.clone(), send }).texts(REVISIONS_MAX).await;
+    let found = told.map_err(Refused::failing)?;
+    if found.is_empty() {
+        return Err(Refused::missing(format!(
+            "there is no event {id} in the log: it never came, or is not kept any more"
+        )));
+    }
     let is_cut = found.len() == REVISIONS_MAX && revisions(found.first()) > found.len();
     Ok(asked::list_of(&found, is_cut))
 }

@@ -114,9 +114,11 @@ pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Vie
 /// `GET /close/subscriptions/{id}`
 pub async fn subscription(State(state): State<AdminState>, Named(id): Named, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    Ok(plain(
-        &state.ask(Subscription { id }).last_text().await.map_err(by_close)?,
-    ))
+    let shown = state.ask(Subscription { id: id.clone() }).texts(1).await;
+    match shown.map_err(by_close)?.first() {
+        Some(shown) => Ok(plain(shown)),
+        None => Err(Refused::missing(format!("Close knows no subscription {id}"))),
+    }
 }
 
 /// `POST /close/subscriptions/{id}/resume`

@@ -4,6 +4,7 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 use super::{ROUTES, Route, Says, Verb, Who, schemas};
+use crate::admin::auth;
 use crate::admin::viewer::Viewer;
 
 /// `GET /openapi.json`
@@ -33,16 +34,22 @@ pub fn made() -> Value {
                             `failed`."
         },
         "servers": [{ "url": "/api/v1" }],
-        "security": [{ "token": [] }, { "session": [] }],
+        "security": [{ "token": [] }, { "session": [] }, { "session_over_tls": [] }],
         "paths": paths,
         "components": {
             "schemas": schemas::all(),
             "securitySchemes": {
                 "token": { "type": "http", "scheme": "bearer" },
-                "session": { "type": "apiKey", "in": "cookie", "name": "closehook_session_PORT" }
+                "session": session(""),
+                "session_over_tls": session(auth::HOST_ONLY)
             }
         }
     })
+}
+
+/// Signed in on the page; `prefix` is what stands before the cookie's name.
+fn session(prefix: &str) -> Value {
+    json!({ "type": "apiKey", "in": "cookie", "name": format!("{prefix}{}PORT", auth::COOKIE) })
 }
 
 fn operation(route: &Route) -> Value {
@@ -68,12 +75,12 @@ fn operation(route: &Route) -> Value {
         "parameters": parameters,
         "responses": {
             "200": { "description": "Done", "content": content(route) },
-            "default": {
-                "description": "Not carried out",
-                "content": { "application/json": { "schema": schemas::of_type("Error") } }
-            }
+            "default": not_carried_out("Not carried out")
         }
     });
+    if route.path.contains('{') {
+        operation["responses"]["404"] = not_carried_out("There is no such thing");
+    }
     if !route.body.is_empty() {
         operation["requestBody"] = json!({
             "required": true,
@@ -81,6 +88,10 @@ fn operation(route: &Route) -> Value {
         });
     }
     operation
+}
+
+fn not_carried_out(about: &str) -> Value {
+    json!({ "description": about, "content": { "application/json": { "schema": schemas::of_type("Error") } } })
 }
 
 fn content(route: &Route) -> Value {
@@ -109,4 +120,26 @@ fn id(route: &Route) -> String {
     let parts = route.path.split(['/', '.']).filter(|part| !part.is_empty());
     let parts = parts.map(|part| part.trim_matches(['{', '}']));
     std::iter::once(verb).chain(parts).collect::<Vec<_>>().join("_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_each_way_to_sign_in_and_says_where_there_may_be_nothing() {
+        let document = made();
+        let schemes = &document["components"]["securitySchemes"];
+        let ways = document["security"].as_array().unwrap().iter();
+        let ways: Vec<&str> = ways
+            .flat_map(|way| way.as_object().unwrap().keys())
+            .map(String::as_str)
+            .collect();
+        assert_eq!(ways, ["token", "session", "session_over_tls"]);
+        let cookie = |way: &str| schemes[way]["name"].as_str().unwrap();
+        assert_eq!(cookie("session"), "closehook_session_PORT");
+        assert_eq!(cookie("session_over_tls"), "__Host-closehook_session_PORT");
+        let says = |path: &str| document["paths"][path]["get"]["responses"]["404"].is_object();
+        assert!(says("/close/subscriptions/{id}") && says("/events/{id}") && !says("/events"));
+    }
 }

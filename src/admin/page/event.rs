@@ -7,8 +7,8 @@ use axum::response::IntoResponse;
 use super::letter::{self, LetterPage};
 use super::said::Named;
 use super::text::{self, Cut};
-use super::view::{Frame, Shown, View, html};
-use crate::control::events;
+use super::view::{Failed, Frame, Shown, View, html};
+use crate::control::dead::Shown as Letter;
 use crate::control::sent::{Outcome, Sent};
 use crate::control::sinks::{self, Shown as Sink};
 use crate::control::whole::{AtSink, Found, Node, Verdict, Whole};
@@ -100,28 +100,49 @@ pub fn saw(node: &Node) -> &str {
 
 /// `/events/{id}`, by id or Seq
 pub async fn show(view: View, Named(id): Named) -> Shown {
-    let whole = Whole {
-        id: id.clone(),
-        send: true,
-    };
-    let found = match view.all(whole, 1).await {
-        Ok(found) => found,
-        Err(error) => {
-            // What the log keeps no more may still be a dead letter.
-            let letters = letter::of(&view, &id).await;
+    let found = match of(&view, &id, true).await? {
+        Kept::Log(found) => *found,
+        Kept::Letters(letters) => {
             let page = LetterPage::of(view.frame("/events"), letters);
-            return match page {
-                Some(page) => Ok(html(&page)),
-                None => Err(view.failed(StatusCode::NOT_FOUND, error)),
-            };
+            return page.map(|page| html(&page)).ok_or_else(|| missing(&view));
         }
-    };
-    let Some(found) = found.into_iter().next() else {
-        return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
     };
     // Why something waits is known of its sink; without that the rest is shown all the same.
     let sinks = view.all(sinks::List {}, SINKS_MAX).await.unwrap_or_default();
     Ok(html(&EventPage::of(view.frame("/events"), found, &sinks)))
+}
+
+/// Where an event is.
+enum Kept {
+    Log(Box<Found>),
+    /// The log keeps it no more, or can't be read: so far it is a dead letter, or several.
+    Letters(Vec<Letter>),
+}
+
+/// Looks for an event in the log, and then among dead letters. That there is none is said only where both could be read.
+async fn of(view: &View, id: &str, send: bool) -> Result<Kept, Failed> {
+    let whole = Whole {
+        id: id.to_owned(),
+        send,
+    };
+    let failing = match view.all(whole, 1).await.map(|found| found.into_iter().next()) {
+        Ok(Some(found)) => return Ok(Kept::Log(Box::new(found))),
+        Ok(None) => None,
+        Err(failing) => Some(failing),
+    };
+    let letters = letter::of(view, id).await;
+    match (letters, failing) {
+        (Ok(letters), _) if !letters.is_empty() => Ok(Kept::Letters(letters)),
+        (_, Some(failing)) | (Err(failing), None) => Err(view.unreadable(failing)),
+        (Ok(_), None) => Err(missing(view)),
+    }
+}
+
+fn missing(view: &View) -> Failed {
+    view.failed(
+        StatusCode::NOT_FOUND,
+        "there is no such event in the log, nor a dead letter of it",
+    )
 }
 
 /// Of so many sinks it is said why something waits.
@@ -143,16 +164,13 @@ fn waits(sink: &Sink) -> String {
 
 /// Its bytes, which no browser takes for anything else than text.
 pub async fn raw(view: View, Named(id): Named) -> Shown {
-    let missing = |error: &str| view.failed(StatusCode::NOT_FOUND, error);
-    let event = match view.all(events::Show { id: id.clone() }, 1).await {
-        Ok(shown) => shown.into_iter().next().map(|shown| shown.event),
-        Err(error) => {
-            let mut letters = letter::of(&view, &id).await.into_iter();
-            let kept = letters.find_map(|letter| letter.event);
-            Some(kept.ok_or_else(|| missing(&error))?)
+    let event = match of(&view, &id, false).await? {
+        Kept::Log(found) => found.event,
+        Kept::Letters(letters) => {
+            let kept = letters.into_iter().find_map(|letter| letter.event);
+            kept.ok_or_else(|| missing(&view))?
         }
     };
-    let event = event.ok_or_else(|| missing("there is no such event in the log"))?;
     let bytes = event.bytes().unwrap_or_default();
     let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     Ok((kind, bytes).into_response())

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::text::{self, Cut, in_url};
 use super::view::{Frame, View};
+use crate::control::Refusal;
 use crate::control::dead::{self, Shown};
 use crate::control::transfer::Exported;
 use crate::deliver::DeadLetter;
@@ -12,13 +13,13 @@ use crate::deliver::DeadLetter;
 /// Of so many sinks the letters of one event are shown.
 const LETTERS_MAX: usize = 1000;
 
-/// The letters of an event; none: there are none, or they can't be read.
-pub async fn of(view: &View, id: &str) -> Vec<Shown> {
+/// The letters of an event. A refusal is that they can't be read.
+pub async fn of(view: &View, id: &str) -> Result<Vec<Shown>, Refusal> {
     let question = dead::Show {
         sink: None,
         id: id.to_owned(),
     };
-    view.all(question, LETTERS_MAX).await.unwrap_or_default()
+    view.all(question, LETTERS_MAX).await
 }
 
 /// The page of them.

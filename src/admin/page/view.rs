@@ -100,6 +100,7 @@ impl IntoResponse for Failed {
             StatusCode::FORBIDDEN => "This needs somebody who may act",
             StatusCode::BAD_REQUEST => "That can't be meant",
             StatusCode::METHOD_NOT_ALLOWED => "There is no page here",
+            StatusCode::SERVICE_UNAVAILABLE => "This can't be read now",
             _ => "This could not be done",
         };
         let page = FailedPage {
@@ -143,6 +144,11 @@ impl View {
     /// The daemon has refused an answer.
     pub fn refused(&self, message: Refusal) -> Failed {
         self.failed(StatusCode::UNPROCESSABLE_ENTITY, message)
+    }
+
+    /// What it is about may be there, and can't be read now.
+    pub fn unreadable(&self, message: Refusal) -> Failed {
+        self.failed(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// The last answer to a question: the others say how it gets on.

@@ -497,6 +497,9 @@ impl Run<'_> {
         if !has_steps {
             let id = field(&plan, "subscription");
             let shown = daemon::ask(config, control::close::Subscription { id: id.clone() }).await?;
+            if shown.is_null() {
+                return Err(format!("Close knows no subscription {id} any more: try again"));
+            }
             if shown["status"] != "active" {
                 return Err(format!(
                     "{id} was paused by a person, and Close delivers nothing: closehook subscription resume {id}"

@@ -11,7 +11,7 @@ use crate::cli::connect::{Access, Connection};
 use crate::cli::when::when;
 use crate::cli::{Failure, Global, Outcome, print_line};
 use crate::control::events;
-use crate::event::{Event, View};
+use crate::event::{Event, Kind, View};
 use crate::plain;
 use crate::rules::filter::Trace;
 use crate::rules::{Explanation, RuleSet};
@@ -43,8 +43,7 @@ impl Explain {
         let config = global.load()?;
         let event = self.event(global).await?;
         let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-        let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
-        let rules = rules.naming_only(config.dead_to());
+        let rules = RuleSet::of(&config).map_err(Failure::Faults)?;
         let explanations = rules.explain(&event);
         let routed: Vec<&str> = sinks
             .iter()
@@ -66,7 +65,7 @@ impl Explain {
     }
 
     async fn event(&self, global: &Global) -> Result<Event, Failure> {
-        let (text, received_at) = match (&self.event, &self.id) {
+        let (text, stored) = match (&self.event, &self.id) {
             (Some(path), _) if path.as_os_str() == "-" => (std::io::read_to_string(std::io::stdin())?, None),
             (Some(path), _) => {
                 let text = crate::files::read_text_argument(path)
@@ -77,11 +76,15 @@ impl Explain {
                 let connection = Connection::open(global, Access::Read).await?;
                 let shown = connection.ask_one(events::Show { id: id.clone() }).await?;
                 // As it is: it is read here, not shown.
-                (shown.event.body.unwrap_or_default(), Some(shown.event.received_at))
+                let stored = (shown.event.received_at, shown.kind);
+                (shown.event.body.unwrap_or_default(), Some(stored))
             }
             (None, None) => (String::new(), None),
         };
-        read_event(&text, received_at.unwrap_or_else(Timestamp::now)).map_err(Failure::Usage)
+        let (received_at, kind) = stored.unwrap_or_else(|| (Timestamp::now(), Kind::Event));
+        let mut event = read_event(&text, received_at).map_err(Failure::Usage)?;
+        event.kind = kind;
+        Ok(event)
     }
 
     fn print(&self, event: &Event, explanations: &[Explanation]) -> Outcome {

@@ -75,9 +75,7 @@ impl Test {
             ))
         })?;
         let cases = cases::read(&file, &content, &config).map_err(Failure::Faults)?;
-        let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-        let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
-        let rules = rules.naming_only(config.dead_to());
+        let rules = RuleSet::of(&config).map_err(Failure::Faults)?;
         // One child renders for all of them.
         let guard = Guard::new(Arc::new(NameBook::with(names_on_disk(&config))));
         let rendering = config.sinks.iter().map(|sink| Rendering::new(sink, guard.clone()));

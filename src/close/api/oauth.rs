@@ -237,6 +237,7 @@ impl OAuthChain {
             life: node
                 .get("expires_in")
                 .and_then(|life| life.raw().parse().ok())
+                .filter(|life| *life > 0)
                 .map_or(LIFE_DEFAULT, Duration::from_secs),
         })
     }

@@ -1,5 +1,6 @@
 //! What JetStream is asked, and what it says.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
@@ -71,7 +72,7 @@ pub(super) struct State {
     pub lost: Option<Value>,
     /// Where it was asked for some.
     #[serde(default)]
-    pub subjects: Option<std::collections::BTreeMap<String, u64>>,
+    pub subjects: Option<BTreeMap<String, u64>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -163,9 +164,43 @@ async fn ask_once(link: &Link, what: &str, payload: Bytes, until: Instant) -> Re
 
 /// A stream as its leader knows it. `filter`: how many messages are under which of these subjects is wanted as well.
 pub(super) async fn info(link: &Link, stream: &str, filter: Option<&str>, until: Instant) -> Result<Info, Failure> {
-    let question = filter.map_or(Value::Null, |filter| json!({ "subjects_filter": filter }));
-    let answer = ask(link, &format!("STREAM.INFO.{stream}"), &question, until).await?;
-    Info::deserialize(answer).map_err(|_| Failure::Alien)
+    let what = format!("STREAM.INFO.{stream}");
+    let Some(filter) = filter else {
+        let answer = ask(link, &what, &Value::Null, until).await?;
+        return Info::deserialize(answer).map_err(|_| Failure::Alien);
+    };
+    let mut pages = Pages::default();
+    loop {
+        let question = json!({ "subjects_filter": filter, "offset": pages.asked });
+        if let Some(info) = pages.add(ask(link, &what, &question, until).await?)? {
+            return Ok(info);
+        }
+    }
+}
+
+/// What was said of a stream's subjects so far: JetStream gives so many at a time.
+#[derive(Debug, Default)]
+struct Pages {
+    subjects: BTreeMap<String, u64>,
+    /// The next page begins behind so many.
+    asked: usize,
+}
+
+impl Pages {
+    /// The next page. Gives what is said of the stream, with the subjects of all pages, once there is no more of them.
+    fn add(&mut self, answer: Value) -> Result<Option<Info>, Failure> {
+        let total = answer["total"].as_u64();
+        let mut info = Info::deserialize(answer).map_err(|_| Failure::Alien)?;
+        let page = info.state.subjects.take().unwrap_or_default();
+        let is_over = page.is_empty();
+        self.asked += page.len();
+        self.subjects.extend(page);
+        if !is_over && total.is_some_and(|total| (self.asked as u64) < total) {
+            return Ok(None);
+        }
+        info.state.subjects = Some(std::mem::take(&mut self.subjects));
+        Ok(Some(info))
+    }
 }
 
 /// How many subjects of a stream these are, as its leader knows it.
@@ -237,4 +272,35 @@ fn read_headers(bytes: &[u8]) -> Option<HeaderMap> {
         }
     }
     Some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_come_page_by_page_and_none_is_left_out() {
+        let said = |from: u64, until: u64, total: u64| {
+            let subjects: serde_json::Map<String, Value> =
+                (from..until).map(|number| (format!("s.{number}"), 1.into())).collect();
+            json!({
+                "config": {}, "total": total, "offset": from, "limit": 2,
+                "state": { "messages": 5, "bytes": 9, "first_seq": 1, "last_seq": 5, "subjects": subjects },
+            })
+        };
+        let mut pages = Pages::default();
+        assert!(pages.add(said(0, 2, 5)).unwrap().is_none());
+        assert_eq!(pages.asked, 2);
+        assert!(pages.add(said(2, 4, 5)).unwrap().is_none());
+        assert_eq!(pages.asked, 4);
+        let info = pages.add(said(4, 5, 5)).unwrap().unwrap();
+        assert_eq!(info.state.subjects.unwrap().len(), 5);
+        // Those that went meanwhile come no more.
+        let mut pages = Pages::default();
+        assert!(pages.add(said(0, 2, 5)).unwrap().is_none());
+        assert_eq!(
+            pages.add(said(0, 0, 2)).unwrap().unwrap().state.subjects.unwrap().len(),
+            2
+        );
+    }
 }

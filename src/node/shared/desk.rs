@@ -5,6 +5,7 @@
 //! and then takes it back: if it is gone, it was taken, and its answer is waited for. An order whose node has ended meanwhile is nobody's any
 //! more: what was wanted then is not to happen hours later.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -28,6 +29,12 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// An answer that nobody has fetched after this is in the way.
 const FETCHED_WITHIN: Duration = Duration::from_secs(180);
+
+/// What lies there for so long nobody waits for any more.
+const LEFT_AFTER: Duration = Duration::from_secs(600);
+
+/// How often it is looked for that.
+const CLEAR_EVERY: Duration = Duration::from_secs(120);
 
 /// An order of somebody who is no node that lives (a command on a machine where none runs) is carried out when it is no older.
 const OLD: SignedDuration = SignedDuration::from_mins(10);
@@ -138,6 +145,12 @@ impl SharedLeases {
             if taken.is_err() {
                 continue;
             }
+            let id = key.trim_start_matches(ORDERS).to_owned();
+            if let Some(why) = self.is_of_another_time(&record) {
+                tracing::warn!(from = record.from, why, "an order is not carried out");
+                self.put_answer(&id, Err(why)).await;
+                continue;
+            }
             if self.is_left_over(&record, entry.revision) {
                 tracing::warn!(
                     from = record.from,
@@ -146,7 +159,7 @@ impl SharedLeases {
                 continue;
             }
             orders.push(Order {
-                id: key.trim_start_matches(ORDERS).to_owned(),
+                id,
                 what: record.what,
                 order: record.order,
             });
@@ -159,19 +172,73 @@ impl SharedLeases {
         crate::node::Leases::lease(self, what).is_some() || (what == of_node(self.name()) && is_alive())
     }
 
+    /// Why an order of somebody who is no node is not carried out: its time is too far from this clock's. One that was left would be told
+    /// to nobody, but whose clock is wrong may wait.
+    fn is_of_another_time(&self, record: &OrderRecord) -> Option<String> {
+        let said = record.at.filter(|_| record.life.is_none())?;
+        let apart = Timestamp::now().duration_since(said).abs();
+        (apart > OLD).then(|| {
+            format!(
+                "the clock of the machine that asks and that of node \"{}\" differ by {} min: nothing was done; set them right and try again",
+                self.name(),
+                apart.as_mins()
+            )
+        })
+    }
+
     /// Whether nobody waits for it any more.
     fn is_left_over(&self, record: &OrderRecord, revision: Revision) -> bool {
-        let state = self.state();
-        if let Some(life) = &record.life {
-            return match state.nodes.get(&record.from) {
-                Some(seen) if seen.record.life == *life => seen.record.state != NodeState::Alive,
-                // Of an earlier life, or of one that is not known here yet.
-                Some(seen) => seen.revision > revision,
-                None => false,
-            };
+        let Some(life) = &record.life else { return false };
+        match self.state().nodes.get(&record.from) {
+            Some(seen) if seen.record.life == *life => seen.record.state != NodeState::Alive,
+            // Of an earlier life, or of one that is not known here yet.
+            Some(seen) => seen.revision > revision,
+            None => false,
         }
-        let age = record.at.map(|at| Timestamp::now().duration_since(at).abs());
-        age.is_some_and(|age| age > OLD)
+    }
+
+    /// Removes orders and answers that nobody waits for any more: whoever asked may have ended, and whoever answered too. How long they
+    /// have been there is what this node has seen of it, whatever clocks say.
+    pub(super) async fn clear_desk(&self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        {
+            let mut state = self.state();
+            if state.cleared_at.is_some_and(|at| now.duration_since(at) < CLEAR_EVERY) {
+                return Ok(());
+            }
+            state.cleared_at = Some(now);
+        }
+        let store = self.orders_store();
+        let mut there = BTreeMap::new();
+        for prefix in [ORDERS, ANSWERS] {
+            for key in store.keys(prefix).await? {
+                if let Some(entry) = store.get(&key).await? {
+                    there.insert(key, (entry.revision, now));
+                }
+            }
+        }
+        let left: Vec<(String, Revision)> = {
+            let mut state = self.state();
+            for (key, (revision, since)) in &mut there {
+                if let Some((known, seen)) = state.on_desk.get(key)
+                    && known == revision
+                {
+                    *since = *seen;
+                }
+            }
+            state.on_desk = there;
+            let old = state.on_desk.iter();
+            let old = old.filter(|(_, (_, since))| now.duration_since(*since) >= LEFT_AFTER);
+            old.map(|(key, (revision, _))| (key.clone(), *revision)).collect()
+        };
+        for (key, revision) in left {
+            match store.remove(&key, Expected::Revision(revision)).await {
+                // Somebody has taken it away.
+                Ok(()) | Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn put_answer(&self, id: &str, result: Result<Value, String>) {

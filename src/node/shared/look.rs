@@ -46,7 +46,7 @@ impl SharedLeases {
             self.look_at_lease(want).await?;
         }
         self.let_go_of_unwanted(&wants).await;
-        Ok(())
+        self.clear_desk().await
     }
 
     /// Looks once at nodes and leases, for who only wants to show them.

@@ -131,6 +131,9 @@ struct State {
     free_since: BTreeMap<String, Instant>,
     /// When it was last looked which nodes are long gone.
     forgot_at: Option<Instant>,
+    /// When orders and answers were last looked at, and since when each of them lies there.
+    cleared_at: Option<Instant>,
+    on_desk: BTreeMap<String, (Revision, Instant)>,
     /// Fences that are used up, whatever the records say.
     used_up: BTreeMap<String, u64>,
     nodes: BTreeMap<String, Seen>,

@@ -375,6 +375,55 @@ async fn an_order_reaches_whoever_has_the_lease_and_is_taken_back_where_nobody_t
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_command_on_a_machine_with_another_clock_is_told_so() {
+    let nodes = nodes(&Arc::default(), 5, 10);
+    until_held(&nodes.iter().collect::<Vec<_>>(), wants().len(), SOON).await;
+    let owner = nodes.iter().find(|node| node.holds(CLOSE).is_some()).unwrap();
+    let said = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(17);
+    let order = serde_json::json!({ "what": CLOSE, "from": "elsewhere", "at": said, "order": 7 });
+    put_json(&*owner.road, "order/1", &order, Expected::Nothing)
+        .await
+        .unwrap();
+    assert!(owner.leases.orders().await.is_empty());
+    let bucket = owner.road.bucket.now();
+    let answer: Value = bucket["answer/1"].json().unwrap();
+    let why = answer["why"].as_str().unwrap();
+    assert!(why.contains("clock") && why.contains("17 min"), "{why}");
+    assert!(!bucket.contains_key("order/1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_does_not_stay_in_the_bucket() {
+    let nodes = nodes(&Arc::default(), 5, 11);
+    until_held(&nodes.iter().collect::<Vec<_>>(), wants().len(), SOON).await;
+    let road = &nodes[0].road;
+    let order = serde_json::json!({ "what": "node/away", "from": "elsewhere", "order": 7 });
+    put_json(&**road, "order/1", &order, Expected::Nothing).await.unwrap();
+    put_json(
+        &**road,
+        "answer/2",
+        &serde_json::json!({ "done": 8 }),
+        Expected::Nothing,
+    )
+    .await
+    .unwrap();
+    let began = Instant::now();
+    loop {
+        let bucket = road.bucket.now();
+        if !bucket.contains_key("order/1") && !bucket.contains_key("answer/2") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(3600), "{:?}", bucket.keys());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    assert!(
+        began.elapsed() > Duration::from_secs(300),
+        "somebody may have waited for them: {:?}",
+        began.elapsed()
+    );
+}
+
 /// Whatever happens: two nodes never hold one thing at once, its fence rises with each change of hands, and when calm returns everything is
 /// held again within ten seconds.
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! An event as a template sees it: values that look at the event's own text, so that only what is asked for is made, and every number
 //! and every part that is printed stands there as Close wrote it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -99,20 +100,17 @@ impl Json {
         Some(self.value(self.part(&field.value)))
     }
 
-    /// Keys and values, each key once.
+    /// Keys and values, each key once: where it stands for the last time, however it is spelled.
     pub fn entries(&self) -> impl Iterator<Item = (String, Value)> {
         let fields = self.fields();
-        let is_repeated = move |index: usize, name: &str| {
-            // Nobody writes a key twice; to look for it in a large object would take for ever.
-            let later = fields.get(index + 1..).unwrap_or_default();
-            fields.len() <= 512 && later.iter().any(|field| self.part(&field.name).raw() == name)
-        };
-        let entry = move |(index, field): (usize, &Field)| {
-            let name = self.part(&field.name);
-            let is_last = !is_repeated(index, name.raw());
-            is_last.then(|| (string(name), self.value(self.part(&field.value))))
-        };
-        fields.iter().enumerate().filter_map(entry)
+        let names: Vec<String> = fields.iter().map(|field| string(self.part(&field.name))).collect();
+        let mut seen = HashSet::with_capacity(names.len());
+        let mut are_last: Vec<bool> = names.iter().rev().map(|name| seen.insert(name.as_str())).collect();
+        are_last.reverse();
+        let entries = names.into_iter().zip(fields).zip(are_last);
+        entries
+            .filter(|(_, is_last)| *is_last)
+            .map(|((name, field), _)| (name, self.value(self.part(&field.value))))
     }
 
     fn compact(&self) -> String {
@@ -271,7 +269,7 @@ pub(super) struct Pairs(pub Vec<(String, Value)>);
 impl Object for Pairs {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let key = key.as_str()?;
-        let found = self.0.iter().find(|(name, _)| name == key)?;
+        let found = self.0.iter().rev().find(|(name, _)| name == key)?;
         Some(found.1.clone())
     }
 
@@ -401,5 +399,27 @@ impl Scope {
             event: Arc::new(Json::new(event)),
             meta: Value::from_object(Json::new(meta)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_key_that_stands_twice_the_last_one_counts() {
+        let many: String = (0..600).map(|index| format!("\"k{index}\":0,")).collect();
+        for others in ["", &many] {
+            let json = Json::new(&format!(r#"{{"a":1,{others}"b":2,"\u0061":3,"b":4}}"#));
+            let of = |wanted: &str| {
+                let entries = json.entries().filter(|(name, _)| name == wanted);
+                entries.map(|(_, value)| value.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!((of("a"), of("b")), (vec!["3".to_owned()], vec!["4".to_owned()]));
+            assert_eq!(json.get("a").unwrap().to_string(), "3");
+        }
+        let pairs = [("x", 1), ("x", 2)].map(|(name, value)| (name.to_owned(), Value::from(value)));
+        let pairs = Arc::new(Pairs(pairs.to_vec()));
+        assert_eq!(pairs.get_value(&Value::from("x")), Some(Value::from(2)));
     }
 }

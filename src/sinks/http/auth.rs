@@ -426,10 +426,12 @@ fn refused(
     }
 }
 
-/// How long a token lives: a number of seconds, which some write as text. What it does not say is found out by a 401.
+/// How long a token lives: a number of seconds, which some write as text, and others as 0 where they do not say it. What it does not say
+/// is found out by a 401.
 fn life(expires_in: &serde_json::Value) -> Option<Duration> {
     let seconds = expires_in
         .as_f64()
         .or_else(|| expires_in.as_str()?.trim().parse().ok())?;
-    Duration::try_from_secs_f64(seconds).ok()
+    let life = Duration::try_from_secs_f64(seconds).ok();
+    life.filter(|life| !life.is_zero())
 }

@@ -383,8 +383,7 @@ fn no_credentials(table: &mut Table<'_>, url: &Template, auth: &Auth, headers: &
 }
 
 fn way(table: &mut Table<'_>) -> Way {
-    let (cert, key) = (table.optional("cert"), table.optional("key"));
-    let identity = identity::of(table, cert, key);
+    let identity = identity::read(table);
     Way {
         allow_private: table.or("allow_private", false),
         proxy: table.optional("proxy"),

@@ -23,6 +23,13 @@ pub(super) enum Fate {
     Waits(String),
 }
 
+impl Fate {
+    /// Whether it may still be taken, at another time.
+    pub fn has_to_wait(&self) -> bool {
+        matches!(self, Fate::Behind(_) | Fate::Waits(_))
+    }
+}
+
 /// The records of one partition, in their order.
 pub(super) struct Lane {
     pub topic: String,
@@ -59,9 +66,29 @@ impl Run<'_> {
         };
         self.refusals += 1;
     }
+
+    /// These were not sent, for no fault of theirs or of the brokers.
+    pub fn put_off(&mut self, places: &[usize], why: &str) {
+        for place in places {
+            self.fates[*place] = Fate::Behind(why.into());
+        }
+    }
+
+    /// Whatever comes after the first that waits waits for the same.
+    pub fn hold_behind_the_first(&mut self) {
+        let mut waiting = self.fates.iter_mut().filter(|fate| fate.has_to_wait());
+        if let Some(first) = waiting.next() {
+            let first = first.clone();
+            waiting.for_each(|fate| *fate = first.clone());
+        }
+    }
 }
 
 impl Lane {
+    pub fn is_of(&self, topic: &str, partition: usize) -> bool {
+        self.topic == topic && usize::try_from(self.partition) == Ok(partition)
+    }
+
     pub fn name(&self) -> String {
         format!("the topic {} (partition {})", self.topic, self.partition)
     }

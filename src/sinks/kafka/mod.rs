@@ -23,6 +23,7 @@
 //! | `answer` | what a code means |
 //! | `record` | what is made of events |
 //! | `lane` | the records of one partition, and what becomes of each |
+//! | `pause` | how long it is waited between two tries |
 //! | `producer` | numbers, sends, and sends again |
 //! | `transaction` | what is committed together |
 //! | `mark` | the mark in its topic |
@@ -34,6 +35,7 @@ pub(super) mod definition;
 mod lane;
 mod mark;
 mod options;
+mod pause;
 mod producer;
 mod record;
 mod scram;
@@ -187,6 +189,8 @@ impl Ways {
 struct Kafka {
     ways: Ways,
     idle: Mutex<Vec<Producer>>,
+    /// Nothing may go before an event that waits.
+    is_strict: bool,
 }
 
 #[async_trait]
@@ -195,7 +199,7 @@ impl Sink for Kafka {
         let until = self.ways.until();
         let packed = self.ways.packing.pack(batch.deliveries());
         let idle = lock(&self.idle).pop();
-        let mut producer = idle.unwrap_or_else(|| Producer::new(self.ways.cluster(), None));
+        let mut producer = idle.unwrap_or_else(|| Producer::new(self.ways.cluster(), None, self.is_strict));
         let fates = producer.send(&packed.parcels, until).await;
         // Dropped meanwhile it is gone, with its connections and its numbers.
         lock(&self.idle).push(producer);
@@ -214,6 +218,8 @@ struct ExactlyOnce {
     place: mark::Place,
     /// `None` once a call has failed or was dropped: what that left behind is settled by opening again.
     writer: Mutex<Option<Writer>>,
+    /// Nothing may go before an event that waits.
+    is_strict: bool,
 }
 
 /// Who writes, and how many marks it has written.
@@ -228,15 +234,21 @@ impl ExactlyOnce {
         let until = self.ways.until();
         let mut packed = self.ways.packing.pack(batch.deliveries());
         let hoped = packed.outcomes.clone();
-        let mark = self.next_mark(writer, &batch.mark_after(&hoped))?;
-        packed.parcels.push(mark);
+        // In strict order nothing goes behind what waits, and the mark goes in any case.
+        let goes_along = !self.is_strict;
+        if goes_along {
+            let mark = self.next_mark(writer, &batch.mark_after(&hoped))?;
+            packed.parcels.push(mark);
+        }
         let mut fates = writer.producer.send(&packed.parcels, until).await;
-        settled(fates.pop())?;
+        if goes_along {
+            settled(fates.pop())?;
+        }
         let (outcomes, trouble) = packed.fared(fates);
         if let Some(why) = trouble {
             return Err(why);
         }
-        if outcomes != hoped {
+        if outcomes != hoped || !goes_along {
             // The last one counts.
             let mark = self.next_mark(writer, &batch.mark_after(&outcomes))?;
             settled(writer.producer.send(&[mark], until).await.pop())?;

@@ -248,7 +248,7 @@ impl Options {
     /// Looks whether records could be written. Gives what there is, in words.
     async fn look(&self, ways: &Ways, context: &Context) -> Result<String, String> {
         let until = ways.until();
-        let mut producer = Producer::new(ways.cluster(), None);
+        let mut producer = Producer::new(ways.cluster(), None, false);
         if self.exactly_once {
             let id = self.place(context).transactional_id();
             producer.transactional_id = Some(transactional(&id));
@@ -366,12 +366,13 @@ impl SinkKind for Options {
             let sink: Box<dyn Sink> = Box::new(Kafka {
                 ways,
                 idle: Mutex::default(),
+                is_strict: context.is_strict,
             });
             return Ok(sink.into());
         }
         let place = self.place(&context);
         let id = transactional(&place.transactional_id());
-        let mut producer = Producer::new(ways.cluster(), Some(id));
+        let mut producer = Producer::new(ways.cluster(), Some(id), context.is_strict);
         let until = ways.until();
         let opening = async {
             producer.look_at_marks(place.topic(), until).await?;
@@ -385,6 +386,7 @@ impl SinkKind for Options {
                 ways,
                 place,
                 writer: Mutex::new(Some(Writer { producer, marks })),
+                is_strict: context.is_strict,
             }),
             mark: found.map(|found| found.mark),
             position: None,

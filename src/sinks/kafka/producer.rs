@@ -16,12 +16,13 @@ use kafka_protocol::messages::{
     BrokerId, InitProducerIdRequest, ProduceRequest, ProduceResponse, ProducerId, TopicName, TransactionalId,
 };
 use kafka_protocol::protocol::StrBytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::answer::{self, Meaning};
 use super::cluster::Cluster;
 use super::connection::{Connection, Lost};
 use super::lane::{Fate, Lane, Run};
+use super::pause::Pause;
 use super::record::{self, Identity, Parcel};
 use crate::sinks::Reason;
 use crate::sinks::common::said::{self, Part};
@@ -32,32 +33,8 @@ const BATCH_LEN_MAX: usize = 960_000;
 /// Numbers of a partition: long before they begin anew somebody else goes on.
 const SEQUENCE_MAX: i32 = 1 << 30;
 
-/// How long it is waited before a broker is asked again, at first and at the most.
-const PAUSE: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-
 /// How long it is waited for a leader where nothing is in doubt.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Waits a little longer each time.
-pub(super) struct Pause(Duration);
-
-impl Pause {
-    pub fn new() -> Pause {
-        Pause(PAUSE)
-    }
-
-    /// `false`: there is no time left.
-    pub async fn pass(&mut self, until: Instant) -> bool {
-        let end = Instant::now() + self.0;
-        self.0 = (self.0 * 2).min(PAUSE_MAX);
-        if end >= until {
-            return false;
-        }
-        sleep(end - Instant::now()).await;
-        true
-    }
-}
 
 /// What a producer knows of its transaction.
 #[derive(Default)]
@@ -79,10 +56,12 @@ pub(super) struct Producer {
     sequences: HashMap<(String, i32), i32>,
     /// Where records without a key go: another partition each time.
     turn: usize,
+    /// No record goes before one that waits, whichever their partitions are.
+    is_strict: bool,
 }
 
 impl Producer {
-    pub fn new(cluster: Cluster, transactional_id: Option<TransactionalId>) -> Producer {
+    pub fn new(cluster: Cluster, transactional_id: Option<TransactionalId>, is_strict: bool) -> Producer {
         Producer {
             cluster,
             identity: None,
@@ -90,6 +69,7 @@ impl Producer {
             transaction: Transaction::default(),
             sequences: HashMap::new(),
             turn: fastest_random(),
+            is_strict,
         }
     }
 
@@ -126,7 +106,7 @@ impl Producer {
     }
 
     /// Sends records and says of each what became of it, not later than `until`. The records of a partition arrive in the order that
-    /// they have here.
+    /// they have here, and where that is strict, all of them.
     pub async fn send(&mut self, parcels: &[Parcel], until: Instant) -> Vec<Fate> {
         let mut run = Run {
             parcels,
@@ -137,21 +117,50 @@ impl Producer {
         if self.cluster.sweep() && self.transactional_id.is_none() {
             self.identity = None;
         }
-        let mut lanes = match self.sort(&mut run, until).await {
+        let lanes = match self.sort(&mut run, until).await {
             Ok(lanes) => lanes,
             Err(lost) => return vec![Fate::Waits(lost.reason); parcels.len()],
         };
+        if self.is_strict {
+            self.send_in_turn(lanes, &mut run, until).await;
+        } else {
+            self.send_lanes(lanes, &mut run, until).await;
+        }
+        run.fates
+    }
+
+    /// Sends lanes one after the other, up to the first of which something waits: what is behind that waits with it.
+    async fn send_in_turn(&mut self, lanes: Vec<Lane>, run: &mut Run<'_>, until: Instant) {
+        let began = Instant::now();
+        let enough = began + until.saturating_duration_since(began) / 2;
+        for lane in lanes {
+            let places: Vec<usize> = lane.chunks.iter().flatten().copied().collect();
+            // A transaction that does not come to its end has sent nothing: what there is no time for goes with the next one.
+            if self.transactional_id.is_some() && Instant::now() > enough {
+                run.put_off(&places, "its turn comes with the next transaction");
+                break;
+            }
+            self.send_lanes(vec![lane], run, until).await;
+            if places.iter().any(|place| run.fates[*place].has_to_wait()) {
+                break;
+            }
+        }
+        run.hold_behind_the_first();
+    }
+
+    /// Sends all of these at a time.
+    async fn send_lanes(&mut self, mut lanes: Vec<Lane>, run: &mut Run<'_>, until: Instant) {
         self.see_cluster(&mut lanes);
         let mut pause = Pause::new();
         let patience = Instant::now() + PATIENCE;
         while !lanes.is_empty() {
-            let has_to_wait = match self.round(&mut lanes, &mut run, until).await {
+            let has_to_wait = match self.round(&mut lanes, run, until).await {
                 Ok(has_to_wait) => has_to_wait,
                 Err(why) => {
                     for lane in &mut lanes {
                         lane.trouble.clone_from(&why);
                     }
-                    self.leave(&mut lanes, &mut run);
+                    self.leave(&mut lanes, run);
                     break;
                 }
             };
@@ -162,7 +171,7 @@ impl Producer {
             if has_to_wait {
                 let names = lanes.iter().map(|lane| lane.topic.clone()).collect();
                 if !pause.pass(until).await {
-                    self.leave(&mut lanes, &mut run);
+                    self.leave(&mut lanes, run);
                     break;
                 }
                 if let Err(lost) = self.cluster.refresh(&names, until).await {
@@ -171,18 +180,17 @@ impl Producer {
                     }
                 }
                 self.see_cluster(&mut lanes);
-                self.see_topics(&mut lanes, &mut run);
+                self.see_topics(&mut lanes, run);
                 let is_late = Instant::now() > patience;
                 for lane in lanes.iter_mut().filter(|lane| is_late && !lane.is_doubtful) {
                     let why = lane.trouble.clone();
-                    lane.give_up(&mut run, &why);
+                    lane.give_up(run, &why);
                 }
                 lanes.retain(|lane| !lane.chunks.is_empty());
             } else {
                 pause = Pause::new();
             }
         }
-        run.fates
     }
 
     /// The time is up, or nothing can be sent. Who may have written something without knowing is not this producer any more.
@@ -196,7 +204,7 @@ impl Producer {
         }
     }
 
-    /// Which records go to which partition.
+    /// Which records go to which partition; where the order is strict, up to the first that goes nowhere now.
     async fn sort(&mut self, run: &mut Run<'_>, until: Instant) -> Result<Vec<Lane>, Lost> {
         let names: BTreeSet<String> = run.parcels.iter().map(|parcel| parcel.topic.clone()).collect();
         self.cluster.learn(&names, until).await?;
@@ -217,6 +225,9 @@ impl Producer {
                     } else {
                         run.fates[place] = Fate::Waits(why);
                     }
+                    if self.is_strict && run.fates[place].has_to_wait() {
+                        break;
+                    }
                     continue;
                 }
             };
@@ -225,6 +236,11 @@ impl Producer {
                 None => self.turn % count,
             };
             let len = parcel.len();
+            let goes_on = lanes.last().is_some_and(|last| last.is_of(&parcel.topic, partition));
+            if self.is_strict && !goes_on {
+                // Only those that follow each other go together.
+                places.clear();
+            }
             let (index, filled) = places.entry((&parcel.topic, partition)).or_insert_with(|| {
                 lanes.push(Lane {
                     topic: parcel.topic.clone(),

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::connection::{Address, Connection};
-use super::producer::{Pause, Producer, producer};
+use super::pause::Pause;
+use super::producer::{Producer, producer};
 use super::record::Identity;
 
 /// `FindCoordinator` is about a transaction.

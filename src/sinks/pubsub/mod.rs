@@ -33,9 +33,9 @@ use sha2::Sha256;
 use self::account::Account;
 use self::answer::Published;
 use self::token::{Token, Tokens};
-use super::common::message;
 use super::common::secrets::Secrets;
 use super::common::sift::{Row, Sift};
+use super::common::{identity, message};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
 };
@@ -98,7 +98,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         allow_private: true,
         proxy: table.optional("proxy"),
         ca,
-        identity: None,
+        identity: identity::read(table),
     };
     let batch = table.table("batch", |table| Limits {
         events: table.within("events", 500, 1, MESSAGES_MAX),
@@ -182,6 +182,7 @@ impl Options {
             client,
             form: self.form(project),
             endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
+            is_strict: false,
         })
     }
 
@@ -253,7 +254,11 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.client(context.timeout).map_err(Unavailable::new)?);
+        let client = self.client(context.timeout).map_err(Unavailable::new)?;
+        let sink: Box<dyn Sink> = Box::new(PubSub {
+            is_strict: context.is_strict,
+            ..client
+        });
         Ok(sink.into())
     }
 
@@ -274,6 +279,8 @@ struct PubSub {
     form: Form,
     endpoint: String,
     tokens: Tokens,
+    /// No event goes before one that waits.
+    is_strict: bool,
 }
 
 /// What makes messages.
@@ -411,6 +418,9 @@ impl PubSub {
                 Published::NotKnown(unavailable) => return Err(unavailable),
             }
             if fared.row.is_over() {
+                if self.is_strict {
+                    return Ok(());
+                }
                 // Each of another topic's has its try.
                 sift.leave(&range);
             }
@@ -485,7 +495,7 @@ impl PubSub {
     }
 }
 
-/// Which messages go together: of one topic, and as many as fit one request.
+/// Which messages go together: those of one topic that follow each other, and as many as fit one request.
 fn requests(ready: &[Ready]) -> Vec<Range<usize>> {
     let mut requests = Vec::new();
     let mut start = 0;
@@ -533,8 +543,10 @@ impl Sink for PubSub {
                 Err(reason) => fared.outcomes[index] = Outcome::Reject { reason },
             }
         }
-        // Messages of one topic go together, each topic's in their order.
-        ready.sort_by(|one, other| one.topic.cmp(&other.topic).then(one.index.cmp(&other.index)));
+        // Messages of one topic go together, each topic's in their order; where the order is strict, those that follow each other.
+        if !self.is_strict {
+            ready.sort_by(|one, other| one.topic.cmp(&other.topic).then(one.index.cmp(&other.index)));
+        }
         match self.publish(&ready, requests(&ready), &mut fared).await {
             Ok(()) => Ok(fared.outcomes),
             Err(unavailable) => stopped(fared.outcomes, unavailable),

@@ -58,6 +58,7 @@ fn what_can_not_work_is_a_fault() {
             json!("{\"type\":\"service_account\",\"client_email\":\"a\",\"private_key\":\"hunter22\"}"),
             "no PKCS #8 key",
         ),
+        ("cert", json!("/c.pem"), "key: is missing: a client's certificate"),
         ("batch", json!({ "events": 1001 }), "batch.events: must be between"),
         ("batch", json!({ "event": 1 }), "batch.event: there is no such key"),
         ("ordering_key", json!("{{"), "ordering_key: not a template"),
@@ -80,6 +81,14 @@ async fn server(
 }
 
 async fn server_with(
+    table: Value,
+    answer: impl Fn(&str, &str) -> (u16, &'static str) + Clone + Send + Sync + 'static,
+) -> (Box<dyn Sink>, Arc<std::sync::Mutex<Vec<(String, usize)>>>) {
+    server_in(Context::default(), table, answer).await
+}
+
+async fn server_in(
+    context: Context,
     mut table: Value,
     answer: impl Fn(&str, &str) -> (u16, &'static str) + Clone + Send + Sync + 'static,
 ) -> (Box<dyn Sink>, Arc<std::sync::Mutex<Vec<(String, usize)>>>) {
@@ -102,7 +111,7 @@ async fn server_with(
     tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handle)).await });
     let context = Context {
         timeout: Duration::from_secs(10),
-        ..Context::default()
+        ..context
     };
     let sink = tests::sound(&definition::TYPE, table).open(context).await.unwrap().sink;
     (sink, seen)
@@ -191,6 +200,34 @@ async fn after_five_refusals_in_a_row_the_rest_waits() {
         "xxxxxrr"
     );
     assert_eq!(seen.lock().unwrap().len(), 7, "each topic has its try");
+}
+
+#[tokio::test]
+async fn in_strict_order_nothing_goes_before_what_waits_whichever_its_topic_is() {
+    let table = || json!({ "topic": "projects/a/topics/{{ x }}" });
+    let strict = || Context {
+        is_strict: true,
+        ..Context::default()
+    };
+    let (sink, seen) = server_in(strict(), table(), |path, _| {
+        if path.contains("/z") { (503, "") } else { (200, "") }
+    })
+    .await;
+    assert_eq!(fares(&*sink, &to(&["z", "a"])).await, "u");
+    assert_eq!(fares(&*sink, &to(&["b", "b", "z", "a", "b"])).await, "ddwww");
+    let asked = |path: &str, count| (format!("/v1/projects/a/topics/{path}:publish"), count);
+    assert_eq!(*seen.lock().unwrap(), [asked("z", 1), asked("b", 2), asked("z", 1)]);
+    // After so many refusals in a row what is behind them waits, and may be any topic's.
+    let answer = |path: &str, _: &str| {
+        if path.contains("/bad") {
+            (404, "NOT_FOUND")
+        } else {
+            (200, "")
+        }
+    };
+    let (sink, _) = server_in(strict(), table(), answer).await;
+    let topics = ["b", "bad1", "a", "bad2", "bad2", "bad2", "bad2", "bad3", "bad4", "a"];
+    assert_eq!(fares(&*sink, &to(&topics)).await, "dxdxxxxxrr");
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ webhook_url_file = "credential:slack"
         ),
         Key::optional("proxy", "\"http://proxy.example.com:3128\"", "An HTTP proxy on the way"),
         Key::optional("ca", "\"/etc/closehook/internal-ca.pem\"", "Trusted besides the system's authorities"),
+        Key::optional("cert", "\"/etc/closehook/client.pem\"", "A client's certificate with its chain"),
+        Key::optional("key", "\"/etc/closehook/client.key\"", "Its key, not encrypted"),
     ],
     parse: Some(parse),
 };

@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::{Said, Sent};
 use super::common::secrets::Secrets;
-use super::common::{message, sentence};
+use super::common::{identity, message, sentence};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind,
     Unavailable,
@@ -82,7 +82,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         allow_private: table.or("allow_private", false),
         proxy: table.optional("proxy"),
         ca: table.optional("ca"),
-        identity: None,
+        identity: identity::read(table),
     };
     let digest = <Sha256 as sha2::Digest>::digest(format!(
         "{:?}\n{:?}\n{channel:?}\n{api_url}\n{text:?}\n{blocks:?}\n{way:?}\n{:?}",
@@ -357,7 +357,8 @@ fn message_of(
     Ok(message)
 }
 
-/// What a template or a transform made: the text, or an object with the parts of a message.
+/// What a template or a transform made: the text, or an object with the parts of a message. An object without these is a text of the
+/// event's, and no markup.
 fn with_payload(message: &mut Map<String, Value>, payload: &Payload) {
     let bytes = payload.bytes();
     if let Payload::Json(bytes) = payload
@@ -371,7 +372,12 @@ fn with_payload(message: &mut Map<String, Value>, payload: &Payload) {
         );
         return;
     }
-    message.insert("text".into(), String::from_utf8_lossy(bytes).into());
+    let text = String::from_utf8_lossy(bytes);
+    let text = match payload {
+        Payload::Text(_) => text.into_owned(),
+        Payload::Json(_) => escaped(&text),
+    };
+    message.insert("text".into(), text.into());
 }
 
 /// A list of blocks, or the object that Slack's Block Kit Builder gives.

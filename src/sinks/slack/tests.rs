@@ -89,6 +89,13 @@ fn a_rules_words_win_over_the_sinks_and_a_transform_may_give_a_message() {
     );
     let message = payload(table.clone(), &with(Payload::Json(br#"{"x":1}"#.as_slice().into())));
     assert_eq!(message["text"], r#"{"x":1}"#);
+    // What is no message of Slack's is shown as it is, and pings nobody.
+    let given = br#"{"name":"<!channel> & <https://x|y>"}"#.as_slice();
+    let message = payload(table.clone(), &with(Payload::Json(given.into())));
+    assert_eq!(
+        message["text"],
+        r#"{"name":"&lt;!channel&gt; &amp; &lt;https://x|y&gt;"}"#
+    );
     let texts = BTreeMap::from([("blocks".to_owned(), "[{\"a\": \"x\"y\"}]".to_owned())]);
     let made = rendered(Rendered {
         texts,
@@ -109,6 +116,14 @@ fn keys_that_do_not_go_together_are_faults() {
     for (table, part) in [
         (json!({}), "sinks[0].webhook_url: is missing"),
         (json!({ "token": "xoxb-1" }), "sinks[0].channel: is missing"),
+        (
+            json!({ "webhook_url": "https://a.example/x", "cert": "/c.pem" }),
+            "sinks[0].key: is missing: a client's certificate",
+        ),
+        (
+            json!({ "webhook_url": "https://a.example/x", "cert": "/nowhere/c.pem", "key": "/nowhere/c.key" }),
+            "/nowhere/c.",
+        ),
         (
             json!({ "token": "xoxb-1", "channel": " " }),
             "sinks[0].channel: can't be empty",

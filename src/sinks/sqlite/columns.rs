@@ -6,7 +6,8 @@ use std::collections::hash_map::Entry;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Statement, params_from_iter};
 
-use super::{Writer, is_about_the_row, system};
+use super::latest::Latest;
+use super::{OF_MARKS, Settings, Writer, is_about_the_row, statements, system};
 use crate::sinks::common::field::Field;
 use crate::sinks::common::layout::{Case, Column, Fields, Layout};
 use crate::sinks::common::rows::{EVENTS_COLUMNS, TableName, quoted};
@@ -110,6 +111,40 @@ pub(super) fn statement(table: &TableName, names: &[String]) -> String {
     )
 }
 
+/// What rows are written with, as far as that is known before there is one. An error is what the table lacks.
+pub(super) fn needed(layout: &Layout, table: &TableName, declared: &Declared) -> Result<Vec<String>, String> {
+    Ok(match layout {
+        // Something may be made of each event; it is seen with the first one that does not fit.
+        Layout::Events { .. } if declared.missing(EVENTS_COLUMNS).is_some() => Vec::new(),
+        Layout::Events { .. } => {
+            let (insert, replace) = statements(table);
+            vec![insert, replace]
+        }
+        Layout::Columns(_) => {
+            let names = layout.names();
+            if let Some(name) = declared.missing(names.iter().map(String::as_str)) {
+                return Err(format!(
+                    "the table {table} has no column \"{name}\": add it, or take it out of columns"
+                ));
+            }
+            vec![statement(table, &names)]
+        }
+        Layout::Latest => {
+            let Latest { revise, merge, .. } = Latest::new(table);
+            vec![revise, merge]
+        }
+    })
+}
+
+/// Prepares statements, which writes nothing: what tables lack that somebody else made shows before there is a row.
+pub(super) fn prepare<'s>(
+    connection: &Connection,
+    statements: impl IntoIterator<Item = &'s str>,
+) -> rusqlite::Result<()> {
+    let mut statements = statements.into_iter();
+    statements.try_for_each(|statement| connection.prepare(statement).map(drop))
+}
+
 /// Statements of one transaction, each prepared once.
 pub(super) struct Prepared<'c> {
     pub(super) connection: &'c Connection,
@@ -154,24 +189,12 @@ impl Writer {
     /// Says what a table that somebody else made lacks, before there is a row.
     pub(super) fn look(&self) -> Result<(), Unavailable> {
         self.learn()?;
-        let names = self.settings.layout.names();
-        let prepared: &[&str] = match &*self.settings.layout {
-            // Something may be made of each event; it is seen with the first one that does not fit.
-            Layout::Events { .. } if self.lacks(EVENTS_COLUMNS).is_some() => &[],
-            Layout::Events { .. } => &[&self.insert, &self.replace],
-            Layout::Columns(_) => match self.lacks(names.iter().map(String::as_str)) {
-                Some(lacks) => {
-                    return Err(Unavailable::new(format!("{lacks}: add it, or take it out of columns")));
-                }
-                None => &[&statement(&self.settings.table, &names)],
-            },
-            Layout::Latest => &[&self.latest.revise, &self.latest.merge],
-        };
-        for statement in prepared {
-            let prepared = self.connection.prepare(statement);
-            prepared.map_err(|error| system(&self.settings.path, &error))?;
-        }
-        Ok(())
+        let Settings {
+            layout, table, path, ..
+        } = &self.settings;
+        let needed = needed(layout, table, &self.declared.borrow()).map_err(Unavailable::new)?;
+        let statements = needed.iter().map(String::as_str).chain(OF_MARKS);
+        prepare(&self.connection, statements).map_err(|error| system(path, &error))
     }
 
     /// Looks what columns the table has.

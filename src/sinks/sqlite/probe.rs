@@ -4,10 +4,11 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::columns::Declared;
-use super::{Options, has_table, missing, no_file, system};
+use super::columns::{Declared, needed, prepare};
+use super::{OF_MARKS, Options, has_table, missing, no_file, system};
 use crate::sinks::Unavailable;
 use crate::sinks::common::layout::Layout;
+use crate::sinks::common::rows::MARK_TABLE;
 
 /// Whether rows could be written, without changing anything, not even the files beside a database in WAL mode.
 pub(super) fn look(kind: &Options) -> Result<String, Unavailable> {
@@ -57,18 +58,25 @@ pub(super) fn look(kind: &Options) -> Result<String, Unavailable> {
         .replace('#', "%23");
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let seen = Connection::open_with_flags(format!("file:{escaped}{how}"), flags).and_then(|connection| {
-        let names = kind.layout.names();
-        let declared = Declared::read(&connection, table, &[])?;
-        let lacks = declared.missing(names.iter().map(String::as_str)).map(str::to_owned);
-        Ok((has_table(&connection, table.name())?, lacks))
+        let (has_rows, has_marks) = (
+            has_table(&connection, table.name())?,
+            has_table(&connection, MARK_TABLE)?,
+        );
+        let rows = if has_rows {
+            needed(&kind.layout, table, &Declared::read(&connection, table, &[])?)
+        } else {
+            Ok(Vec::new())
+        };
+        prepare(&connection, rows.iter().flatten().map(String::as_str))?;
+        prepare(&connection, OF_MARKS.into_iter().filter(|_| has_marks))?;
+        Ok((has_rows, has_marks, rows.err()))
     });
     match seen {
-        Ok((true, Some(lacks))) => unavailable(format!(
-            "the table {table} has no column \"{lacks}\": add it, or take it out of columns"
-        )),
-        Ok((true, None)) => Ok(format!("{} has the table {table}", path.display())),
-        Ok((false, _)) if create => Ok(format!("the table {table} will be made in {}", path.display())),
-        Ok((false, _)) => unavailable(missing(table, &kind.layout)),
         Err(error) => Err(system(path, &error)),
+        Ok((_, _, Some(lacks))) => unavailable(lacks),
+        Ok((false, ..)) if !create => unavailable(missing(table, &kind.layout)),
+        Ok((_, false, _)) if !kind.create => unavailable(missing(&table.sibling(MARK_TABLE), &kind.layout)),
+        Ok((false, ..)) => Ok(format!("the table {table} will be made in {}", path.display())),
+        Ok((true, ..)) => Ok(format!("{} has the table {table}", path.display())),
     }
 }

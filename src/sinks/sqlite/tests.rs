@@ -448,6 +448,47 @@ async fn until_gone(kind: &SinkOptions) {
 }
 
 #[tokio::test]
+async fn a_probe_finds_whatever_would_keep_the_sink_from_being_opened() {
+    let events = "seq INTEGER, id TEXT, date_updated TEXT, received_at TEXT, type TEXT, object_id TEXT, lead_id TEXT, source TEXT, event TEXT";
+    let marks =
+        "CREATE TABLE closehook_mark (log_id TEXT, sink TEXT, epoch TEXT, seq INTEGER, mark TEXT, updated_at TEXT";
+    let keyed = format!("{marks}, PRIMARY KEY (log_id, sink));");
+    let latest = "object_id TEXT, type TEXT, lead_id TEXT, date_updated TEXT, deleted_at TEXT, merged_into TEXT, seq INTEGER, event TEXT";
+    for (made, table, part) in [
+        (
+            format!("CREATE TABLE closehook_events ({events}, UNIQUE (id, date_updated));"),
+            json!({ "create": false }),
+            "there is no table closehook_mark",
+        ),
+        (
+            format!("CREATE TABLE closehook_events ({events}); {keyed}"),
+            json!({}),
+            "ON CONFLICT",
+        ),
+        (
+            format!("CREATE TABLE closehook_latest ({latest}); {keyed}"),
+            json!({ "mode": "latest" }),
+            "ON CONFLICT",
+        ),
+        (
+            "CREATE TABLE closehook_mark (log_id TEXT, sink TEXT);".to_owned(),
+            json!({}),
+            "no such column",
+        ),
+    ] {
+        let (_dir, path) = place();
+        Connection::open(&path).unwrap().execute_batch(&made).unwrap();
+        let mut table = table;
+        table["path"] = path.to_str().unwrap().into();
+        let kind = kind(table);
+        let probed = reason(kind.probe(context()).await);
+        assert!(probed.contains(part), "{probed}");
+        let opened = kind.open(context()).await.map(|_| String::new());
+        assert!(reason(opened).contains(part), "{part}");
+    }
+}
+
+#[tokio::test]
 async fn a_probe_tells_what_would_happen_and_writes_nothing() {
     let (dir, path) = place();
     let of = |create: bool| kind(json!({"path": path, "create": create}));

@@ -30,6 +30,8 @@ macro_rules! keys_with_access {
             ),
             $crate::config::Key::optional("proxy", "\"http://proxy.example.com:3128\"", "An HTTP proxy on the way"),
             $crate::config::Key::optional("ca", "\"/etc/closehook/internal-ca.pem\"", "Trusted besides the system's"),
+            $crate::config::Key::optional("cert", "\"/etc/closehook/client.pem\"", "A client's certificate with its chain"),
+            $crate::config::Key::optional("key", "\"/etc/closehook/client.key\"", "Its key, not encrypted"),
         ]
     };
 }

@@ -43,6 +43,7 @@ use self::credentials::{Named, Provider};
 use self::machine::Machine;
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
+use super::identity;
 use super::secrets::Secrets;
 use crate::config::{Secret, Size, Span, Table};
 use crate::net::client::Client;
@@ -77,7 +78,7 @@ impl Access {
             allow_private: true,
             proxy: table.optional("proxy"),
             ca: table.optional::<PathBuf>("ca"),
-            identity: None,
+            identity: identity::read(table),
         };
         faults_of(table, &named);
         let is_sound = |region: &String| region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');

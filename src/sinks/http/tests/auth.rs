@@ -219,7 +219,10 @@ async fn a_token_is_fetched_again_before_it_expires() {
         (serde_json::json!(3600), 1),
         (serde_json::json!("3600"), 1),
         (serde_json::Value::Null, 1),
-        (serde_json::json!(0), 3),
+        (serde_json::json!(0.001), 3),
+        // Nobody gives a token that is no good: it says nothing of its life.
+        (serde_json::json!(0), 1),
+        (serde_json::json!("0"), 1),
     ] {
         let login = Login::default();
         login.0.lock().unwrap().life = Some(life.clone());
@@ -236,7 +239,7 @@ async fn a_token_is_fetched_again_before_it_expires() {
 async fn a_server_that_takes_id_and_secret_in_the_body_is_told_so_and_remembered() {
     let login = Login::default();
     login.0.lock().unwrap().in_body = true;
-    login.0.lock().unwrap().life = Some(0.into());
+    login.0.lock().unwrap().life = Some(serde_json::json!(0.001));
     let url = login.start().await;
     let (_, sink) = build(oauth(&url)).await;
     for seq in 1..=2 {
