@@ -73,7 +73,7 @@ pub(super) fn stays_wrong(_why: &str) -> bool {
 }
 
 /// There is no log that is kept elsewhere.
-pub(super) async fn refuse_forgotten(_config: &Config, _log: &dyn Log) -> anyhow::Result<()> {
+pub(super) async fn refuse_forgotten(_config: &Config, _log: &dyn Log, _why: &Why) -> anyhow::Result<()> {
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! that can be opened.
 
 mod back;
+mod rest;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 
 pub use back::copy_to_local;
+pub use rest::{Rest, only_here, parting};
 use survey::{BATCH, Survey, scan, survey};
 
 use super::nodes::{self, Stores, stream_of};
@@ -98,6 +100,8 @@ pub struct Copied {
     pub resumed_at: Option<Seq>,
     /// All of it was done by an earlier try.
     pub was_done: bool,
+    /// Events that were received here after they were all copied, and that are there now, behind what has come there since.
+    pub later: u64,
 }
 
 impl Copied {
@@ -168,16 +172,17 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     let stores = nodes::stores(config).await?;
     let settled = settle_target(config, &stores, &origin).await;
     let begun = match settled {
-        Ok(()) => CopyTarget::begin(options, &origin)
+        Ok(()) => CopyTarget::begin(options.clone(), &origin)
             .await
             .map_err(|error| anyhow!(error)),
         Err(error) => Err(error),
     }?;
     let mut copied = Copied::of(&to, &origin);
     let Begun::Target(target) = begun else {
-        log::note_moved(dir, &to)?;
+        copied.later = copy_rest(dir, options, &source, progress).await?;
+        log::note_moved(dir, &to, origin.last)?;
         stores.state.remove(COPYING, Expected::Anything).await?;
-        copied.was_done = true;
+        copied.was_done = copied.later == 0;
         return Ok(copied);
     };
     // One that had opened the stream before it lost its identity.
@@ -189,10 +194,38 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     copied.close = close::shared::carry(dir, &*stores.sealed).await? as u64;
     copied.take(deliver::carry_dead_letters(dir, stores.letters.clone()).await?);
     refuse_running(&stores).await?;
-    log::note_moved(dir, &to)?;
+    log::note_moved(dir, &to, origin.last)?;
     target.finish().await.map_err(|error| anyhow!(error))?;
     stores.state.remove(COPYING, Expected::Anything).await?;
     Ok(copied)
+}
+
+/// The log was copied before, and may have gone on here since: what it has received goes there too, behind what has come there.
+async fn copy_rest(
+    dir: &Path,
+    options: jetstream::Options,
+    source: &LocalLog,
+    progress: Progress<'_>,
+) -> anyhow::Result<u64> {
+    let upto = match log::shared_upto(dir)? {
+        // One that noted less had noted that it went nowhere else.
+        None if log::moved(dir)?.is_some() => return Ok(0),
+        upto => upto,
+    };
+    if upto.is_some_and(|upto| *source.head().borrow() <= upto) {
+        return Ok(0);
+    }
+    let there = JetStreamLog::open(options).await?;
+    let copied = async {
+        let upto = match upto {
+            Some(upto) => upto,
+            None => parting(source, &there).await?,
+        };
+        rest::append(source, &there, upto, progress).await
+    };
+    let copied = copied.await;
+    there.close().await;
+    copied
 }
 
 async fn open_source(config: &Config) -> anyhow::Result<Arc<LocalLog>> {
@@ -227,7 +260,13 @@ async fn settle_target(config: &Config, stores: &Stores, origin: &Origin) -> any
     refuse_running(stores).await?;
     let mark = Bytes::from(serde_json::to_vec(origin)?);
     if let Some(entry) = stores.state.get(COPYING).await? {
-        if entry.value != mark {
+        // What is there of an earlier try is looked at with the stream.
+        let earlier = serde_json::from_slice::<Origin>(&entry.value).ok();
+        if earlier.is_some_and(|earlier| origin.continues(&earlier)) {
+            if entry.value != mark {
+                stores.state.put(COPYING, mark.to_vec(), Expected::Anything).await?;
+            }
+        } else {
             bail!(
                 "another log is being copied to {}, or this one has changed since: name another stream (log.jetstream.stream)",
                 stream_of(config)

@@ -193,7 +193,7 @@ async fn open_parts(
 ) -> anyhow::Result<Parts> {
     let log = nodes::open_log_patiently(config, why).await?;
     close_at_the_end(started, &log);
-    nodes::refuse_forgotten(config, &*log).await?;
+    nodes::refuse_forgotten(config, &*log, why).await?;
     let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
     start_parts(started, config, &base.keys, log, Some((nodes, why))).await
 }

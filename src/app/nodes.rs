@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 
+use super::copy;
 use super::patience::{AGAIN_AFTER, Why};
 use crate::close::{self, Account};
 use crate::config::{Config, Engine, Role};
@@ -245,39 +246,59 @@ pub(super) async fn open_log_patiently(config: &Config, why: &Why) -> anyhow::Re
     bail!("the log's servers can't be used")
 }
 
-/// Refuses a data directory whose own log nobody has copied: its events, and what its sinks have still to get of them, would be forgotten.
-pub(super) async fn refuse_forgotten(config: &Config, log: &dyn Log) -> anyhow::Result<()> {
+/// Refuses a data directory whose own log nobody has copied, or which has received more since: its events, and what its sinks have still to
+/// get of them, would be forgotten.
+pub(super) async fn refuse_forgotten(config: &Config, log: &dyn Log, why: &Why) -> anyhow::Result<()> {
     let dir = &config.log.dir;
-    if log::moved(dir)?.is_some() {
-        return Ok(());
-    }
+    let has_moved = log::moved(dir)?.is_some();
     let Some((id, _)) = log::identity(dir)? else {
         return Ok(());
     };
-    let stream = servers(config).stream;
-    let shown = dir.display();
-    if id == log.id() {
-        // It was copied from the stream, which is served again since.
-        tracing::warn!(
-            "{shown} holds a copy of the log of the stream {stream}, and nothing of it is used: move closehook.json, gaps.json, log, keys, state and dead away"
-        );
+    let is_same = id == log.id();
+    // What was noted by one that did not note up to where was whole.
+    let upto = log::shared_upto(dir).unwrap_or_default();
+    if has_moved && upto.is_none() {
         return Ok(());
     }
+    let (stream, shown) = (servers(config).stream, dir.display());
     let options = log::Options {
         read_only: true,
         ..log::Options::from_config(config)
     };
     let opened = tokio::task::spawn_blocking(move || LocalLog::open(options)).await?;
     let holds = match opened {
-        Ok(own) if *own.head().borrow() == Seq::ZERO => return Ok(()),
-        Ok(own) => format!("a log of its own, up to event {}", *own.head().borrow()),
-        Err(error) => format!("a log of its own, which can't be looked at ({error})"),
+        Ok(own) if *own.head().borrow() <= upto.filter(|_| is_same || has_moved).unwrap_or(Seq::ZERO) => None,
+        Ok(own) if is_same => {
+            let what =
+                format!("what {shown} has received since it was copied can't be looked for in the stream {stream}");
+            let look = || async {
+                let upto = match upto {
+                    Some(upto) => upto,
+                    None => copy::parting(&own, log).await?,
+                };
+                copy::only_here(&own, log, upto).await
+            };
+            let rest = why.patiently(&what, look).await?;
+            (rest.events > 0).then(|| {
+                let rest = rest.shown();
+                format!("a copy of the log of the stream {stream} which has gone on by itself: {rest} that it has received since")
+            })
+        }
+        Ok(own) => Some(format!("a log of its own, up to event {}", *own.head().borrow())),
+        Err(error) => Some(format!("a log of its own, which can't be looked at ({error})")),
     };
-    bail!(
-        "{shown} holds {holds}, which was not copied into the stream {stream}: its events, and what its sinks have still to get, would be \
-         forgotten. Run `closehook log copy --to jetstream` first, which takes all of it along; or, where nobody needs it any more, move \
-         closehook.json, gaps.json, log, keys, state and dead out of {shown}"
-    )
+    match holds {
+        Some(holds) => bail!(
+            "{shown} holds {holds}, which was not copied into the stream {stream}: its events, and what its sinks have still to get, would be \
+             forgotten. Run `closehook log copy --to jetstream` first, which takes all of it along; or, where nobody needs it any more, move \
+             closehook.json, gaps.json, copied.json, log, keys, state and dead out of {shown}"
+        ),
+        None if is_same && !has_moved => tracing::warn!(
+            "{shown} holds a copy of the log of the stream {stream}, and nothing of it is used: move closehook.json, gaps.json, log, keys, state and dead away"
+        ),
+        None => {}
+    }
+    Ok(())
 }
 
 /// Looks after Close's side as long as this node has the lease for it.

@@ -14,7 +14,7 @@ use super::nodes::{self, Nodes};
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Listen};
 use crate::control::Facts;
-use crate::deliver::{self, Engine, Mode};
+use crate::deliver::{self, Engine, Known, Mode};
 use crate::ingress::front::Front;
 use crate::ingress::memory::Budget;
 use crate::ingress::verify::Verifier;
@@ -103,9 +103,9 @@ pub(super) fn source_of_history(metrics: PrometheusHandle, engine: Engine) -> So
         let mut reading = Reading::of_metrics(&metrics.render());
         for sink in engine.sinks() {
             let of_sink = reading.sinks.entry(sink.name).or_default();
-            of_sink.lag_events = sink.lag_events;
-            // What is not known is drawn as none.
-            of_sink.lag_seconds = Some(sink.lag_seconds).filter(|age| !age.is_nan()).unwrap_or_default();
+            of_sink.lag_events = (sink.known != Known::Nothing).then_some(sink.lag_events);
+            let is_known = sink.known.is_all() && !sink.lag_seconds.is_nan();
+            of_sink.lag_seconds = is_known.then_some(sink.lag_seconds);
         }
         reading
     })

@@ -88,6 +88,12 @@ impl Copy {
 }
 
 fn told(copied: &copy::Copied) -> String {
+    if copied.later > 0 {
+        return format!(
+            "{} events that were received here after the log was copied are in {} now, behind what has come there since, and are delivered from there: a sink that has got them here gets them once more, with the same keys\nthe log goes on there: set log.engine and start it; here it is not served any more",
+            copied.later, copied.to
+        );
+    }
     if copied.was_done {
         return format!(
             "the log is in {} already, whole: an earlier try came to its end",

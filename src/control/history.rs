@@ -109,18 +109,21 @@ impl Show {
                 let known = charts.sinks.entry(sink.0.to_string()).or_insert_with(of_sink);
                 add(&mut known.delivered[*at], sink.1);
                 add(&mut known.dead[*at], sink.2);
-                known.lag_events[*at] = known.lag_events[*at].max(Some(sink.3));
-                let before = known.lag_seconds[*at].unwrap_or_default();
-                known.lag_seconds[*at] = Some(before.max(f64::from(sink.4)));
+                // What is not known of one minute is no more than what is known of another.
+                known.lag_events[*at] = known.lag_events[*at].max(sink.3);
+                let before = known.lag_seconds[*at];
+                known.lag_seconds[*at] = sink.4.map(f64::from).into_iter().chain(before).reduce(f64::max);
             }
         }
         // Of a sink of which a minute says nothing there was nothing to say.
-        for sink in charts.sinks.values_mut() {
-            for (at, _) in &placed {
+        for (name, sink) in &mut charts.sinks {
+            for (at, minute) in &placed {
                 sink.delivered[*at].get_or_insert(0);
                 sink.dead[*at].get_or_insert(0);
-                sink.lag_events[*at].get_or_insert(0);
-                sink.lag_seconds[*at].get_or_insert(0.0);
+                if minute.sinks.iter().all(|said| *said.0 != **name) {
+                    sink.lag_events[*at].get_or_insert(0);
+                    sink.lag_seconds[*at].get_or_insert(0.0);
+                }
             }
         }
         charts
@@ -145,9 +148,44 @@ mod tests {
             },
             sinks: sinks
                 .iter()
-                .map(|(name, delivered, lag, seconds)| SinkMinute((*name).into(), *delivered, 0, *lag, *seconds))
+                .map(|(name, delivered, lag, seconds)| {
+                    SinkMinute((*name).into(), *delivered, 0, Some(*lag), Some(*seconds))
+                })
                 .collect(),
         }
+    }
+
+    /// Another node had the sink, say: how far behind it was is not known here, and 0 would be a claim.
+    #[test]
+    fn how_far_a_sink_was_behind_is_left_out_where_it_is_not_known() {
+        let now = Timestamp::from_second(60 * 10_000 + 30).unwrap();
+        let unknown = |number, events| {
+            let mut minute = minute(number, 0, &[]);
+            minute.sinks.push(SinkMinute("crm".into(), 1, 0, events, None));
+            minute
+        };
+        let minutes = [
+            minute(9_994, 0, &[("crm", 1, 5, 2.5)]),
+            unknown(9_995, None),
+            unknown(9_996, Some(3)),
+            minute(9_997, 0, &[]),
+        ];
+        let charts = |step| {
+            let show = Show {
+                hours: Some(1),
+                step_minutes: Some(step),
+            };
+            show.charts(&minutes, now).sinks["crm"].clone()
+        };
+        let by_minute = charts(1);
+        assert_eq!(by_minute.lag_seconds[53..57], [Some(2.5), None, None, Some(0.0)]);
+        assert_eq!(by_minute.lag_events[53..57], [Some(5), None, Some(3), Some(0)]);
+        assert_eq!(by_minute.delivered[53..57], [Some(1), Some(1), Some(1), Some(0)]);
+        // With what is known of other minutes of the same point.
+        assert_eq!(
+            charts(60).lag_seconds.iter().flatten().copied().collect::<Vec<_>>(),
+            [2.5]
+        );
     }
 
     #[test]

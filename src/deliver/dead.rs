@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
@@ -21,6 +23,9 @@ use crate::sync::lock;
 /// Events that are copied with one sync, and bytes of their bodies, roughly.
 const COPY_EVENTS: usize = 1024;
 const COPY_BYTES: usize = 1 << 20;
+
+/// Of all sinks the letters have so long to be erased; what is left then is named, and erased with the next order.
+const ERASED_WITHIN: Duration = Duration::from_secs(120);
 
 impl Engine {
     /// A sink's letters, which it may have none of yet, and which may not be read yet.
@@ -304,9 +309,7 @@ impl Engine {
         };
         let seqs: Arc<[Seq]> = named.into_iter().chain(of_log.into_iter().flatten()).collect();
         let mut left = self.let_go(&seqs, reach).await;
-        let (engine, of_all) = (self.clone(), seqs.clone());
-        let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_all)).await;
-        let (count, left_in_files) = erased.unwrap_or_else(|error| (0, vec![format!("the dead letters: {error}")]));
+        let (count, left_in_files) = self.erase_letters(&seqs).await;
         if left.is_empty() {
             // What one sink gave another meanwhile may have been read there before it went.
             left = self.let_go(&seqs, reach).await;
@@ -339,9 +342,45 @@ impl Engine {
         asked.into_iter().flatten().collect()
     }
 
-    fn erase_letters(&self, seqs: &[Seq]) -> (u64, Vec<String>) {
-        let (mut erased, mut left) = (0, Vec::new());
-        let dir = &self.inner.dead_dir;
+    async fn erase_letters(&self, seqs: &Arc<[Seq]>) -> (u64, Vec<String>) {
+        let engine = self.clone();
+        let mut left = match aside(move || engine.places_left()).await {
+            Ok(left) => left,
+            Err(error) => vec![format!("{}: {error}", self.inner.dead_dir.display())],
+        };
+        let (mut erased, until) = (0, Instant::now() + ERASED_WITHIN);
+        let all = lock(&self.inner.letters).clone();
+        for (sink, letters) in all {
+            let place = if letters.is_shared() {
+                format!("dead letters of sink \"{sink}\"")
+            } else {
+                self.inner.dead_dir.join(&sink).display().to_string()
+            };
+            if Instant::now() >= until {
+                left.push(format!("{place}: others have taken all the time there is"));
+                continue;
+            }
+            let seqs = seqs.clone();
+            let scrubbed = aside(move || {
+                let removed = letters.remove(&seqs)?;
+                Ok::<_, FrameError>((removed, letters.scrub()))
+            });
+            let error = match scrubbed.await {
+                Ok(Ok((removed, scrubbed))) => {
+                    erased += removed;
+                    scrubbed.err().map(|error| error.to_string())
+                }
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error),
+            };
+            left.extend(error.map(|error| format!("{place}: {error}")));
+        }
+        (erased, left)
+    }
+
+    /// Letters that can't be erased from here, a sentence for each place. Blocking.
+    fn places_left(&self) -> Vec<String> {
+        let (mut left, dir) = (Vec::new(), &self.inner.dead_dir);
         match asides(dir) {
             Ok(asides) => left.extend(
                 asides
@@ -362,22 +401,7 @@ impl Engine {
                 )
             }));
         }
-        let all = lock(&self.inner.letters).clone();
-        for (sink, letters) in all {
-            let scrubbed = letters.remove(seqs).and_then(|removed| {
-                erased += removed;
-                letters.scrub()
-            });
-            if let Err(error) = scrubbed {
-                let place = if letters.is_shared() {
-                    format!("dead letters of sink \"{sink}\"")
-                } else {
-                    dir.join(&sink).display().to_string()
-                };
-                left.push(format!("{place}: {error}"));
-            }
-        }
-        (erased, left)
+        left
     }
 
     /// Copies the event of every dead letter before `before`, of all sinks, removed ones included, so that the log can drop it.

@@ -19,6 +19,7 @@ use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
 use super::outset::Outset;
+use super::reading::aside;
 use super::replay::Jobs;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -294,8 +295,11 @@ impl Engine {
                 }
             }
         };
-        if let Err(error) = tokio::task::spawn_blocking(end).await {
-            tracing::error!(%error, "what went to a dead_to could not be looked at");
+        if let Err(error) = aside(end).await {
+            tracing::error!(
+                error,
+                "what went to a dead_to could not be looked at in time: sinks begin without that, and some of it may go there again"
+            );
         }
     }
 

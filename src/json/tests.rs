@@ -298,11 +298,43 @@ fn numbers_are_ordered_by_their_value() {
     for (at, one) in ordered.iter().enumerate() {
         for (place, other) in ordered.iter().enumerate() {
             let found = Decimal::parse(one).compare(&Decimal::parse(other));
-            assert_eq!(found, Some(at.cmp(&place)), "{one} {other}");
+            assert_eq!(found, at.cmp(&place), "{one} {other}");
         }
     }
-    let equal = |a, b| Decimal::parse(a).compare(&Decimal::parse(b)) == Some(std::cmp::Ordering::Equal);
+    let equal = |a, b| Decimal::parse(a).compare(&Decimal::parse(b)).is_eq();
     assert!(equal("1.50", "15e-1") && equal("-0", "0.00") && equal("1e+3", "1000"));
-    let huge = format!("1e{}", "9".repeat(60));
-    assert_eq!(Decimal::parse(&huge).compare(&Decimal::parse("1")), None);
+    // Exponents that no machine number holds are numbers all the same, and every one has its place.
+    let (nines, ones) = ("9".repeat(60), "1".repeat(60));
+    let ordered = [
+        format!("-1e{nines}"),
+        "-5".into(),
+        format!("-1e-{nines}"),
+        "0".into(),
+        format!("1e-{nines}"),
+        format!("2e-{nines}"),
+        format!("1e-{ones}"),
+        "1e-5".into(),
+        "2".into(),
+        "10".into(),
+        format!("1e{ones}"),
+        format!("9e{ones}"),
+        format!("10e{ones}0"),
+        format!("1e{nines}"),
+        format!("1.5e{nines}"),
+        format!("10e{nines}"),
+    ];
+    for (at, one) in ordered.iter().enumerate() {
+        for (place, other) in ordered.iter().enumerate() {
+            let found = Decimal::parse(one).compare(&Decimal::parse(other));
+            assert_eq!(found, at.cmp(&place), "{one} {other}");
+        }
+    }
+    let thousand = format!("1e1{}", "0".repeat(60));
+    assert!(equal(&format!("10e{nines}"), &thousand) && equal(&thousand, &format!("100e{}8", &nines[1..])));
+    assert!(equal(&format!("0.1e-{nines}"), &format!("1e-1{}", "0".repeat(60))));
+    // At the edge of what fits.
+    assert!(equal(
+        &format!("10e{}", i128::MAX),
+        &format!("1e{}", i128::MAX.unsigned_abs() + 1)
+    ));
 }

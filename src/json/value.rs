@@ -92,8 +92,91 @@ pub struct Decimal {
     negative: bool,
     /// Without leading and trailing zeros; empty is zero.
     digits: String,
-    /// The value is `0.DIGITS` times ten to this; the text itself where it does not fit.
-    exponent: Result<i128, String>,
+    /// The value is `0.DIGITS` times ten to this.
+    exponent: Exponent,
+}
+
+/// A whole number of whatever size; those that are no small ones are beyond all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Exponent {
+    Small(i128),
+    /// Digits without leading zeros.
+    Huge {
+        negative: bool,
+        digits: String,
+    },
+}
+
+/// Digits that are added at a time.
+const PIECE: usize = 18;
+
+impl Exponent {
+    /// What is written, and `more` of far fewer than [`PIECE`] digits.
+    fn read(text: &str, more: i128) -> Exponent {
+        if let Some(small) = text.parse::<i128>().ok().and_then(|small| small.checked_add(more)) {
+            return Exponent::Small(small);
+        }
+        let (negative, unsigned) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        let unsigned = unsigned.trim_start_matches('0');
+        // It is longer than that, or it were a small one.
+        let (high, low) = unsigned.split_at(unsigned.len().saturating_sub(PIECE));
+        let one = 10_i128.pow(PIECE as u32);
+        let sum = low.parse::<i128>().unwrap_or_default() + if negative { -more } else { more };
+        let high = carried(high, sum.div_euclid(one));
+        let digits = format!("{high}{:0PIECE$}", sum.rem_euclid(one));
+        let digits = digits.trim_start_matches('0').to_owned();
+        let sign = if negative { "-" } else { "" };
+        match format!("{sign}{digits}").parse() {
+            Ok(small) => Exponent::Small(small),
+            Err(_) => Exponent::Huge { negative, digits },
+        }
+    }
+
+    fn compare(&self, other: &Exponent) -> Ordering {
+        match (self, other) {
+            (Exponent::Small(own), Exponent::Small(others)) => own.cmp(others),
+            (Exponent::Small(_), Exponent::Huge { negative, .. }) if *negative => Ordering::Greater,
+            (Exponent::Small(_), Exponent::Huge { .. }) => Ordering::Less,
+            (Exponent::Huge { .. }, Exponent::Small(_)) => other.compare(self).reverse(),
+            (
+                Exponent::Huge { negative, digits },
+                Exponent::Huge {
+                    negative: other_negative,
+                    digits: other_digits,
+                },
+            ) => {
+                let by_size = || {
+                    digits
+                        .len()
+                        .cmp(&other_digits.len())
+                        .then_with(|| digits.cmp(other_digits))
+                };
+                match (negative, other_negative) {
+                    (false, false) => by_size(),
+                    (true, true) => by_size().reverse(),
+                    (false, true) => Ordering::Greater,
+                    (true, false) => Ordering::Less,
+                }
+            }
+        }
+    }
+}
+
+/// Digits, of which the number is large, and one more or one less.
+fn carried(digits: &str, carry: i128) -> String {
+    let (from, to) = match carry {
+        0 => return digits.to_owned(),
+        1.. => ('9', '0'),
+        _ => ('0', '9'),
+    };
+    let kept = digits.trim_end_matches(from);
+    let turned = to.to_string().repeat(digits.len() - kept.len());
+    let (rest, last) = kept.split_at(kept.len().saturating_sub(1));
+    let last: i128 = last.parse().unwrap_or_default();
+    format!("{rest}{}{turned}", last + carry.signum())
 }
 
 impl Decimal {
@@ -109,15 +192,11 @@ impl Decimal {
             return Decimal {
                 negative: false,
                 digits,
-                exponent: Ok(0),
+                exponent: Exponent::Small(0),
             };
         }
         let point = whole.len() as i128 - (all.len() - without_leading.len()) as i128;
-        let exponent = exponent_text
-            .parse::<i128>()
-            .ok()
-            .and_then(|exponent| exponent.checked_add(point))
-            .ok_or_else(|| text.to_owned());
+        let exponent = Exponent::read(exponent_text, point);
         Decimal {
             negative,
             digits,
@@ -127,7 +206,11 @@ impl Decimal {
 
     /// Its whole part as an integer is written, and whether that is all of it; `None` where it has more than `max` digits.
     pub fn whole(&self, max: usize) -> Option<(String, bool)> {
-        let exponent = *self.exponent.as_ref().ok()?;
+        let exponent = match self.exponent {
+            Exponent::Small(exponent) => exponent,
+            Exponent::Huge { negative: true, .. } => 0,
+            Exponent::Huge { .. } => return None,
+        };
         let Ok(len) = usize::try_from(exponent.max(0)) else {
             return None;
         };
@@ -142,8 +225,8 @@ impl Decimal {
         Some((format!("{sign}{whole:0<len$}"), rest.is_empty()))
     }
 
-    /// How it stands to another; `None` where the exponent of one is beyond all measure, and they are not the same.
-    pub fn compare(&self, other: &Decimal) -> Option<Ordering> {
+    /// How it stands to another.
+    pub fn compare(&self, other: &Decimal) -> Ordering {
         let sign = |decimal: &Decimal| match (decimal.digits.is_empty(), decimal.negative) {
             (true, _) => 0,
             (false, true) => -1,
@@ -151,12 +234,10 @@ impl Decimal {
         };
         let by_sign = sign(self).cmp(&sign(other));
         if by_sign.is_ne() || self == other {
-            return Some(by_sign);
+            return by_sign;
         }
-        let (Ok(own), Ok(others)) = (&self.exponent, &other.exponent) else {
-            return None;
-        };
-        let by_size = own.cmp(others).then_with(|| self.digits.cmp(&other.digits));
-        Some(if self.negative { by_size.reverse() } else { by_size })
+        let by_size = self.exponent.compare(&other.exponent);
+        let by_size = by_size.then_with(|| self.digits.cmp(&other.digits));
+        if self.negative { by_size.reverse() } else { by_size }
     }
 }

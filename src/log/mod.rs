@@ -25,8 +25,8 @@ use tokio::sync::watch;
 pub use absent::AbsentLog;
 pub use local::{
     Clock, Holder, KeyFiles, LocalLog, Moved, OpenError, Options, Piece, Placer, Restorer, Taken, commit_copy, holder,
-    identity, is_copy_begun, key_file, moved, note_moved, note_serving, raise_limit, refuse_moved, reopen, space,
-    take_dir,
+    identity, is_copy_begun, key_file, moved, note_moved, note_serving, raise_limit, refuse_moved, reopen, shared_upto,
+    space, take_dir,
 };
 pub use types::{
     AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError,
@@ -95,6 +95,14 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
 
     /// The Seq under which this revision of an event is stored, complete; `None` where an append would store it.
     async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError>;
+
+    /// The Seq under which this event of another log is known, whatever it is known by; `None` where an append would store it.
+    async fn find_same(&self, event: &Event) -> Result<Option<Seq>, ReadError> {
+        match event.view() {
+            Some(view) => self.find_revision(&view.key()).await,
+            None => Ok(None),
+        }
+    }
 
     /// The first Seq received at or after `time`, as well as the clock allows; one past the newest if there is none.
     async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError>;

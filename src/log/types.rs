@@ -67,6 +67,16 @@ pub enum Appended {
     },
 }
 
+impl Appended {
+    /// Whether it was not there before.
+    pub fn is_new(self) -> bool {
+        matches!(
+            self,
+            Appended::Stored(_) | Appended::Quarantined { repeated: false, .. }
+        )
+    }
+}
+
 /// Why nothing could be stored now. All of them are worth a retry by the sender.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {

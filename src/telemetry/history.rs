@@ -49,16 +49,28 @@ pub struct Reading {
 }
 
 /// What a sink's counters say.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SinkReading {
     /// Delivered.
     pub delivered: u64,
     /// Given up.
     pub dead: u64,
-    /// Events behind, now.
-    pub lag_events: u64,
-    /// Age in seconds of the oldest event that is not finished, now.
-    pub lag_seconds: f64,
+    /// Events behind, now; `None`: that is not known.
+    pub lag_events: Option<u64>,
+    /// Age in seconds of the oldest event that is not finished, now; `None`: that is not known.
+    pub lag_seconds: Option<f64>,
+}
+
+impl Default for SinkReading {
+    /// One that is not behind: whoever knows of it says so.
+    fn default() -> SinkReading {
+        SinkReading {
+            delivered: 0,
+            dead: 0,
+            lag_events: Some(0),
+            lag_seconds: Some(0.0),
+        }
+    }
 }
 
 /// What came to the daemon.
@@ -92,9 +104,9 @@ pub struct Minute {
     pub sinks: Vec<SinkMinute>,
 }
 
-/// What one minute brought at a sink: name, delivered, given up, events behind and seconds behind at its end.
+/// What one minute brought at a sink: name, delivered, given up, events behind and seconds behind at its end, where these are known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SinkMinute(pub Arc<str>, pub u64, pub u64, pub u64, pub f32);
+pub struct SinkMinute(pub Arc<str>, pub u64, pub u64, pub Option<u64>, pub Option<f32>);
 
 /// A number of the metrics, without what is behind its point.
 fn whole(value: &str) -> Option<u64> {
@@ -160,7 +172,8 @@ impl Reading {
                 now.delivered.saturating_sub(then.delivered),
                 now.dead.saturating_sub(then.dead),
             );
-            let is_behind = now.lag_events > 0 || now.lag_seconds > 0.0;
+            // Of what is not known there is something to say, too: it is not none.
+            let is_behind = now.lag_events != Some(0) || now.lag_seconds != Some(0.0);
             if delivered > 0 || dead > 0 || is_behind {
                 let name = names
                     .entry(name.clone())
@@ -171,7 +184,7 @@ impl Reading {
                     delivered,
                     dead,
                     now.lag_events,
-                    now.lag_seconds as f32,
+                    now.lag_seconds.map(|age| age as f32),
                 ));
             }
         }

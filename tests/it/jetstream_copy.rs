@@ -350,3 +350,148 @@ async fn a_log_comes_back_from_jetstream_and_goes_on_here() {
         "{refused}"
     );
 }
+
+/// Since it was copied the log here has received more, which is in no other: whoever goes on in the stream would forget it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_log_that_was_served_again_is_not_left_behind_with_what_came_since() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let sinks = Sinks::start().await;
+    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
+    daemon.run().await;
+    daemon.store(1..=20).await;
+    daemon.done("hook").await;
+    daemon.stop().await;
+    daemon.ok(&["log", "copy", "--to", "jetstream"]);
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    daemon.run().await;
+    daemon.store(21..=25).await;
+    daemon.done("hook").await;
+    daemon.stop().await;
+
+    // Here it receives some that the stream has as well, and some that nobody else has.
+    daemon.configure(&sinks.config(&cluster, "local"));
+    daemon.ok(&["log", "reopen", "--yes"]);
+    daemon.run().await;
+    daemon.store(24..=32).await;
+    assert_eq!(daemon.send("no delivery at all").await.unwrap().0, 200);
+    daemon.done("hook").await;
+    daemon.stop().await;
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    let refused = daemon.fails(1, &["serve"]);
+    assert!(
+        refused.contains("8 events (Seq 23 to 30)") && refused.contains("`closehook log copy --to jetstream`"),
+        "{refused}"
+    );
+    // Nor where somebody has taken away the note of what was copied.
+    let description = daemon.data().join("closehook.json");
+    let text = std::fs::read_to_string(&description).unwrap();
+    let mut older: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(older["shared_upto"], 20);
+    older.as_object_mut().unwrap().remove("shared_upto");
+    std::fs::write(&description, older.to_string()).unwrap();
+    let refused = daemon.fails(1, &["serve"]);
+    assert!(refused.contains("8 events (Seq 23 to 30)"), "{refused}");
+    std::fs::write(&description, text).unwrap();
+
+    let copied: Value = serde_json::from_str(&daemon.ok(&["log", "copy", "--to", "jetstream", "--json"])).unwrap();
+    assert_eq!(
+        (&copied["later"], &copied["was_done"]),
+        (&json!(8), &json!(false)),
+        "{copied}"
+    );
+    let again = daemon.ok(&["log", "copy", "--to", "jetstream"]);
+    assert!(again.contains("already, whole"), "{again}");
+    daemon.run().await;
+    for id in 26..=32 {
+        let (_, answer) = daemon.send(body(id)).await.unwrap();
+        assert_eq!(answer["status"], "duplicate", "{answer}");
+    }
+    daemon.done("hook").await;
+    let ids: Vec<Value> = sinks.hook.bodies().iter().map(|text| id(text)).collect();
+    for wanted in 26..=32 {
+        assert!(ids.contains(&json!(format!("ev_{wanted}"))), "{wanted}: {ids:?}");
+    }
+    daemon.stop().await;
+    // What was copied and nothing else is no hindrance.
+    daemon.run().await;
+}
+
+/// The other way round: what went on here after the stream's log was copied here, and the stream is served again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_here_is_not_left_behind_where_the_stream_is_served_again() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let sinks = Sinks::start().await;
+    let mut daemon = Daemon::new(&sinks.config(&cluster, "jetstream"));
+    daemon.ok(&["check", "--create"]);
+    daemon.run().await;
+    daemon.store(1..=20).await;
+    daemon.stop().await;
+    daemon.ok(&["log", "copy", "--to", "local"]);
+    daemon.ok(&["log", "reopen", "--yes"]);
+    // A copy that did not go on may lie there.
+    daemon.run().await;
+    daemon.store(21..=22).await;
+    daemon.stop().await;
+    daemon.configure(&sinks.config(&cluster, "local"));
+    daemon.run().await;
+    daemon.store(22..=30).await;
+    daemon.stop().await;
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    let refused = daemon.fails(1, &["serve"]);
+    assert!(refused.contains("8 events (Seq 22 to 29)"), "{refused}");
+    let copied: Value = serde_json::from_str(&daemon.ok(&["log", "copy", "--to", "jetstream", "--json"])).unwrap();
+    assert_eq!(copied["later"], 8, "{copied}");
+    daemon.run().await;
+    let (_, answer) = daemon.send(body(30)).await.unwrap();
+    assert_eq!(answer["status"], "duplicate", "{answer}");
+}
+
+/// A copy that was cut off is none, so the log here may be served in between; what it receives then goes along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_cut_off_goes_on_with_what_was_received_since() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let sinks = Sinks::start().await;
+    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
+    daemon.run().await;
+    daemon.store(1..=700).await;
+    daemon.stop().await;
+    let info = async || {
+        cluster
+            .try_api(0, "STREAM.INFO.closehook", &Value::Null)
+            .await
+            .unwrap_or_default()
+    };
+    let mut command = daemon.command();
+    command.args(["log", "copy", "--to", "jetstream"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("it has begun", async || {
+        child.try_wait().unwrap().is_some() || info().await["config"]["metadata"]["closehook.copy"].is_string()
+    })
+    .await;
+    let _ = child.kill();
+    let _ = child.wait();
+    if info().await["config"]["metadata"]["closehook.id"].is_string() {
+        // It was faster.
+        daemon.ok(&["log", "reopen", "--yes"]);
+    }
+    daemon.run().await;
+    daemon.store(701..=720).await;
+    daemon.done("hook").await;
+    daemon.stop().await;
+    let events = exported(&daemon);
+    daemon.ok(&["log", "copy", "--to", "jetstream"]);
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    let copied = exported(&daemon);
+    assert_eq!(copied.len(), events.len());
+    assert_eq!(copied, events);
+    daemon.run().await;
+    daemon.store(721..=721).await;
+    daemon.done("hook").await;
+    assert_eq!(sinks.hook.count(), 721, "each once");
+}

@@ -349,6 +349,77 @@ async fn large_events_are_rendered_or_end_as_errors() {
     }
 }
 
+/// What sorts and groups is paid for by what there is to sort, and whatever it still takes ends with the event's share of the processor.
+#[tokio::test(flavor = "multi_thread")]
+async fn sorting_and_grouping_a_hostile_event_ends_in_time_and_holds_up_no_other() {
+    let guard = guard();
+    let len = 4 << 20;
+    let count = len / 16;
+    let numbers: Vec<String> = (0..count)
+        .map(|at| format!("{{\"p\":{}.{:03}0}}", at * 7919 % count, at % 1000))
+        .collect();
+    let names: Vec<String> = (0..count)
+        .map(|at| format!("\"k{}\":{}e1", at * 7919 % count, at))
+        .collect();
+    // Each comparison looks at all of it but its end.
+    let alike = vec!["1"; 8000].join(",");
+    let alike: Vec<String> = (0..len / 16_010).map(|at| format!("[{alike},{at}.50]")).collect();
+    // A number of a million digits, many times over.
+    let long: Vec<String> = (0..4).map(|at| format!("1{}.{at}0", "0".repeat(1 << 20))).collect();
+    let deep = |end: usize| format!("{}{end}{}", "[".repeat(250), "]".repeat(250));
+    let deep: Vec<String> = (0..len / 506).map(deep).collect();
+    let list = |of: &[String]| format!("{{\"id\":\"ev_1\",\"data\":[{}]}}", of.join(","));
+    let events = [
+        list(&numbers),
+        format!("{{\"id\":\"ev_1\",\"data\":{{{}}}}}", names.join(",")),
+        list(&alike),
+        list(&long),
+        list(&deep),
+        large_event("1.50", len),
+        large_event("{\"p\":[]}", len),
+    ];
+    let small = job(&program("template", "{{ event.id }}"), "{\"id\":\"ev_2\"}");
+    for event in &events {
+        for source in [
+            "{{ data | sort | length }}",
+            "{{ data | sort(attribute='p') | length }}",
+            "{{ data | sort(attribute='p.q, p', reverse=true) | length }}",
+            "{{ data | groupby('p') | length }}",
+            "{{ data | groupby('p', default=data) | length }}",
+            "{{ data | unique | list | length }}",
+            "{{ data | max | string | length }}{{ data | min(attribute='p') | string | length }}",
+            "{{ data | dictsort | length }}",
+            "{{ data | dictsort(by='value') | length }}",
+            "{% for a in range(99999) %}{{ data | dictsort(by='value') | length }}{{ data | groupby('p') | length }}{% endfor %}",
+        ] {
+            let began = Instant::now();
+            let hostile = job(&program("template", source), event);
+            let jobs = vec![hostile, small.clone()];
+            let mut made = tokio::time::timeout(BOUND, guard.render(jobs)).await.unwrap().unwrap();
+            if made.len() < 2 {
+                made.extend(
+                    tokio::time::timeout(BOUND, guard.render(vec![small.clone()]))
+                        .await
+                        .unwrap()
+                        .unwrap(),
+                );
+            }
+            if let Made::Fault(fault) = &made[0] {
+                assert!(
+                    !fault.text.contains("panic") && !fault.text.contains("crash"),
+                    "{source}: {fault:?}"
+                );
+            }
+            println!(
+                "{:>6} ms {source} on {event:.30}: {:.120}",
+                began.elapsed().as_millis(),
+                format!("{:?}", made[0])
+            );
+            assert!(matches!(made[1], Made::Rendered(_)), "{source}: {:?}", made[1]);
+        }
+    }
+}
+
 /// The processes that render for a daemon.
 fn children(daemon: &Daemon) -> Vec<u32> {
     let listed = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Copied, Progress, Step};
 use crate::event::{Event, Kind, Seq};
-use crate::log::{Log, Take};
+use crate::log::{Batch, Log, ReadError, Take};
 
 /// Events that are read at a time, and bytes of them.
 pub(super) const BATCH: (usize, usize) = (1024, 4 << 20);
@@ -78,6 +78,16 @@ impl Survey {
     }
 }
 
+/// The next events of a log.
+pub(super) async fn some(log: &dyn Log, from: Seq) -> Result<Batch, ReadError> {
+    let take = Take {
+        events: BATCH.0,
+        bytes: BATCH.1,
+        narrow: None,
+    };
+    log.read(from, take).await
+}
+
 /// Reads a log up to a Seq, in order, from `from` on.
 pub(super) async fn scan(
     log: &dyn Log,
@@ -87,12 +97,7 @@ pub(super) async fn scan(
 ) -> anyhow::Result<()> {
     let mut next = from;
     while next <= last {
-        let take = Take {
-            events: BATCH.0,
-            bytes: BATCH.1,
-            narrow: None,
-        };
-        let batch = log.read(next, take).await?;
+        let batch = some(log, next).await?;
         if batch.next <= next {
             bail!("the log can't be read beyond event {next}");
         }

@@ -491,6 +491,12 @@ impl Letters {
         Ok(keeper)
     }
 
+    /// As if a disk hung: nobody gets at what keeps the letters as long as this is held.
+    #[cfg(test)]
+    pub(in crate::deliver) fn hang(&self) -> impl Sized {
+        lock(&self.shared.keeper)
+    }
+
     /// Asks or changes the index. While the file was not read there is nothing in it, and nobody's change to it is believed.
     fn index<T>(&self, ask: impl FnOnce(&mut Index) -> T) -> T {
         match &mut *lock(&self.shared.index) {

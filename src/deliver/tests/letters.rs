@@ -122,6 +122,45 @@ async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
     engine.shutdown().await;
 }
 
+/// A disk that hangs with one sink's letters: whoever erases is told so in time, and what that is.
+#[tokio::test]
+async fn letters_that_do_not_answer_are_left_and_named_when_somebody_is_erased() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let engine = bench.engine(Mode::Follow).await;
+    let letters = engine.letters_of("removed");
+    letters.read().unwrap();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (release, is_released) = std::sync::mpsc::channel::<()>();
+    let hanging = std::thread::spawn(move || {
+        let _hangs = letters.hang();
+        begun.send(()).unwrap();
+        let _ = is_released.recv();
+    });
+    has_begun.recv().unwrap();
+    tokio::time::pause();
+    let asked = engine.clone();
+    let asking = tokio::spawn(async move {
+        asked
+            .dead_erase(std::collections::BTreeSet::new(), Some(vec![Seq(1)]))
+            .await
+    });
+    while !asking.is_finished() {
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    }
+    let (_, left) = asking.await.unwrap();
+    let is_named = |left: &String| left.contains("dead/removed") && left.contains("does not answer");
+    assert!(left.iter().any(is_named), "{left:?}");
+    tokio::time::resume();
+    drop(release);
+    hanging.join().unwrap();
+    let (_, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(vec![Seq(1)]))
+        .await;
+    assert_eq!(left, [""; 0]);
+    engine.shutdown().await;
+}
+
 /// One sink's letters that can't be read hold up that sink and nobody else; when they can be, it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {

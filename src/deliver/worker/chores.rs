@@ -24,6 +24,9 @@ use crate::telemetry;
 /// So long the worker itself waits.
 const WAIT: Duration = Duration::from_millis(200);
 
+/// So many letters are made, or removed, with one sync.
+const TOGETHER_MAX: usize = 512;
+
 /// Something that could not be made durable is tried again after so long.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
@@ -47,6 +50,25 @@ pub(super) enum Chore {
     },
     /// Letters were delivered.
     Remove(Vec<Seq>),
+}
+
+impl Chore {
+    /// Becomes one with another, which comes right behind it; what can't is given back.
+    fn take_in(&mut self, behind: Chore) -> Option<Chore> {
+        match (self, behind) {
+            (
+                Chore::Make { lane, letters, buried },
+                Chore::Make {
+                    lane: of,
+                    letters: more,
+                    buried: by,
+                },
+            ) if *lane == of && *buried == by && letters.len() + more.len() <= TOGETHER_MAX => letters.extend(more),
+            (Chore::Remove(seqs), Chore::Remove(more)) if seqs.len() + more.len() <= TOGETHER_MAX => seqs.extend(more),
+            (_, behind) => return Some(behind),
+        }
+        None
+    }
 }
 
 /// The sink that gets what would become a dead letter.
@@ -147,6 +169,18 @@ impl Chores {
         unstored.map(|(why, _)| why.clone())
     }
 
+    /// What is done next: with it what waits behind it and is alike, for both cost as much as one.
+    fn next(&mut self) -> Option<Chore> {
+        let mut next = self.waiting.pop_front()?;
+        while let Some(behind) = self.waiting.pop_front() {
+            if let Some(other) = next.take_in(behind) {
+                self.waiting.push_front(other);
+                break;
+            }
+        }
+        Some(next)
+    }
+
     /// When what was done by half is tried again.
     pub fn again_at(&self) -> Option<Instant> {
         self.again.map(|(at, _)| at)
@@ -228,7 +262,13 @@ impl Worker<'_> {
             drop(done.send(outcome));
         });
         let lost = |_| Err(Failed::wholly("the thread that did it has ended"));
-        if let Ok(outcome) = tokio::time::timeout(WAIT, &mut outcome).await {
+        // Where each takes its time, what comes meanwhile is made in one piece with it.
+        let wait = if self.kit.letters.is_shared() {
+            Duration::ZERO
+        } else {
+            WAIT
+        };
+        if let Ok(outcome) = tokio::time::timeout(wait, &mut outcome).await {
             return self.conclude(chore, outcome.unwrap_or_else(lost));
         }
         self.chores.running = Some((chore, began));
@@ -259,7 +299,7 @@ impl Worker<'_> {
 
     async fn do_waiting(&mut self) {
         while self.chores.runs().is_none()
-            && let Some(next) = self.chores.waiting.pop_front()
+            && let Some(next) = self.chores.next()
         {
             self.do_now(next).await;
         }
@@ -390,5 +430,49 @@ impl Worker<'_> {
         {
             replay.dead += letters.len() as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(lane: Lane, seqs: std::ops::Range<u64>, buried: bool) -> Chore {
+        let letter = |seq| {
+            let (at, kind) = (jiff::Timestamp::UNIX_EPOCH, crate::event::Kind::Event);
+            let source = crate::event::Source::Webhook;
+            let event = crate::event::Event::new(Seq(seq), at, source, kind, None, "{}".into());
+            crate::deliver::types::dead_letter("a", &event, "no".into(), 1, None)
+        };
+        Chore::Make {
+            lane,
+            letters: seqs.map(letter).collect(),
+            buried,
+        }
+    }
+
+    fn shown(chore: &Chore) -> (usize, Option<u64>) {
+        match chore {
+            Chore::Make { letters, .. } => (letters.len(), letters.last().map(|letter| letter.seq.0)),
+            Chore::Remove(seqs) => (seqs.len(), seqs.last().map(|seq| seq.0)),
+        }
+    }
+
+    #[test]
+    fn what_waits_and_is_alike_is_done_at_once_and_in_its_order() {
+        let mut chores = Chores::default();
+        chores.waiting.extend([
+            make(Lane::Main, 1..4, false),
+            make(Lane::Main, 4..6, false),
+            make(Lane::Main, 6..7, true),
+            make(Lane::Given, 7..8, true),
+            Chore::Remove(vec![Seq(1)]),
+            Chore::Remove(vec![Seq(2), Seq(3)]),
+            make(Lane::Main, 8..500, false),
+            make(Lane::Main, 500..600, false),
+        ]);
+        let done: Vec<(usize, Option<u64>)> = std::iter::from_fn(|| chores.next().as_ref().map(shown)).collect();
+        let expected = [(5, 5), (1, 6), (1, 7), (3, 3), (492, 499), (100, 599)];
+        assert_eq!(done, expected.map(|(count, last)| (count, Some(last))));
     }
 }

@@ -60,6 +60,15 @@ pub struct Origin {
     pub last: Seq,
 }
 
+impl Origin {
+    /// Whether it is the same log as it was, or as it is after it has gone on.
+    pub fn continues(&self, earlier: &Origin) -> bool {
+        (&self.id, &self.epoch) == (&earlier.id, &earlier.epoch)
+            && self.first >= earlier.first
+            && self.last >= earlier.last
+    }
+}
+
 /// What stands at a place.
 #[derive(Debug, Clone)]
 pub enum Item {
@@ -163,16 +172,16 @@ impl CopyTarget {
         }
         let stream = options.stream.clone();
         let info = main.ok_or_else(|| format!("there is no stream {stream}"))?;
-        if check::identity(&info) == Some((origin.id.clone(), origin.epoch.clone())) {
+        if is_of(&info, origin) {
             link.close().await;
             return Ok(Begun::Done);
         }
-        let is_new = may_begin(&stream, &info, &mark)? || made.contains(&stream);
+        let is_new = may_begin(&stream, &info, origin)? || made.contains(&stream);
         let until = Instant::now() + PATIENCE;
         if let Some(letters) = letters {
             bind_letters(&link, letters, &origin.id, until).await?;
         }
-        if check::metadata(&info, COPY).is_none() {
+        if check::metadata(&info, COPY).as_deref() != Some(&mark) {
             change(&link, info, until, |metadata| {
                 metadata.clear();
                 metadata.insert(COPY.into(), mark.into());
@@ -181,6 +190,13 @@ impl CopyTarget {
         }
         let mut info = api::info(&link, &stream, None, until).await.map_err(text)?;
         if info.state.messages == 0 && info.state.last_seq < origin.first.prev().0 {
+            api::purge(&link, &stream, &json!({ "seq": origin.first.0 }), until)
+                .await
+                .map_err(text)?;
+            info = api::info(&link, &stream, None, until).await.map_err(text)?;
+        }
+        // What has expired there since it was copied.
+        if info.state.messages > 0 && info.state.first_seq < origin.first.0 {
             api::purge(&link, &stream, &json!({ "seq": origin.first.0 }), until)
                 .await
                 .map_err(text)?;
@@ -445,10 +461,18 @@ impl CopyTarget {
     }
 }
 
+/// Whether a stream that is served holds this log, whichever lives of it: what of one is not in the other is told by what is in them.
+fn is_of(info: &Info, origin: &Origin) -> bool {
+    check::identity(info).is_some_and(|(id, _)| id == origin.id)
+}
+
 /// Whether it may be copied into a stream; true where that begins now.
-fn may_begin(stream: &str, info: &Info, mark: &str) -> Result<bool, String> {
+fn may_begin(stream: &str, info: &Info, origin: &Origin) -> Result<bool, String> {
     if let Some(copy) = check::metadata(info, COPY) {
-        if copy == mark {
+        let earlier = serde_json::from_str::<Origin>(&copy).ok();
+        // Behind its last event keys of expired ones may stand already, at places that are events' by now.
+        let goes_on = |earlier: &Origin| *earlier == *origin || info.state.last_seq <= earlier.last.0;
+        if earlier.is_some_and(|earlier| origin.continues(&earlier) && goes_on(&earlier)) {
             return Ok(false);
         }
         return Err(format!(
@@ -563,11 +587,8 @@ pub async fn holds(options: &Options, origin: &Origin) -> Result<bool, String> {
     let info = api::info(&link, &options.stream, None, Instant::now() + PATIENCE).await;
     link.close().await;
     match info {
-        Ok(info) if check::identity(&info) == Some((origin.id.clone(), origin.epoch.clone())) => Ok(true),
-        Ok(info) => {
-            let mark = serde_json::to_string(origin).map_err(text)?;
-            may_begin(&options.stream, &info, &mark).map(|_| false)
-        }
+        Ok(info) if is_of(&info, origin) => Ok(true),
+        Ok(info) => may_begin(&options.stream, &info, origin).map(|_| false),
         Err(api::Failure::Refused(refusal)) if refusal.is_absence() => Ok(false),
         Err(failure) => Err(failure.to_string()),
     }

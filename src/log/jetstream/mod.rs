@@ -269,6 +269,11 @@ impl Log for JetStreamLog {
         read::find_revision(&self.shared, key).await
     }
 
+    async fn find_same(&self, event: &Event) -> Result<Option<Seq>, ReadError> {
+        self.may_read()?;
+        read::find_same(&self.shared, event).await
+    }
+
     async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
         self.may_read()?;
         times::seq_at(&self.shared, time).await

@@ -16,9 +16,9 @@ use super::api;
 use super::append::look_up;
 use super::key::{self, Key};
 use super::link::Unanswered;
-use super::message::Stored;
+use super::message::{Prepared, Stored};
 use super::shared::Shared;
-use crate::event::{Event, EventKey, Seq, Updated};
+use crate::event::{Event, EventKey, Kind, Seq, Updated};
 use crate::log::{Batch, Narrow, ReadError, Take};
 
 /// Whoever reads waits so long.
@@ -544,6 +544,19 @@ pub(super) async fn find_revision(shared: &Shared, key: &EventKey) -> Result<Opt
     look_up(shared, &Key::of_event(key), Instant::now() + PATIENCE)
         .await
         .map_err(failed)
+}
+
+pub(super) async fn find_same(shared: &Shared, event: &Event) -> Result<Option<Seq>, ReadError> {
+    let until = Instant::now() + PATIENCE;
+    let key = Prepared::of_stored(event).key;
+    let found = look_up(shared, &key, until).await.map_err(failed)?;
+    match (found, event.kind, event.view()) {
+        // Whoever has all of it has this part of it.
+        (None, Kind::Partial, Some(view)) => look_up(shared, &Key::of_event(&view.key()), until)
+            .await
+            .map_err(failed),
+        _ => Ok(found),
+    }
 }
 
 /// The events of these ids from a Seq on.

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::refused::OpenError;
+use crate::event::Seq;
 use crate::{files, framefile};
 
 /// The data directory's own description.
@@ -21,6 +22,10 @@ pub(super) struct Description {
     /// Random; a restored backup gets a new one.
     pub epoch: String,
     pub created_at: Timestamp,
+    /// The log was copied from one engine to the other: up to here either holds what the other does. What came later is in one of them
+    /// alone. `None`: it never was, or by a closehook that did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_upto: Option<Seq>,
 }
 
 const NAME: &str = "closehook.json";
@@ -76,6 +81,15 @@ impl Description {
 
     /// Makes one with an epoch of its own; `id`: of the log it is a copy of.
     pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
+        Description::make_with(dir, id, None)
+    }
+
+    /// Makes one of the same log, in another life; see `shared_upto`.
+    pub fn make_another(dir: &Path, id: String, shared_upto: Option<Seq>) -> Result<Description, OpenError> {
+        Description::make_with(dir, Some(id), shared_upto)
+    }
+
+    fn make_with(dir: &Path, id: Option<String>, shared_upto: Option<Seq>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
         let fail = |source| OpenError::Io {
             path: path.clone(),
@@ -89,17 +103,25 @@ impl Description {
             id: id.unwrap_or_else(|| epoch.clone()),
             epoch,
             created_at: Timestamp::now(),
+            shared_upto,
         };
         description.store(&path)
     }
 
-    /// Makes one for a log that was another engine's, in the same life.
-    pub fn make_as(dir: &Path, id: &str, epoch: &str) -> Result<Description, OpenError> {
+    /// Notes up to where the other engine holds what is here.
+    pub fn note_shared(mut self, dir: &Path, upto: Option<Seq>) -> Result<Description, OpenError> {
+        self.shared_upto = upto;
+        self.store(&dir.join(NAME))
+    }
+
+    /// Makes one for a log that was another engine's, in the same life, up to a Seq.
+    pub fn make_as(dir: &Path, id: &str, epoch: &str, upto: Seq) -> Result<Description, OpenError> {
         let description = Description {
             format: DIRECTORY_FORMAT,
             id: id.to_owned(),
             epoch: epoch.to_owned(),
             created_at: Timestamp::now(),
+            shared_upto: Some(upto),
         };
         description.store(&dir.join(NAME))
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::description::Description;
 use super::refused::OpenError;
+use crate::event::Seq;
 use crate::{files, framefile};
 
 const NAME: &str = "copied.json";
@@ -60,19 +61,31 @@ pub fn refuse_moved(dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Notes where the log went, durably. Only for the holder of the directory.
-pub fn note_moved(dir: &Path, to: &str) -> io::Result<()> {
+/// Up to where the other engine, from or to which the log of a data directory was copied, holds what is here; `None`: that is not known.
+pub fn shared_upto(dir: &Path) -> Result<Option<Seq>, OpenError> {
+    Ok(Description::open(dir, false)?.shared_upto)
+}
+
+/// Notes where the log went, which ends at a Seq, durably. Only for the holder of the directory.
+pub fn note_moved(dir: &Path, to: &str, last: Seq) -> Result<(), OpenError> {
+    Description::open(dir, false)?.note_shared(dir, Some(last))?;
+    let note = dir.join(NAME);
+    write_note(&note, to).map_err(|source| OpenError::Io { path: note, source })
+}
+
+fn write_note(note: &Path, to: &str) -> io::Result<()> {
     let moved = Moved {
         to: to.to_owned(),
         at: Timestamp::now(),
     };
-    framefile::replace_file(&dir.join(NAME), &serde_json::to_vec_pretty(&moved)?)
+    framefile::replace_file(note, &serde_json::to_vec_pretty(&moved)?)
 }
 
 /// The log may be served here again: as another life of it, since the other one may have gone on. Only for the holder of the directory.
 pub fn reopen(dir: &Path) -> Result<(), OpenError> {
-    let id = Description::open(dir, false)?.id;
-    Description::make(dir, Some(id))?;
+    let before = Description::open(dir, false)?;
+    // In one step: what comes here from now on is not there.
+    Description::make_another(dir, before.id, before.shared_upto)?;
     let note = dir.join(NAME);
     let remove = || {
         std::fs::remove_file(&note)?;

@@ -308,7 +308,7 @@ impl Placer {
         }
         Journal::create(&self.log_dir(), last.next()).map_err(io::Error::other)?;
         Gaps::write(&self.dir, &self.marker.gaps)?;
-        Description::make_as(&self.dir, id, epoch).map_err(io::Error::other)?;
+        Description::make_as(&self.dir, id, epoch, last).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir())
     }
 }

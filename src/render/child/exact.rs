@@ -64,7 +64,7 @@ impl Object for View {
     fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<std::cmp::Ordering> {
         let other = other.downcast_ref::<View>()?;
         if let (Some(own), Some(others)) = (&self.worth, &other.worth) {
-            return own.compare(others);
+            return Some(own.compare(others));
         }
         let (own, others) = (
             self.of.downcast_object_ref::<Json>()?,
@@ -140,13 +140,6 @@ pub(super) fn plain(value: &Value) -> Value {
         worth: None,
         look: plain,
     })
-}
-
-/// What a view is of; any other value is itself.
-pub(super) fn seen(value: &Value) -> Value {
-    value
-        .downcast_object_ref::<View>()
-        .map_or_else(|| value.clone(), |view| view.of.clone())
 }
 
 /// The number to calculate with in place of one that minijinja does not know; any other value is itself.

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `limits` | what the child gives up |
 //! | `jinja`, `value`, `filters`, `named` | templates, what they see, and what they can do with it |
-//! | `exact`, `compare`, `reckon` | numbers as Close wrote them: compared, ordered and calculated with |
+//! | `exact`, `compare`, `order`, `reckon` | numbers as Close wrote them: compared, ordered and calculated with |
 //! | `script`, `rewrite`, `transform.js` | transforms |
 
 mod compare;
@@ -19,6 +19,7 @@ mod filters;
 mod jinja;
 mod limits;
 mod named;
+mod order;
 mod reckon;
 mod rewrite;
 mod script;

@@ -2,29 +2,28 @@
 //!
 //! What only orders or picks values gives them as they were; what calculates, gives what a number of minijinja's comes to.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, filters, tests};
 
-use super::exact::{calculable, exact, is_container, is_ours, item, plain, seen, whole};
+use super::exact::{calculable, is_container, is_ours, item, plain, whole};
 use super::faults::{defined, wrong};
+use super::order::{Key, Keys, at_path, listed, pairs};
 use super::value::{Number, Pairs, number};
 
 /// Gives an environment the filters and tests.
 pub(super) fn add_all(environment: &mut Environment<'_>) {
     environment.add_filter("min", |state: &State, values: Value, kwargs: Kwargs| {
-        filters::min(state, ordered(values), kwargs).map(|value| seen(&value))
+        extreme(state, values, kwargs, Ordering::Less)
     });
     environment.add_filter("max", |state: &State, values: Value, kwargs: Kwargs| {
-        filters::max(state, ordered(values), kwargs).map(|value| seen(&value))
+        extreme(state, values, kwargs, Ordering::Greater)
     });
-    environment.add_filter("sort", |state: &State, values: Value, kwargs: Kwargs| {
-        filters::sort(state, ordered(values), kwargs).and_then(|sorted| all_seen(&sorted))
-    });
-    environment.add_filter("unique", |state: &State, values: Value, kwargs: Kwargs| {
-        filters::unique(state, ordered(values), kwargs).and_then(|unique| all_seen(&unique))
-    });
+    environment.add_filter("sort", sort);
+    environment.add_filter("unique", unique);
     environment.add_filter("groupby", groupby);
     environment.add_filter("dictsort", dictsort);
     environment.add_filter("sum", sum);
@@ -68,21 +67,99 @@ fn written_as_integer(value: &Value) -> Option<bool> {
     Some(!written.0.contains(['.', 'e', 'E']))
 }
 
-/// Values that are to be ordered, such that numbers among them, or in them, are by what they are worth.
-fn ordered(values: Value) -> Value {
-    let is_list = matches!(values.kind(), ValueKind::Seq | ValueKind::Iterable);
-    let matters = |value: Value| is_ours(&value) || is_container(&value);
-    let any_matters = || values.try_iter().is_ok_and(|mut all| all.any(matters));
-    if is_list && any_matters() {
-        exact(&values)
-    } else {
-        values
+/// The keyword arguments of what orders.
+struct Asked<'k> {
+    attribute: Option<&'k str>,
+    has_case: bool,
+    reverse: bool,
+}
+
+impl Asked<'_> {
+    fn of(kwargs: &Kwargs) -> Result<Asked<'_>, Error> {
+        Ok(Asked {
+            attribute: kwargs.get("attribute")?,
+            has_case: kwargs.get::<Option<bool>>("case_sensitive")?.unwrap_or(false),
+            reverse: false,
+        })
+    }
+
+    fn or_reverse(self, kwargs: &Kwargs) -> Result<Self, Error> {
+        let reverse = kwargs.get::<Option<bool>>("reverse")?.unwrap_or(false);
+        Ok(Asked { reverse, ..self })
+    }
+
+    fn keys<'s, 'a, 'b>(&self, state: &'s State<'a, 'b>) -> Keys<'s, 'a, 'b> {
+        Keys {
+            state,
+            has_case: self.has_case,
+        }
+    }
+
+    /// Puts what has keys in their order; what has the same one stays as it is.
+    fn sort<K: Ord, V>(&self, keyed: &mut [(K, V)]) {
+        keyed.sort_by(|(a, _), (b, _)| if self.reverse { b.cmp(a) } else { a.cmp(b) });
     }
 }
 
-fn all_seen(values: &Value) -> Result<Value, Error> {
-    let all: Vec<Value> = values.try_iter()?.map(|value| seen(&value)).collect();
-    Ok(Value::from(all))
+/// The first of those that are below, or above, all others.
+fn extreme(state: &State, values: Value, kwargs: Kwargs, wanted: Ordering) -> Result<Value, Error> {
+    let Some(all) = listed(&values) else {
+        return match wanted {
+            Ordering::Less => filters::min(state, values, kwargs),
+            _ => filters::max(state, values, kwargs),
+        };
+    };
+    let asked = Asked::of(&kwargs)?;
+    let keys = asked.keys(state);
+    let mut found = None::<(Key, Value)>;
+    for value in all {
+        let key = keys.of(&value, asked.attribute, &Value::UNDEFINED)?;
+        if found.as_ref().is_none_or(|(before, _)| key.cmp(before) == wanted) {
+            found = Some((key, value));
+        }
+    }
+    kwargs.assert_all_used()?;
+    Ok(found.map_or(Value::UNDEFINED, |(_, value)| value))
+}
+
+fn sort(state: &State, values: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let Some(all) = listed(&values) else {
+        return filters::sort(state, values, kwargs);
+    };
+    let asked = Asked::of(&kwargs)?.or_reverse(&kwargs)?;
+    let keys = asked.keys(state);
+    keys.pay_for(all.len())?;
+    let attributes = asked.attribute.unwrap_or_default().split(',').map(str::trim);
+    let attributes: Vec<&str> = attributes.filter(|attribute| !attribute.is_empty()).collect();
+    let key = |value: &Value| -> Result<Vec<Key>, Error> {
+        if attributes.is_empty() {
+            return Ok(vec![keys.of(value, None, &Value::UNDEFINED)?]);
+        }
+        let of = |attribute: &&str| keys.of(value, Some(attribute), &Value::UNDEFINED);
+        attributes.iter().map(of).collect()
+    };
+    let keyed: Result<Vec<(Vec<Key>, Value)>, Error> = all.into_iter().map(|value| Ok((key(&value)?, value))).collect();
+    let mut keyed = keyed?;
+    asked.sort(&mut keyed);
+    kwargs.assert_all_used()?;
+    Ok(keyed.into_iter().map(|(_, value)| value).collect())
+}
+
+fn unique(state: &State, values: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let Some(all) = listed(&values) else {
+        return filters::unique(state, values, kwargs);
+    };
+    let asked = Asked::of(&kwargs)?;
+    let keys = asked.keys(state);
+    keys.pay_for(all.len())?;
+    let (mut found, mut met) = (Vec::new(), BTreeSet::new());
+    for value in all {
+        if met.insert(keys.of(&value, asked.attribute, &Value::UNDEFINED)?) {
+            found.push(value);
+        }
+    }
+    kwargs.assert_all_used()?;
+    Ok(Value::from(found))
 }
 
 /// A group: its values, and what they have in common. It is a pair, or has names.
@@ -110,32 +187,62 @@ impl Object for Group {
     }
 }
 
-fn groupby(values: Value, attribute: Option<&str>, kwargs: Kwargs) -> Result<Value, Error> {
+/// Of each group the grouper is what its first value has.
+fn groupby(state: &State, values: Value, attribute: Option<&str>, kwargs: Kwargs) -> Result<Value, Error> {
     defined(&values, "groupby")?;
-    let groups = filters::groupby(ordered(values), attribute, kwargs)?;
-    let part = |group: &Value, index: usize| group.get_item(&Value::from(index));
-    let group = |group: Value| -> Result<Value, Error> {
-        Ok(Value::from_object(Group {
-            grouper: seen(&part(&group, 0)?),
-            list: all_seen(&part(&group, 1)?)?,
-        }))
+    let Some(all) = listed(&values) else {
+        return filters::groupby(values, attribute, kwargs);
     };
-    let groups: Result<Vec<Value>, Error> = groups.try_iter()?.map(group).collect();
-    groups.map(Value::from)
+    let default = kwargs.get::<Option<Value>>("default")?.unwrap_or_default();
+    let asked = Asked::of(&kwargs)?;
+    let Some(attribute) = attribute.or(asked.attribute) else {
+        return filters::groupby(values, attribute, kwargs);
+    };
+    let keys = asked.keys(state);
+    keys.pay_for(all.len())?;
+    let key =
+        |value: Value| -> Result<(Key, Value), Error> { Ok((keys.of(&value, Some(attribute), &default)?, value)) };
+    let keyed: Result<Vec<(Key, Value)>, Error> = all.into_iter().map(key).collect();
+    let mut keyed = keyed?;
+    asked.sort(&mut keyed);
+    kwargs.assert_all_used()?;
+    let group = |group: &[(Key, Value)]| {
+        let first = group.first().and_then(|(_, value)| at_path(value, attribute));
+        let list: Vec<Value> = group.iter().map(|(_, value)| value.clone()).collect();
+        Value::from_object(Group {
+            grouper: first.unwrap_or_else(|| default.clone()),
+            list: Value::from(list),
+        })
+    };
+    let groups = keyed.chunk_by(|(a, _), (b, _)| a == b);
+    Ok(groups.map(group).collect())
 }
 
-fn dictsort(values: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+fn dictsort(state: &State, values: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     defined(values, "dictsort")?;
     if values.kind() != ValueKind::Map {
         return filters::dictsort(values, kwargs);
     }
-    let pairs = filters::dictsort(&exact(values), kwargs)?;
-    let pair = |pair: Value| -> Result<Value, Error> {
-        let (key, value) = (pair.get_item(&Value::from(0))?, pair.get_item(&Value::from(1))?);
-        Ok(Value::from_object(Tuple::from([key, seen(&value)])))
+    let by_value = kwargs.get::<Option<&str>>("by")? == Some("value");
+    let asked = Asked {
+        attribute: None,
+        has_case: kwargs.get::<Option<bool>>("case_sensitive")?.unwrap_or(false),
+        reverse: false,
     };
-    let pairs: Result<Vec<Value>, Error> = pairs.try_iter()?.map(pair).collect();
-    pairs.map(Value::from)
+    let asked = asked.or_reverse(&kwargs)?;
+    let keys = asked.keys(state);
+    let pairs = pairs(values)?;
+    keys.pay_for(pairs.len())?;
+    let key = |(name, value): (Value, Value)| -> Result<(Key, (Value, Value)), Error> {
+        let key = keys.of(if by_value { &value } else { &name }, None, &Value::UNDEFINED)?;
+        Ok((key, (name, value)))
+    };
+    let keyed: Result<Vec<(Key, (Value, Value))>, Error> = pairs.into_iter().map(key).collect();
+    let mut keyed = keyed?;
+    asked.sort(&mut keyed);
+    kwargs.assert_all_used()?;
+    let pair = |(_, (name, value))| Value::from_object(Tuple::from([name, value]));
+    Ok(keyed.into_iter().map(pair).collect())
 }
 
 fn sum(

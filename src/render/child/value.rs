@@ -183,7 +183,7 @@ impl Object for Number {
 
     fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<std::cmp::Ordering> {
         let other = other.downcast_ref::<Number>()?;
-        json::Decimal::parse(&self.0).compare(&json::Decimal::parse(&other.0))
+        Some(json::Decimal::parse(&self.0).compare(&json::Decimal::parse(&other.0)))
     }
 
     /// Nothing is not true, however it is written.

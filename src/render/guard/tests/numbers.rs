@@ -149,6 +149,81 @@ async fn numbers_are_ordered_and_found_by_their_value_and_stay_as_they_are_writt
     }
 }
 
+/// One order for all: by kind, and numbers among whatever else by what they are worth, however the list was before.
+#[tokio::test]
+async fn lists_of_all_kinds_have_one_order_however_they_were_before() {
+    let huge = format!("1e{}", "9".repeat(60));
+    let values = [
+        "null",
+        "-1.50",
+        "false",
+        "1e-05",
+        "1.50",
+        "true",
+        "2",
+        "9",
+        "1e1",
+        "10.0",
+        "11",
+        &huge,
+        "\"A\"",
+        "\"b\"",
+        "[1]",
+        "[1.50]",
+        "[2]",
+        "{\"a\":1}",
+        "{\"a\":1.50}",
+    ];
+    let ordered =
+        "null -1.50 false 1e-05 true 1.50 2 9 1e1 10.0 11 HUGE \"A\" \"b\" [1] [1.50] [2] {\"a\":1} {\"a\":1.50}";
+    let ordered = ordered.replace("HUGE", &huge);
+    let program = |source: &str| Some(Program::Template(template(source, Escape::None)));
+    let made = async |source: &str, list: &str, pick: &str| {
+        let job = Job {
+            event: format!("{{\"list\":[{list}],\"items\":[{pick}]}}"),
+            ..job(program(source), vec![])
+        };
+        payload(&guard().render(vec![job]).await.unwrap().remove(0)).to_owned()
+    };
+    for turn in 0..values.len() {
+        let mut list = values.to_vec();
+        list.rotate_left(turn);
+        if turn % 2 == 1 {
+            list.reverse();
+        }
+        // What is equal stays as it was.
+        let (ten, other) = (
+            list.iter().position(|one| *one == "1e1"),
+            list.iter().position(|one| *one == "10.0"),
+        );
+        let ordered = if ten < other {
+            ordered.clone()
+        } else {
+            ordered.replace("1e1 10.0", "10.0 1e1")
+        };
+        // Something lacks what the others are ordered by.
+        let items: Vec<String> = list.iter().map(|one| format!("{{\"of\":{{\"p\":{one}}}}}")).collect();
+        let (list, items) = (list.join(","), format!("{},{{}}", items.join(",")));
+        let source = "{{ list|sort|map('tojson')|join(' ') }}\n{{ list|min|tojson }} {{ list|max|tojson }}\n\
+             {% for one in items|sort(attribute='of.p') if one.of is defined %}{{ one.of.p|tojson }} {% endfor %}\n\
+             {% for p, all in items|groupby('of.p', default=10) %}{{ p|tojson }}={{ all|length }} {% endfor %}\n{{ list|unique|list|length }}";
+        let said = made(source, &list, &items).await;
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(said[0], ordered, "{list}");
+        assert_eq!(said[1], "null {\"a\":1.50}", "{list}");
+        assert_eq!(said[2].trim_end(), ordered, "{list}");
+        assert!(
+            said[3].contains("=3 ") && said[3].matches('=').count() == 18,
+            "{}",
+            said[3]
+        );
+        assert_eq!(said[4], "18", "{list}");
+    }
+    let source =
+        "{% for k, v in {list[1]: 'a', 2: 'b', list[0]: 'c', 'x': 'd', 11: 'e'}|dictsort %}{{ v }}{% endfor %}";
+    assert_eq!(made(source, "1e1,1.50", "").await, "abced");
+}
+
 #[tokio::test]
 async fn whatever_number_it_is_it_can_be_calculated_with() {
     for (source, expected) in [
