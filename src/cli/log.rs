@@ -86,7 +86,7 @@ impl Log {
         match &self {
             Log::Copy(copy) => return copy.run(global).await,
             Log::Reopen(reopen) => return reopen.run(global).await,
-            Log::Erase(erase) => erase.check()?,
+            Log::Erase(erase) => drop(erase.whose()?),
             Log::Export { file, force } if file.as_os_str() != "-" => refuse_to_overwrite(file, *force)?,
             _ => {}
         }
@@ -226,23 +226,24 @@ impl<R: BufRead> Batches<R> {
 }
 
 impl Erase {
-    /// Without a restriction nothing would be erased, and it would look done.
-    fn check(&self) -> Outcome {
+    /// Whose data. What names nobody is bad usage, whether or not there is anything to erase.
+    fn whose(&self) -> Result<erase::Erase, Failure> {
         if self.lead.is_none() && self.email.is_none() && self.ids.is_empty() {
             return Err(Failure::Usage("say whose data: --lead, --email or --id".into()));
         }
-        Ok(())
-    }
-
-    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
-        if !self.yes {
-            confirm("Erase this data for good?")?;
-        }
-        let whose = erase::Erase {
+        let given = erase::Erase {
             lead: self.lead.clone(),
             email: self.email.clone(),
             ids: self.ids.clone(),
         };
+        given.checked().map_err(Failure::Usage)
+    }
+
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let whose = self.whose()?;
+        if !self.yes {
+            confirm("Erase this data for good?")?;
+        }
         let result = connection.ask_one(whose).await?;
         global.print(&result, |result| {
             let mut lines = vec![format!(

@@ -351,6 +351,32 @@ async fn the_newest_events_are_those_that_were_asked_for() {
     }
 }
 
+/// Whoever asks, and not only through the command line.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_of_nobodys_data_is_refused_and_leaves_everything() {
+    let bench = Bench::with(9).await;
+    for whose in [
+        r#"{"email":""}"#,
+        r#"{"lead":" "}"#,
+        r#"{"ids":[""]}"#,
+        r#"{"email":"jane"}"#,
+        "{}",
+    ] {
+        let whose: erase::Erase = serde_json::from_str(whose).unwrap();
+        let here = erase::EraseHere {
+            whose: whose.clone(),
+            erased: Vec::new(),
+        };
+        for request in [Request::from(whose), Request::from(here)] {
+            let (to, _from) = tokio::sync::mpsc::channel(1);
+            let answered = bench.facade.answer(request.clone(), &Answers::new(to)).await;
+            assert!(answered.is_err_and(|why| !why.is_empty()), "{request:?}");
+        }
+    }
+    let kept = bench.answers(newest(9, None)).await;
+    assert!(kept.iter().all(|line| line.kind == crate::event::Kind::Event));
+}
+
 /// Faults are counted; the first of them are named.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_that_finds_everything_wrong_names_a_few() {

@@ -149,7 +149,16 @@ async fn questions_that_have_no_answer_are_refused_with_a_reason() {
     daemon.store(1..=1).await;
     let never = daemon.run_command(&["events", "show", "7"]);
     assert!(stderr(&never).contains("there is no event 7"), "{}", stderr(&never));
-    assert_eq!(daemon.run_command(&["log", "erase", "--yes"]).status.code(), Some(2));
+    for whose in [
+        &[][..],
+        &["--email", ""],
+        &["--lead", " "],
+        &["--id", ""],
+        &["--email", "jane"],
+    ] {
+        let refused = daemon.run_command(&[&["log", "erase", "--yes"], whose].concat());
+        assert_eq!(refused.status.code(), Some(2), "{whose:?}");
+    }
     let config = daemon.config().display().to_string();
     let resumed = daemon.run_command(&["replay", "--resume", "rp_none", "-c", &config]);
     assert_eq!(resumed.status.code(), Some(1));
