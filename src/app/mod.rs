@@ -61,7 +61,7 @@ use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, keep_answering, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write, shared_close};
-pub use keys::verifier;
+pub use keys::{readable_keys, verifier};
 pub use listen::Receiver;
 pub use nodes::{create as create_buckets, faults as faults_of_buckets};
 

@@ -201,6 +201,7 @@ fn take_keys(verifier: &ArcSwap<Verifier>, keys: &Verifier) {
     verifier.rcu(|current| Verifier {
         kept: current.kept.clone(),
         retired: current.retired.clone(),
+        unkept: current.unkept.clone(),
         ..keys.clone()
     });
 }

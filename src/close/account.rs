@@ -583,6 +583,7 @@ impl Account {
         self.verifier.rcu(|current| Verifier {
             kept: live.clone(),
             retired: retired.clone(),
+            unkept: None,
             ..Verifier::clone(current)
         });
         Ok(())

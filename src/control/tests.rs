@@ -119,9 +119,11 @@ fn copy(event: &Event) -> Event {
     Event::new(event.seq, event.received_at, event.source, event.kind, signature, body)
 }
 
-/// Nothing is in front of the log, and no key is known.
-#[derive(Debug)]
-struct Nothing;
+/// Nothing is in front of the log, and no key is known: for want of any, or for these reasons.
+#[derive(Debug, Default)]
+struct Nothing {
+    unknown: Vec<String>,
+}
 
 impl Receiving for Nothing {
     fn keys(&self) -> usize {
@@ -132,6 +134,9 @@ impl Receiving for Nothing {
     }
     fn signed_by(&self, _headers: &SignatureHeaders, _body: &[u8]) -> Option<Signer> {
         None
+    }
+    fn unknown_keys(&self) -> Vec<String> {
+        self.unknown.clone()
     }
     fn sign(&self, _subscription: Option<&str>, _body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
         None
@@ -168,7 +173,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
     Facade {
         log,
         engine: Engine::start(options).await.unwrap(),
-        receiving: Arc::new(Nothing),
+        receiving: Arc::new(Nothing::default()),
         account: Arc::new(account),
         retention: None,
         reload: None,
@@ -390,6 +395,50 @@ async fn a_check_that_finds_everything_wrong_names_a_few() {
     let found = serde_json::to_value(found).unwrap();
     let named = found["faults"].as_array().unwrap().len() as u64;
     assert_eq!(found["faults_more"].as_u64().map(|more| more + named), Some(1000));
+}
+
+/// A key that can't be read is no proof that anything is forged.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_may_have_signed_that_can_not_be_read_is_not_called_forged() {
+    let mut bench = Bench::with(0).await;
+    let signature = SignatureHeaders {
+        timestamp: "1700000000".into(),
+        hash: "ab".repeat(32),
+    };
+    let body = r#"{"event":{"id":"ev_1"}}"#;
+    let incoming = Incoming::new(body.into(), Timestamp::now(), Source::Webhook, Some(signature));
+    bench.log.append(incoming).await.unwrap();
+    let said = async |bench: &Bench| {
+        let shown = bench.answers(events::Show { id: "ev_1".into() }).await.remove(0);
+        let whole = bench
+            .answers(whole::Whole {
+                id: "ev_1".into(),
+                send: false,
+            })
+            .await
+            .remove(0);
+        let Some(events::Checked::Done(found)) = bench.answers(events::Verify {}).await.pop() else {
+            panic!("no end");
+        };
+        (shown.signature, whole.signature.verdict, found.faults)
+    };
+    let (shown, verdict, faults) = said(&bench).await;
+    assert_eq!(
+        (shown.as_str(), verdict),
+        ("no known key signed it", whole::Verdict::Invalid)
+    );
+    assert_eq!(faults, ["event 1: no known key signed it"]);
+    bench.facade.receiving = Arc::new(Nothing {
+        unknown: vec!["close.subscriptions[0].signature_key: it is not there".into()],
+    });
+    let (shown, verdict, faults) = said(&bench).await;
+    assert!(
+        shown.contains("can't be checked now: close.subscriptions[0]"),
+        "{shown}"
+    );
+    assert_eq!(verdict, whole::Verdict::Unchecked);
+    assert!(faults[0].contains("close.subscriptions[0].signature_key"), "{faults:?}");
+    assert_eq!(faults[1..], ["event 1: it can't be checked now"]);
 }
 
 /// What is rare is looked up, and what is not there costs time alone: that ends as well.
