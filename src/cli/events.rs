@@ -8,7 +8,7 @@ use super::connect::{Access, Connection, with};
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::when::when;
-use super::{Failure, Global, Outcome, json_line, print_line, table, unwritten, word};
+use super::{Failure, Global, Outcome, json_line, log, print_line, table, unwritten, word};
 use crate::control;
 use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
 use crate::control::transfer;
@@ -279,11 +279,9 @@ impl Export {
             pick: self.pick.query()?,
             limit: self.limit,
         };
-        let mut answers = connection.ask(question).await?;
-        while let Some(event) = answers.next().await? {
-            print_line(&json_line(&event)?)?;
-        }
-        Ok(())
+        let mut out = std::io::stdout().lock();
+        let (_, unread) = log::write_all(&mut out, connection, question, unwritten).await?;
+        log::missing(unread)
     }
 }
 

@@ -15,7 +15,7 @@ use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
 use crate::config::Size;
 use crate::control::erase;
-use crate::control::transfer::{self, Exported, Import, Imported};
+use crate::control::transfer::{self, Exported, Import, Imported, Unread};
 use crate::plain;
 
 /// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
@@ -109,37 +109,60 @@ impl Log {
 async fn export(file: &Path, force: bool, global: &Global, connection: &Connection) -> Outcome {
     if file.as_os_str() == "-" {
         let mut out = std::io::stdout().lock();
-        write_all(&mut out, connection, unwritten).await?;
-        return Ok(());
+        let (_, unread) = write_all(&mut out, connection, transfer::Export::default(), unwritten).await?;
+        return missing(unread);
     }
     let writing = async {
         let mut new = NewFile::begin(file, Mode::Private, force)?;
         let mut out = new.writer();
-        let count = write_all(&mut out, connection, |error| cant(file, error)).await?;
+        let all = transfer::Export::default();
+        let written = write_all(&mut out, connection, all, |error| cant(file, error)).await?;
         drop(out);
         new.finish()?;
-        Ok(count)
+        Ok(written)
     };
-    let count = unless_told_to_stop(writing).await?;
+    let (count, unread) = unless_told_to_stop(writing).await?;
     global.print(&json!({ "exported": count }), |_| {
         format!("{count} events exported to {}", file.display())
-    })
+    })?;
+    missing(unread)
 }
 
-/// Writes every event as a line; gives how many there are.
-async fn write_all(
+/// Writes each event that is asked for as a line; gives how many there are, and what of them can't be read.
+pub(super) async fn write_all(
     out: &mut dyn Write,
     connection: &Connection,
+    asked: transfer::Export,
     cant: impl Fn(&std::io::Error) -> Failure,
-) -> Result<u64, Failure> {
-    let mut answers = connection.ask(transfer::Export::default()).await?;
-    let mut count = 0_u64;
-    while let Some(event) = answers.next().await? {
-        writeln!(out, "{}", json_line(&event)?).map_err(|error| cant(&error))?;
-        count += 1;
+) -> Result<(u64, Unread), Failure> {
+    let mut answers = connection.ask(asked).await?;
+    let (mut count, mut unread) = (0_u64, Unread::default());
+    while let Some(line) = answers.next().await? {
+        match line {
+            transfer::Line::Event(event) => {
+                writeln!(out, "{}", json_line(&event)?).map_err(|error| cant(&error))?;
+                count += 1;
+            }
+            transfer::Line::Unread(more) => unread = more,
+        }
     }
     out.flush().map_err(|error| cant(&error))?;
-    Ok(count)
+    Ok((count, unread))
+}
+
+/// An export that is not whole must not look as if it were.
+pub(super) fn missing(unread: Unread) -> Outcome {
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let ranges = unread.unread.iter().map(|lost| format!("{} to {}", lost.from, lost.to));
+    let more = (unread.unread_more > 0).then(|| format!("{} more ranges", unread.unread_more));
+    let ranges: Vec<String> = ranges.chain(more).collect();
+    Err(Failure::Work(format!(
+        "events {} can't be read, and are missing from what was exported; `closehook events verify` says why, and `closehook backfill` \
+         fetches what Close still has",
+        ranges.join(", ")
+    )))
 }
 
 async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {

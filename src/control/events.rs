@@ -157,7 +157,7 @@ impl List {
             && let Some(limit) = self.limit
         {
             let range = tail(on, &selection, limit).await?.range();
-            return walk(on, &selection, range, line, &out).await;
+            return walk(on, &selection, range, line, &out).await.map(drop);
         }
         let range = Range {
             limit: self.limit,
@@ -165,7 +165,7 @@ impl List {
             from: self.from,
             ..Range::default()
         };
-        walk(on, &selection, range, line, &out).await
+        walk(on, &selection, range, line, &out).await.map(drop)
     }
 }
 

@@ -28,12 +28,23 @@ struct Lending {
     lent: Mutex<Vec<Weak<Event>>>,
     /// The most that were there at once.
     most: Mutex<usize>,
+    /// What can't be read any more.
+    damaged: Mutex<Vec<(Seq, Seq)>>,
+    /// How often it was read.
+    reads: Mutex<u64>,
 }
 
 #[async_trait]
 impl Log for Lending {
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
         let mut batch = Log::read(&self.log, from, take).await?;
+        *lock(&self.reads) += 1;
+        for (first, last) in lock(&self.damaged).iter().copied() {
+            batch.events.retain(|event| event.seq < first || event.seq > last);
+            if from <= last && first < batch.next {
+                batch.lost.push((first.max(from), last.min(batch.next.prev())));
+            }
+        }
         // The log itself keeps what is new in memory: what is lent is each time another.
         for event in &mut batch.events {
             *event = Arc::new(copy(event));
@@ -225,6 +236,8 @@ impl Bench {
             log,
             lent: Mutex::default(),
             most: Mutex::default(),
+            damaged: Mutex::default(),
+            reads: Mutex::default(),
         });
         let facade = facade(dir.path(), log.clone()).await;
         Bench { _dir: dir, log, facade }
@@ -439,6 +452,44 @@ async fn what_a_key_may_have_signed_that_can_not_be_read_is_not_called_forged() 
     assert_eq!(verdict, whole::Verdict::Unchecked);
     assert!(faults[0].contains("close.subscriptions[0].signature_key"), "{faults:?}");
     assert_eq!(faults[1..], ["event 1: it can't be checked now"]);
+}
+
+/// What is damaged is not passed over as if it had never been there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_says_what_is_missing_from_it() {
+    let bench = Bench::with(1200).await;
+    let exported = async |asked: transfer::Export| {
+        let mut answers = bench.answers(asked).await;
+        let unread = match answers.pop() {
+            Some(transfer::Line::Unread(unread)) => unread.unread.iter().map(|lost| (lost.from.0, lost.to.0)).collect(),
+            Some(event) => {
+                answers.push(event);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        assert!(answers.iter().all(|line| matches!(line, transfer::Line::Event(_))));
+        (answers.len(), unread)
+    };
+    let first = |limit| transfer::Export {
+        limit: Some(limit),
+        ..transfer::Export::default()
+    };
+    assert_eq!(exported(transfer::Export::default()).await, (1200, Vec::new()));
+    // Over the end of what is read in one go.
+    *lock(&bench.log.damaged) = vec![(Seq(5), Seq(9)), (Seq(500), Seq(600))];
+    let both = vec![(5, 9), (500, 600)];
+    assert_eq!(exported(transfer::Export::default()).await, (1094, both));
+    assert_eq!(exported(first(4)).await, (4, Vec::new()), "it is behind the last one");
+    assert_eq!(exported(first(5)).await, (5, vec![(5, 9)]));
+    let before_all = transfer::Export {
+        pick: Pick {
+            until: Some(Timestamp::UNIX_EPOCH),
+            ..Pick::default()
+        },
+        limit: None,
+    };
+    assert_eq!(exported(before_all).await, (0, Vec::new()), "none of it was asked for");
 }
 
 /// What is rare is looked up, and what is not there costs time alone: that ends as well.
