@@ -454,6 +454,26 @@ async fn what_a_key_may_have_signed_that_can_not_be_read_is_not_called_forged() 
     assert_eq!(faults[1..], ["event 1: it can't be checked now"]);
 }
 
+/// The rest of a long log is not read for nothing, nor is anything waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_full_reads_no_further() {
+    let bench = Bench::with(3000).await;
+    for (limit, follow, reads) in [(0, false, 0), (1, false, 1), (1, true, 1), (600, false, 2)] {
+        *lock(&bench.log.reads) = 0;
+        let list = events::List {
+            limit: Some(limit),
+            last: false,
+            follow,
+            from: Some(Seq(1)),
+            ..newest(1, Some("lead_1"))
+        };
+        let ids = bench.answers(list).await;
+        assert_eq!(ids.len() as u64, limit);
+        let read = *lock(&bench.log.reads);
+        assert!(read <= reads, "{limit}: {read} readings");
+    }
+}
+
 /// What is damaged is not passed over as if it had never been there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_says_what_is_missing_from_it() {

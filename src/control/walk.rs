@@ -81,6 +81,9 @@ pub(super) async fn walk<T: Serialize>(
     let mut left = range.limit.unwrap_or(u64::MAX);
     let mut skip = range.skip;
     let mut unread = Unread::default();
+    if left == 0 {
+        return Ok(unread);
+    }
     let is_behind = |seq: Seq| range.to.is_some_and(|to| seq > to);
     loop {
         let batch = read(on, next, 512, Some(&narrow)).await?;
@@ -90,19 +93,23 @@ pub(super) async fn walk<T: Serialize>(
                 skip -= 1;
                 continue;
             }
-            if left == 0 || is_behind(event.seq) {
+            if is_behind(event.seq) {
                 unread.add(&batch.lost, event.seq);
                 return Ok(unread);
             }
             left -= 1;
             out.say(&rendered).await?;
+            if left == 0 {
+                unread.add(&batch.lost, event.seq);
+                return Ok(unread);
+            }
         }
         unread.add(&batch.lost, batch.next);
         if batch.next != next && !is_behind(batch.next) {
             next = batch.next;
             continue;
         }
-        if !range.follow || left == 0 {
+        if !range.follow {
             return Ok(unread);
         }
         tokio::select! {
