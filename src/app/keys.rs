@@ -4,7 +4,7 @@
 use jiff::SignedDuration;
 use secrecy::ExposeSecret;
 
-use crate::close;
+use crate::close::{self, Account};
 use crate::config::{Config, Fault};
 use crate::framefile;
 use crate::ingress::verify::{Key, Verifier};
@@ -57,9 +57,35 @@ pub fn readable_keys(config: &Config, make: bool) -> (Verifier, Vec<Fault>) {
     (verifier, faults)
 }
 
+/// Notes the keys of the configuration in the data directory: when they have left it, what they signed can still be checked. That this
+/// can't be done now keeps nothing from being received.
+pub(super) async fn note(config: &Config, account: &Account) {
+    let mut keys = Vec::new();
+    for subscription in &config.close.subscriptions {
+        keys.extend(
+            subscription
+                .signature_key
+                .resolve()
+                .ok()
+                .map(|text| (subscription.id.clone(), text)),
+        );
+    }
+    if config.close.local_key {
+        let text = crate::config::Secret::File(local_key_path(config)).resolve();
+        keys.extend(text.ok().map(|text| (None, text)));
+    }
+    if let Err(error) = account.note_keys(&keys).await {
+        tracing::warn!(%error, "the configuration's signature keys can't be noted: when one has left it, what it signed can't be checked");
+    }
+}
+
+fn local_key_path(config: &Config) -> std::path::PathBuf {
+    config.log.dir.join("signature_key")
+}
+
 /// The key for trying out; `None` where it is not made yet.
 fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
-    let path = config.log.dir.join("signature_key");
+    let path = local_key_path(config);
     if make && !path.exists() {
         let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
         let mut random = [0; 32];

@@ -209,6 +209,7 @@ async fn start_parts(
     // It knows what custom fields are called, and the first delivery may want to.
     let close = shared.as_ref().map(|(nodes, _)| nodes.close.clone());
     let account = Arc::new(build_account(config, &log, keys, false, close)?);
+    keys::note(config, &account).await;
     let (engine, retention) = start_delivery(started, config, &log, account.names(), shared.as_ref()).await?;
     Box::pin(release_partials(config, &account, &engine)).await;
     Ok(Parts {

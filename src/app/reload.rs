@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
-use super::keys::verifier;
+use super::keys::{self, verifier};
 use super::roles::compile;
 use crate::admin::auth::Auth;
 use crate::close::Account;
@@ -170,6 +170,7 @@ impl Reload {
                 return Err(vec![fault(error)]);
             }
         };
+        keys::note(&config, &self.account).await;
         self.auth.take(who_may);
         self.in_force.take(&text);
         self.account.reconfigure(&config, &rules);
