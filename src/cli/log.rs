@@ -1,10 +1,11 @@
 //! `closehook log`
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::connect::{Access, Connection, with};
@@ -13,7 +14,7 @@ use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
-use crate::config::Size;
+use crate::config::{Config, Size, Span};
 use crate::control::erase;
 use crate::control::transfer::{self, Exported, Import, Imported, Unread};
 use crate::plain;
@@ -42,7 +43,7 @@ pub(super) enum Log {
     },
     /// Take events from a file; known ones are passed over
     #[command(
-        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given;\n`closehook replay` sends them later.\n\nExample:\n  closehook log import events.jsonl"
+        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given;\n`closehook replay` sends them later, for as long as they are kept: what was received before log.retention is removed within\nminutes unless a sink still waits for it. So nothing is imported from a file with such events, unless --dispatch or --expired\nis given: raise log.retention first to keep them.\n\nExample:\n  closehook log import events.jsonl"
     )]
     Import {
         /// As `log export` or `events export` wrote it; - for standard input
@@ -50,6 +51,9 @@ pub(super) enum Log {
         /// Send them to the sinks, like events that have just arrived
         #[arg(long)]
         dispatch: bool,
+        /// Also take events that are older than log.retention, though they do not stay
+        #[arg(long)]
+        expired: bool,
     },
     /// Erase a lead's, a person's or single events' data, also from dead letters
     #[command(
@@ -97,7 +101,15 @@ impl Log {
         };
         with(global, access, async |connection| match &self {
             Log::Export { file, force } => export(file, *force, global, connection).await,
-            Log::Import { file, dispatch } => import(file, *dispatch, global, connection).await,
+            Log::Import {
+                file,
+                dispatch,
+                expired,
+            } => {
+                // What a sink waits for stays until it is delivered.
+                let kept = (!expired && !dispatch).then(|| Kept::by(&connection.config));
+                import(file, *dispatch, kept, global, connection).await
+            }
             Log::Erase(erase) => erase.run(global, connection).await,
             // They have the log alone.
             Log::Copy(_) | Log::Reopen(_) => Ok(()),
@@ -165,12 +177,68 @@ pub(super) fn missing(unread: Unread) -> Outcome {
     )))
 }
 
-async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {
+/// What the log keeps.
+struct Kept {
+    retention: Span,
+    /// Older events are removed.
+    since: Timestamp,
+}
+
+impl Kept {
+    fn by(config: &Config) -> Kept {
+        let retention = config.log.retention;
+        Kept {
+            retention,
+            since: Timestamp::now().checked_sub(retention.0).unwrap_or(Timestamp::MIN),
+        }
+    }
+
+    /// How many of a file's events are older, and how many there are. What can't be read is for the import itself to name.
+    fn count(&self, input: impl BufRead) -> (u64, u64) {
+        #[derive(serde::Deserialize)]
+        struct Line {
+            received_at: Timestamp,
+        }
+        let mut lines = Batches::new(input);
+        let (mut older, mut all) = (0, 0);
+        while let Ok(Some(text)) = lines.read_line() {
+            if let Ok(line) = serde_json::from_slice::<Line>(&text) {
+                all += 1;
+                older += u64::from(line.received_at < self.since);
+            }
+        }
+        (older, all)
+    }
+
+    fn refuse(&self, what: &str) -> Outcome {
+        Err(Failure::Work(format!(
+            "{what} received more than {} ago, which is log.retention: they would be removed within minutes. Raise log.retention to keep \
+             them, have them delivered with --dispatch, or take them all the same with --expired",
+            self.retention
+        )))
+    }
+}
+
+/// `kept`: what is older is refused.
+async fn import(file: &Path, dispatch: bool, kept: Option<Kept>, global: &Global, connection: &Connection) -> Outcome {
     let (name, input): (String, Box<dyn BufRead>) = if file.as_os_str() == "-" {
         ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
     } else {
         let name = file.display().to_string();
-        let opened = File::open(file).map_err(|e| Failure::Usage(format!("{name} can't be read: {e}")))?;
+        let cant = |e| Failure::Usage(format!("{name} can't be read: {e}"));
+        let mut opened = File::open(file).map_err(cant)?;
+        // A stream can be read once only.
+        if let Some(kept) = &kept
+            && opened.metadata().is_ok_and(|metadata| metadata.is_file())
+        {
+            let (older, all) = kept.count(BufReader::new(&opened));
+            if older > 0 {
+                return kept.refuse(&format!(
+                    "nothing was imported: {older} of the {all} events in {name} were"
+                ));
+            }
+            opened.rewind().map_err(cant)?;
+        }
         (name, Box::new(BufReader::new(opened)))
     };
     let (mut stored, mut known) = (0, 0);
@@ -181,6 +249,15 @@ async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Conne
             .map_err(|(line, why)| Failure::Work(format!("{name}:{line}: {why}")))?;
         let Some((from, lines)) = batch else { break };
         let to = batches.line;
+        if let Some(kept) = &kept {
+            let older = lines.iter().filter(|line| line.received_at < kept.since).count();
+            if older > 0 {
+                let before = format!(
+                    "{stored} events were imported, and no more: {older} of those in {name}:{from} to {to} were"
+                );
+                return kept.refuse(&before);
+            }
+        }
         let imported = connection.ask_one(Import { lines, dispatch }).await;
         let imported: Imported = imported.map_err(|failure| match failure {
             Failure::Work(why) if from == to => Failure::Work(format!("{name}:{from}: {why}")),

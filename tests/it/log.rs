@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use serde_json::json;
+
 use crate::harness::{Daemon, body, until};
 
 const FILE: &str = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
@@ -100,6 +102,37 @@ async fn what_is_exported_can_be_imported_byte_for_byte() {
     );
     two.stop().await;
     assert_eq!(bodies(&one), bodies(&two), "and the same without a daemon");
+}
+
+/// They would be gone before anybody could replay them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_older_than_the_log_keeps_is_imported_only_on_purpose() {
+    let daemon = Daemon::start("").await;
+    let line = |id: u64, at: &str| {
+        json!({ "received_at": at, "source": "webhook", "headers": {}, "body": body(id) }).to_string()
+    };
+    let now = jiff::Timestamp::now().to_string();
+    let file = daemon.path("old.jsonl");
+    let name = file.to_str().unwrap();
+    // The old one is far behind the first events that are sent together.
+    let mut lines: Vec<String> = (1..=600).map(|id| line(id, &now)).collect();
+    lines.push(line(601, "2024-02-15T10:00:00Z"));
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let said = daemon.fails(1, &["log", "import", name]);
+    assert!(
+        said.contains("1 of the 601 events") && said.contains("30d") && said.contains("--expired"),
+        "{said}"
+    );
+    assert_eq!(daemon.status()["log"]["last"], 0, "nothing was imported");
+    let streamed = daemon
+        .command()
+        .args(["log", "import", "-"])
+        .stdin(std::fs::File::open(&file).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(streamed.status.code(), Some(1), "{streamed:?}");
+    daemon.ok(&["log", "import", name, "--expired"]);
+    assert_eq!(daemon.status()["log"]["last"], 601);
 }
 
 #[tokio::test(flavor = "multi_thread")]
