@@ -1,5 +1,6 @@
 //! Erasing somebody's data: whose it is, and where a log has to look for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -202,7 +203,7 @@ impl Erase {
         }
         let Some(view) = event.view() else { return false };
         let is_of_lead =
-            |lead: &String| view.lead_id.as_ref() == Some(lead) || lead_itself(event) == Some(lead.as_str());
+            |lead: &String| view.lead_id.as_ref() == Some(lead) || lead_itself(event).as_deref() == Some(lead.as_str());
         self.ids.contains(&view.id)
             || self.lead.as_ref().is_some_and(is_of_lead)
             || self
@@ -228,12 +229,10 @@ impl Erase {
 }
 
 /// The lead an event is about, where the object is the lead itself.
-fn lead_itself(event: &Event) -> Option<&str> {
+fn lead_itself(event: &Event) -> Option<Cow<'_, str>> {
     let object = event.object();
     let is_lead = object.get("object_type").and_then(Node::as_string).as_deref() == Some("lead");
-    is_lead
-        .then(|| object.get("object_id").map(|id| id.raw().trim_matches('"')))
-        .flatten()
+    object.get("object_id").filter(|_| is_lead)?.as_string()
 }
 
 /// Whether a text is one address: something on both sides of the `@`, and nothing around it.
@@ -271,10 +270,16 @@ fn mentions(root: Node<'_>, email: &str) -> bool {
 fn has_word(text: &str, name: &str) -> bool {
     let text = text.to_lowercase();
     let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '.');
+    // An address may have one inside, behind a letter; elsewhere it begins what is quoted.
+    let is_address = name.contains('@');
+    let ends_with_part = |before: &str| {
+        let quoted = before.strip_suffix(['\'', '\u{2019}']).filter(|_| is_address);
+        before.ends_with(is_part) || quoted.is_some_and(|before| before.ends_with(char::is_alphanumeric))
+    };
     let is_word = |(at, _): (usize, &str)| {
         // The end of a sentence is no part of a name.
         let after = text[at + name.len()..].trim_start_matches('.');
-        !text[..at].ends_with(is_part) && !after.starts_with(is_part)
+        !ends_with_part(&text[..at]) && !after.starts_with(is_part)
     };
     text.match_indices(name).any(is_word)
 }
@@ -296,7 +301,7 @@ mod tests {
     fn whatever_is_meant_is_found_where_it_is_looked_for() {
         let events = [
             event(r#"{"id":"ev_1","lead_id":"lead_1","object_type":"contact","object_id":"cont_1"}"#),
-            event(r#"{"id":"ev_2","lead_id":null,"object_type":"lead","object_id":"lead_1"}"#),
+            event(r#"{"id":"ev_2","lead_id":null,"object_type":"lead","object_id":"lead\u005f1"}"#),
             event(r#"{"id":"ev_3","object_type":"contact","object_id":"lead_1"}"#),
             event(r#"{"id":"ev_4","lead_id":"lead_2","data":{"emails":[{"email":"Jane@Example.com"}]}}"#),
             event(r#"{"id":"ev_5","data":{"note":"write to jane@example.com"}}"#),
@@ -365,6 +370,23 @@ mod tests {
             (Some("lead_1"), Some("jane@example.com"), &["ev_1".to_owned()][..])
         );
         assert!(whose(None, Some("\"jane doe\"@example.com"), &[]).checked().is_ok());
+    }
+
+    #[test]
+    fn an_apostrophe_is_a_part_of_an_address_behind_a_letter_only() {
+        for (text, is_neils) in [
+            ("o'neil@x.com", false),
+            ("O\u{2019}Neil@x.com", false),
+            ("to 'neil@x.com'", true),
+            ("'neil@x.com'", true),
+            ("neil@x.com's address", true),
+            ("o'neil@x.com and neil@x.com", true),
+            ("'o'neil@x.com'", false),
+        ] {
+            assert_eq!(has_word(text, "neil@x.com"), is_neils, "{text}");
+        }
+        assert!(has_word("o'neil@x.com", "o'neil@x.com"));
+        assert!(has_word("b'lead_1'", "lead_1"), "no address");
     }
 
     #[test]
