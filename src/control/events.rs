@@ -89,6 +89,9 @@ pub struct Shown {
     pub event: Exported,
     /// Whether it can be read, is whole, is still there.
     pub kind: Kind,
+    /// Whether it was taken in without being dispatched; left out where not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// What can be said about its signature now.
     pub signature: String,
     /// What became of it at each sink.
@@ -189,6 +192,7 @@ impl Show {
             let answer = Shown {
                 event: Exported::of(&event),
                 kind: event.kind,
+                held: event.held,
                 signature,
                 sinks: on.engine.event_states(&event).await,
                 revisions: seqs.clone(),
