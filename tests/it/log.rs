@@ -1,8 +1,9 @@
 //! The log from outside: damage, a second process, export and import, erasure, work without a daemon.
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Daemon, body, until};
 
@@ -262,6 +263,81 @@ async fn tail_shows_new_events_and_survives_a_restart() {
     .await;
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Stands for a daemon at its socket: hears what is asked, and says what it is told to; where that is nothing, it goes away.
+fn stand_in(daemon: &Daemon, say: impl Fn(&Value) -> String + Send + Sync + 'static) -> Arc<Mutex<Vec<Value>>> {
+    use std::io::BufRead;
+    std::fs::create_dir_all(daemon.data()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(closehook::admin::socket::path(daemon.data())).unwrap();
+    let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let (heard, say) = (asked.clone(), Arc::new(say));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (heard, say) = (heard.clone(), say.clone());
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let _ = std::io::BufReader::new(&stream).read_line(&mut line);
+                // Whoever only looks whether a daemon is there asks nothing.
+                let Ok(question) = serde_json::from_str(&line) else {
+                    return;
+                };
+                let said = say(&question);
+                heard.lock().unwrap().push(question);
+                let _ = (&stream).write_all(said.as_bytes());
+            });
+        }
+    });
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_goes_on_where_it_began_although_nothing_was_shown_yet() {
+    let daemon = Daemon::new("");
+    let newest = json!({ "answer": {
+        "seq": 7, "received_at": "2024-02-15T10:00:00Z", "source": "webhook", "kind": "event",
+        "type": null, "id": "ev_7", "date_updated": null, "lead_id": null } });
+    let asked = stand_in(&daemon, move |question| match question["follow"].as_bool() {
+        Some(true) => String::new(),
+        _ => format!("{newest}\n{{\"done\":true}}\n"),
+    });
+    let mut child = daemon.command().args(["events", "tail"]).spawn().unwrap();
+    let followed = || -> Vec<Value> {
+        let asked = asked.lock().unwrap();
+        let followed = asked.iter().filter(|question| question["follow"] == true);
+        followed.map(|question| question["from"].clone()).collect()
+    };
+    until("it has asked again", async || followed().len() > 1).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(followed().iter().all(|from| *from == 8), "{:?}", followed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_a_daemon_refuses_ends_and_says_why() {
+    let daemon = Daemon::new("");
+    stand_in(&daemon, |question| match question["follow"].as_bool() {
+        Some(true) => "{\"error\":\"the event log can't be read\"}\n".to_owned(),
+        _ => "{\"done\":true}\n".to_owned(),
+    });
+    let mut tail = daemon.command();
+    let mut child = tail
+        .args(["events", "tail"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ended = None;
+    until("it ends", async || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert_eq!(ended.unwrap().code(), Some(1), "{said}");
+    assert!(
+        said.lines().last().unwrap().contains("the event log can't be read"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
