@@ -269,6 +269,7 @@ async fn serve(
     let reload = Arc::new(Reload {
         layers,
         started_with: fixed(config),
+        dir: config.log.dir.clone(),
         rules: Mutex::new(rules_of(config)),
         certificate: Mutex::new(certificate),
         engine,
