@@ -127,7 +127,9 @@ impl Log for Lending {
 
 fn copy(event: &Event) -> Event {
     let (signature, body) = (event.signature.clone(), event.body.clone());
-    Event::new(event.seq, event.received_at, event.source, event.kind, signature, body)
+    let mut copy = Event::new(event.seq, event.received_at, event.source, event.kind, signature, body);
+    copy.held = event.held;
+    copy
 }
 
 /// Nothing is in front of the log, and no key is known: for want of any, or for these reasons.
@@ -472,6 +474,34 @@ async fn a_list_that_is_full_reads_no_further() {
         let read = *lock(&bench.log.reads);
         assert!(read <= reads, "{limit}: {read} readings");
     }
+}
+
+/// An import is no sign of life of Close's, however new it is and wherever it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_delivery_is_the_newest_one_that_close_made() {
+    let bench = Bench::with(0).await;
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let (delivered, older, newer) = (
+        at("2024-03-01T00:00:00Z"),
+        at("2024-02-01T00:00:00Z"),
+        at("2024-04-01T00:00:00Z"),
+    );
+    let sent = [
+        (1, delivered, Source::Webhook, false),
+        (2, older, Source::Webhook, false),
+        (3, newer, Source::Webhook, true),
+        (4, newer, Source::Backfill, false),
+    ];
+    for (id, received_at, source, held) in sent {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}"}}}}"#);
+        let incoming = Incoming {
+            held,
+            ..Incoming::new(body.into(), received_at, source, None)
+        };
+        bench.log.append(incoming).await.unwrap();
+    }
+    let status = bench.answers(status::Show {}).await.pop().unwrap();
+    assert_eq!(status.last_delivery_at, Some(delivered));
 }
 
 /// What is damaged is not passed over as if it had never been there.
