@@ -41,7 +41,7 @@ pub(super) struct Trigger {
     #[arg(value_name = "TYPE.ACTION", required_unless_present = "list", value_parser = kinds::one)]
     event: Option<String>,
     /// Show the types of events that Close documents, with their actions
-    #[arg(long, conflicts_with_all = ["event", "url", "key", "data"])]
+    #[arg(long, conflicts_with_all = ["event", "url", "key", "data", "count"])]
     list: bool,
     /// Where to send it; default: the running daemon. On this machine any certificate will do
     #[arg(long)]

@@ -252,6 +252,14 @@ async fn trigger_sends_the_data_of_a_file_as_it_is_written() {
     }
 }
 
+#[test]
+fn what_a_list_does_not_heed_is_refused() {
+    let daemon = Daemon::new("");
+    let said = daemon.fails(2, &["trigger", "--list", "--count", "5"]);
+    assert!(said.contains("--count"), "{said}");
+    daemon.ok(&["trigger", "--list"]);
+}
+
 /// The daemon sends nothing of what it keeps back, and an explanation says no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_nowhere_is_explained_by_what_keeps_it_back() {
