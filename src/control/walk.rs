@@ -42,7 +42,7 @@ pub struct Unread {
 impl Unread {
     /// Whether everything could be read.
     pub fn is_empty(&self) -> bool {
-        self.unread.is_empty()
+        self.unread.is_empty() && self.unread_more == 0
     }
 
     /// Adds what a reading that begins where the last one ended says of what is before a place.
