@@ -43,7 +43,14 @@ pub(super) enum Log {
     },
     /// Take events from a file; known ones are passed over
     #[command(
-        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given;\n`closehook replay` sends them later, for as long as they are kept: what was received before log.retention is removed within\nminutes unless a sink still waits for it. So nothing is imported from a file with such events, unless --dispatch or --expired\nis given: raise log.retention first to keep them.\n\nExample:\n  closehook log import events.jsonl"
+        after_help = "Imported events get new Seqs and keep their time of receipt. They are not
+dispatched unless --dispatch is given; `closehook replay` sends them later, for
+as long as they are kept. What was received before log.retention is removed
+within minutes, unless a sink still waits for it. So a file with such events is
+refused without --dispatch or --expired: raise log.retention to keep them.
+
+Example:
+  closehook log import events.jsonl"
     )]
     Import {
         /// As `log export` or `events export` wrote it; - for standard input
