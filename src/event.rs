@@ -341,6 +341,11 @@ impl Event {
             .map_or(Node::NULL, Node::new)
     }
 
+    /// When Close delivered it; `None`: it was fetched, or taken from another log, where it may have been delivered long ago.
+    pub fn delivered_at(&self) -> Option<Timestamp> {
+        (self.source == Source::Webhook && !self.held).then_some(self.received_at)
+    }
+
     /// Whether rules and sinks see it in any case; for partial events see `RuleSet::dispatches`.
     pub fn is_dispatched(&self) -> bool {
         self.kind == Kind::Event && !self.held

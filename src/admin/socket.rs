@@ -378,9 +378,20 @@ struct Line<'a> {
     alive: Option<bool>,
 }
 
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// The daemon gives none, and says why.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// Nothing is heard of it any more.
+    #[error("{0}")]
+    Gone(String),
+}
+
 /// What a line says.
 enum Said {
-    Item(Result<Answer, Refusal>),
+    Item(Result<Answer, Unanswered>),
     /// That it is at work.
     Alive,
     /// That was all.
@@ -393,10 +404,10 @@ fn read(line: &str) -> Said {
         Ok(Line {
             answer: Some(answer), ..
         }) => Said::Item(Ok(answer.to_owned())),
-        Ok(Line { error: Some(error), .. }) => Said::Item(Err(error)),
+        Ok(Line { error: Some(error), .. }) => Said::Item(Err(Unanswered::Refused(error))),
         Ok(Line { done: Some(_), .. }) => Said::Done,
         Ok(Line { alive: Some(_), .. }) => Said::Alive,
-        Ok(_) | Err(_) => Said::Item(Err(not_understood())),
+        Ok(_) | Err(_) => Said::Item(Err(Unanswered::Refused(not_understood()))),
     }
 }
 
@@ -409,7 +420,7 @@ fn silent() -> String {
 }
 
 /// Asks a running daemon. `None`: none runs.
-pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Receiver<Result<Answer, Refusal>>>> {
+pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Receiver<Result<Answer, Unanswered>>>> {
     let connected = tokio::time::timeout(SILENCE_MAX, connect(dir)).await;
     let stream = match connected.unwrap_or_else(|_| Err(io::Error::other(silent()))) {
         Ok(stream) => stream,
@@ -438,8 +449,8 @@ pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Recei
                     Said::Alive => continue,
                     Said::Done => return,
                 },
-                Ok(Ok(None) | Err(_)) => Err("the daemon stopped while it answered".to_owned()),
-                Err(_) => Err(silent()),
+                Ok(Ok(None) | Err(_)) => Err(Unanswered::Gone("the daemon stopped while it answered".to_owned())),
+                Err(_) => Err(Unanswered::Gone(silent())),
             };
             let last = item.is_err();
             if out.send(item).await.is_err() || last {

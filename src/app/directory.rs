@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::keys::verifier;
+use super::keys::readable_keys;
 use super::nodes::{self, Nodes};
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
@@ -19,7 +19,6 @@ use crate::config::Config;
 use crate::control::{Bench, Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
-use crate::ingress::verify::Verifier;
 use crate::log::{self, Log, OpenError};
 use crate::telemetry::history::History;
 
@@ -151,10 +150,10 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
 
 async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Result<Facade> {
     // Keys are needed to check signatures only; without them everything else works.
-    let verifier = verifier(config, false).unwrap_or_else(|faults| {
+    let (verifier, faults) = readable_keys(config, false);
+    if !faults.is_empty() {
         tracing::warn!("{}", sentences(&faults).join("; "));
-        Verifier::default()
-    });
+    }
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
     let nodes = if nodes::are_several(config) {
         let nodes = nodes::build(config).await?;

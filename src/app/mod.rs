@@ -61,7 +61,7 @@ use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, keep_answering, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write, shared_close};
-pub use keys::verifier;
+pub use keys::{readable_keys, verifier};
 pub use listen::Receiver;
 pub use nodes::{create as create_buckets, faults as faults_of_buckets};
 
@@ -209,6 +209,7 @@ async fn start_parts(
     // It knows what custom fields are called, and the first delivery may want to.
     let close = shared.as_ref().map(|(nodes, _)| nodes.close.clone());
     let account = Arc::new(build_account(config, &log, keys, false, close)?);
+    keys::note(config, &account).await;
     let (engine, retention) = start_delivery(started, config, &log, account.names(), shared.as_ref()).await?;
     Box::pin(release_partials(config, &account, &engine)).await;
     Ok(Parts {
@@ -268,6 +269,7 @@ async fn serve(
     let reload = Arc::new(Reload {
         layers,
         started_with: fixed(config),
+        dir: config.log.dir.clone(),
         rules: Mutex::new(rules_of(config)),
         certificate: Mutex::new(certificate),
         engine,

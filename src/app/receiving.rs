@@ -39,6 +39,10 @@ impl Receiving for Live {
         })
     }
 
+    fn unknown_keys(&self) -> Vec<String> {
+        self.verifier.load().unknown().cloned().collect()
+    }
+
     fn sign(&self, subscription: Option<&str>, body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
         let verifier = self.verifier.load_full();
         let mut keys = verifier.live();

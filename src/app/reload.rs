@@ -1,14 +1,16 @@
 //! Taking over what the configuration says now.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
-use super::keys::verifier;
+use super::keys::{self, verifier};
 use crate::admin::auth::Auth;
 use crate::close::Account;
-use crate::config::{Config, Fault, Layers, Partial};
+use crate::config::{Config, Fault, Layers, Partial, Span};
 use crate::control::configured::InForce;
 use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
 use crate::deliver::{self, Engine, SinkChanges};
@@ -22,7 +24,9 @@ use crate::sync::lock;
 pub(super) struct Reload {
     pub layers: Layers,
     /// What only a start takes over, as it was at this one.
-    pub started_with: [(&'static str, String); 3],
+    pub started_with: [(&'static str, String); 4],
+    /// The data directory this process has, whatever the configuration says since.
+    pub dir: PathBuf,
     /// The rules in force, as [`rules_of`] has them.
     pub rules: Mutex<Vec<(String, String)>>,
     /// The certificate's file, as [`certificate_of`] had it when it was last taken over.
@@ -36,10 +40,13 @@ pub(super) struct Reload {
 }
 
 /// Tables of which some keys take effect at a start only, each with what it says there.
-pub(super) fn fixed(config: &Config) -> [(&'static str, String); 3] {
-    // Close's side takes it over at once.
+pub(super) fn fixed(config: &Config) -> [(&'static str, String); 4] {
+    // Close's side takes the one over at once, and whatever verifies the others.
+    let at_once = Span(Duration::ZERO);
     let server = crate::config::Server {
         public_url: None,
+        signature_tolerance: at_once,
+        clock_skew: at_once,
         ..config.server.clone()
     };
     [
@@ -47,7 +54,17 @@ pub(super) fn fixed(config: &Config) -> [(&'static str, String); 3] {
         // Names and tokens are taken over at once.
         ("admin", config.admin.listen.to_string()),
         ("log", format!("{:?}", config.log)),
+        ("node", format!("{:?}", config.node)),
     ]
+}
+
+/// A configuration as far as this process can take it over: its data directory stays, and so does what is kept there.
+fn in_directory(config: Config, dir: &Path) -> Config {
+    let log = crate::config::Log {
+        dir: dir.to_owned(),
+        ..config.log
+    };
+    Config { log, ..config }
 }
 
 /// The rules of a configuration, each with what tells whether it is another.
@@ -125,7 +142,8 @@ impl Reload {
         match &reloaded {
             Ok(reloaded) => {
                 if !reloaded.restart.is_empty() {
-                    tracing::warn!("changes in [server], [admin] and [log] take effect at the next start");
+                    let tables = reloaded.restart.join("], [");
+                    tracing::warn!("changes in [{tables}] take effect at the next start");
                 }
                 tracing::info!("configuration reloaded");
             }
@@ -147,6 +165,8 @@ impl Reload {
         };
         let read = tokio::task::spawn_blocking(read).await;
         let (config, text) = read.map_err(|error| vec![fault(error)])??;
+        let wanted = fixed(&config);
+        let config = in_directory(config, &self.dir);
         let new_keys = verifier(&config, true)?;
         if let Some(tls) = &config.server.tls {
             tls::load(tls).map_err(|message| {
@@ -170,12 +190,13 @@ impl Reload {
                 return Err(vec![fault(error)]);
             }
         };
+        keys::note(&config, &self.account).await;
         self.auth.take(who_may);
         self.in_force.take(&text);
         self.account.reconfigure(&config, &rules);
         Box::pin(release_partials(&config, &self.account, &self.engine)).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));
-        let restart = fixed(&config)
+        let restart = wanted
             .into_iter()
             .zip(&self.started_with)
             .filter(|(now, then)| now != *then)
@@ -201,6 +222,7 @@ fn take_keys(verifier: &ArcSwap<Verifier>, keys: &Verifier) {
     verifier.rcu(|current| Verifier {
         kept: current.kept.clone(),
         retired: current.retired.clone(),
+        unkept: current.unkept.clone(),
         ..keys.clone()
     });
 }
@@ -243,6 +265,44 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
 mod tests {
     use super::*;
     use crate::ingress::verify::Key;
+
+    fn config() -> Config {
+        Config::load(&Layers::new(&[], crate::rules::faults)).unwrap()
+    }
+
+    #[test]
+    fn what_is_in_force_at_once_waits_for_no_start_and_the_rest_is_named() {
+        let before = fixed(&config());
+        let changed = |change: fn(&mut Config)| {
+            let mut config = config();
+            change(&mut config);
+            let now = fixed(&config);
+            let both = now.into_iter().zip(&before);
+            both.filter(|(now, then)| now != *then)
+                .map(|((table, _), _)| table)
+                .collect::<Vec<_>>()
+        };
+        assert!(changed(|config| config.server.signature_tolerance = Span::secs(1)).is_empty());
+        assert!(changed(|config| config.server.clock_skew = Span::secs(1)).is_empty());
+        assert!(changed(|config| config.server.public_url = Some("https://a".into())).is_empty());
+        assert_eq!(changed(|config| config.server.max_connections = 7), ["server"]);
+        assert_eq!(changed(|config| config.log.dir = "/elsewhere".into()), ["log"]);
+        assert_eq!(changed(|config| config.node.name = "another".into()), ["node"]);
+        assert_eq!(changed(|config| config.node.roles.clear()), ["node"]);
+    }
+
+    /// What is said to take effect at the next start makes nothing before that.
+    #[test]
+    fn no_key_is_made_in_a_directory_that_is_not_this_ones() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut config = config();
+        config.close.local_key = true;
+        config.log.dir = other.path().to_owned();
+        let keys = verifier(&in_directory(config, own.path()), true).unwrap();
+        assert_eq!(keys.keys.len(), 1);
+        assert!(own.path().join("signature_key").exists());
+        assert!(std::fs::read_dir(other.path()).unwrap().next().is_none());
+    }
 
     fn key(number: u8) -> Key {
         Key::from_hex(None, &format!("{number:02x}").repeat(32)).unwrap()

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::handover::{Own, Said, Saying, may_be_asked_again};
 use super::{Failure, Global, Outcome, report};
-use crate::admin::socket;
+use crate::admin::socket::{self, Unanswered};
 use crate::app;
 use crate::config::Config;
-use crate::control::{Answer, Question, Refusal, Request};
+use crate::control::{Answer, Question, Request};
 use crate::log;
 
 /// A daemon that has the data directory has so long to make its socket.
@@ -67,13 +67,25 @@ pub(super) struct Connection {
 enum Coming {
     /// From the data directory itself.
     Own(Saying),
-    Daemon(mpsc::Receiver<Result<Answer, Refusal>>),
+    Daemon(mpsc::Receiver<Result<Answer, Unanswered>>),
 }
 
 /// What was asked, and where.
 struct Asked {
     request: Request,
     coming: Coming,
+    /// The daemon itself gives no answer: it has not just gone away.
+    is_refused: bool,
+}
+
+impl Asked {
+    fn new(request: Request, coming: Coming) -> Asked {
+        Asked {
+            request,
+            coming,
+            is_refused: false,
+        }
+    }
 }
 
 /// A stream of answers of one type.
@@ -84,6 +96,11 @@ pub(super) struct Answers<'c, T> {
 }
 
 impl<T: DeserializeOwned> Answers<'_, T> {
+    /// Whether it ended because a daemon that is there gives no answer.
+    pub fn is_refused(&self) -> bool {
+        self.asked.is_refused
+    }
+
     /// The next answer; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<T>, Failure> {
         let text = self.connection.next_text(&mut self.asked).await?;
@@ -182,8 +199,7 @@ impl Connection {
     async fn request(&self, request: Request) -> Result<Asked, Failure> {
         if let Some(own) = &self.local {
             if let Some(said) = own.ask(request.clone()) {
-                let coming = Coming::Own(said);
-                return Ok(Asked { request, coming });
+                return Ok(Asked::new(request, Coming::Own(said)));
             }
             own.daemon_answers(&self.config.log.dir, self.is_json).await?;
         }
@@ -191,15 +207,18 @@ impl Connection {
         // Not as an error of our own output: a daemon that goes away closes a pipe, too.
         let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
         let coming = asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?;
-        let coming = Coming::Daemon(coming);
-        Ok(Asked { request, coming })
+        Ok(Asked::new(request, Coming::Daemon(coming)))
     }
 
     /// The text of the next answer; `None` at the end.
     async fn next_text(&self, asked: &mut Asked) -> Result<Option<Answer>, Failure> {
         loop {
             let said = match &mut asked.coming {
-                Coming::Daemon(coming) => return coming.recv().await.transpose().map_err(Failure::Work),
+                Coming::Daemon(coming) => {
+                    let answer = coming.recv().await.transpose();
+                    asked.is_refused = matches!(answer, Err(Unanswered::Refused(_)));
+                    return answer.map_err(|why| Failure::Work(why.to_string()));
+                }
                 Coming::Own(said) => said.recv().await,
             };
             match said {

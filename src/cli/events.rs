@@ -8,7 +8,7 @@ use super::connect::{Access, Connection, with};
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::when::when;
-use super::{Failure, Global, Outcome, json_line, print_line, table, unwritten, word};
+use super::{Failure, Global, Outcome, json_line, log, print_line, table, unwritten, word};
 use crate::control;
 use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
 use crate::control::transfer;
@@ -233,15 +233,33 @@ impl Tail {
             if pick.since.is_none() {
                 return Err(nothing_new());
             }
-            Tail::show(global, &connection, &pick, &mut None).await?;
+            Tail::show(global, &connection, &pick, &mut None)
+                .await
+                .map_err(Failure::from)?;
             return Err(nothing_new());
         }
-        let mut next = None;
+        // Whatever comes from now on is shown, also if nothing of it came before the daemon restarted.
+        let mut next = match pick.since {
+            Some(_) => None,
+            None => Some(newest(&connection).await?.next()),
+        };
+        let mut refusals = 0;
         loop {
+            let before = next;
             let broken = match Tail::show(global, &connection, &pick, &mut next).await {
                 Ok(()) => String::new(),
-                Err(Failure::Work(error)) => error,
-                Err(other) => return Err(other),
+                Err(Cut::Gone(why)) => {
+                    refusals = 0;
+                    why
+                }
+                Err(Cut::Refused(why)) => {
+                    refusals = if next == before { refusals + 1 } else { 1 };
+                    if refusals >= REFUSALS {
+                        return Err(Failure::Work(why));
+                    }
+                    why
+                }
+                Err(Cut::Failed(failure)) => return Err(failure),
             };
             let notice = format!("the daemon stopped ({broken}); waiting for it to come back");
             super::report::notice(global.json, &notice);
@@ -256,7 +274,12 @@ impl Tail {
     }
 
     /// Prints events from `next` on, until there is nobody to ask.
-    async fn show(global: &Global, connection: &Connection, pick: &control::Pick, next: &mut Option<Seq>) -> Outcome {
+    async fn show(
+        global: &Global,
+        connection: &Connection,
+        pick: &control::Pick,
+        next: &mut Option<Seq>,
+    ) -> Result<(), Cut> {
         let question = asked::List {
             pick: pick.clone(),
             limit: None,
@@ -264,13 +287,61 @@ impl Tail {
             follow: connection.is_daemon(),
             from: *next,
         };
-        let mut answers = connection.ask(question).await?;
-        while let Some(line) = answers.next().await? {
+        let gone = |failure| match failure {
+            Failure::Work(why) => Cut::Gone(why),
+            other => Cut::Failed(other),
+        };
+        let mut answers = connection.ask(question).await.map_err(gone)?;
+        loop {
+            let line = match answers.next().await {
+                Ok(Some(line)) => line,
+                Ok(None) => return Ok(()),
+                Err(Failure::Work(why)) if answers.is_refused() => return Err(Cut::Refused(why)),
+                Err(failure) => return Err(gone(failure)),
+            };
             *next = Some(line.seq.next());
-            global.print(&line, |line| row(line).join("  ").trim_end().to_owned())?;
+            let printed = global.print(&line, |line| row(line).join("  ").trim_end().to_owned());
+            printed.map_err(Cut::Failed)?;
         }
-        Ok(())
     }
+}
+
+/// One that is about to stop may refuse what it is asked; one that refuses so many times in a row goes on doing so.
+const REFUSALS: u32 = 3;
+
+/// Why no more events are told.
+enum Cut {
+    /// The daemon is there, and does not tell them.
+    Refused(String),
+    /// There is nobody to ask.
+    Gone(String),
+    Failed(Failure),
+}
+
+impl From<Cut> for Failure {
+    fn from(cut: Cut) -> Failure {
+        match cut {
+            Cut::Refused(why) | Cut::Gone(why) => Failure::Work(why),
+            Cut::Failed(failure) => failure,
+        }
+    }
+}
+
+/// The place of the newest event that can be read.
+async fn newest(connection: &Connection) -> Result<Seq, Failure> {
+    let question = asked::List {
+        pick: control::Pick::default(),
+        limit: Some(1),
+        last: true,
+        follow: false,
+        from: None,
+    };
+    let mut answers = connection.ask(question).await?;
+    let mut newest = Seq::ZERO;
+    while let Some(line) = answers.next().await? {
+        newest = line.seq;
+    }
+    Ok(newest)
 }
 
 impl Export {
@@ -279,11 +350,9 @@ impl Export {
             pick: self.pick.query()?,
             limit: self.limit,
         };
-        let mut answers = connection.ask(question).await?;
-        while let Some(event) = answers.next().await? {
-            print_line(&json_line(&event)?)?;
-        }
-        Ok(())
+        let mut out = std::io::stdout().lock();
+        let (_, unread) = log::write_all(&mut out, connection, question, unwritten).await?;
+        log::missing(unread)
     }
 }
 

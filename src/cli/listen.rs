@@ -159,27 +159,17 @@ fn within(mut config: Config, dir: &Path) -> Config {
 
 /// The configured keys, and one made for now, in a file that only its owner can read.
 fn keys(config: &Config, dir: &Path, is_json: bool) -> Result<(Verifier, std::path::PathBuf), Failure> {
-    let mut keys = app::verifier(config, false).unwrap_or_else(|faults| {
-        // Who develops often may not read the daemon's secrets.
-        for fault in faults {
-            report::notice(is_json, &format!("{fault}; what it has signed is refused"));
-        }
-        Verifier {
-            tolerance: signed(config.server.signature_tolerance.0),
-            skew: signed(config.server.clock_skew.0),
-            ..Verifier::default()
-        }
-    });
+    let (mut keys, faults) = app::readable_keys(config, false);
+    // Who develops often may not read the daemon's secrets.
+    for fault in faults {
+        report::notice(is_json, &format!("{fault}; what it has signed is refused"));
+    }
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(|error| Failure::Work(error.to_string()))?;
     let (text, file) = (hex::encode(random), dir.join("signature_key"));
     framefile::replace_file(&file, text.as_bytes())?;
     keys.keys.push(Key::from_hex(None, &text).map_err(Failure::Work)?);
     Ok((keys, file))
-}
-
-fn signed(span: Duration) -> jiff::SignedDuration {
-    jiff::SignedDuration::try_from(span).unwrap_or(jiff::SignedDuration::MAX)
 }
 
 /// An event in a line.

@@ -1,10 +1,11 @@
 //! `closehook log`
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::connect::{Access, Connection, with};
@@ -13,9 +14,9 @@ use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
-use crate::config::Size;
+use crate::config::{Config, Size, Span};
 use crate::control::erase;
-use crate::control::transfer::{self, Exported, Import, Imported};
+use crate::control::transfer::{self, Exported, Import, Imported, Unread};
 use crate::plain;
 
 /// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
@@ -42,7 +43,14 @@ pub(super) enum Log {
     },
     /// Take events from a file; known ones are passed over
     #[command(
-        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given;\n`closehook replay` sends them later.\n\nExample:\n  closehook log import events.jsonl"
+        after_help = "Imported events get new Seqs and keep their time of receipt. They are not
+dispatched unless --dispatch is given; `closehook replay` sends them later, for
+as long as they are kept. What was received before log.retention is removed
+within minutes, unless a sink still waits for it. So a file with such events is
+refused without --dispatch or --expired: raise log.retention to keep them.
+
+Example:
+  closehook log import events.jsonl"
     )]
     Import {
         /// As `log export` or `events export` wrote it; - for standard input
@@ -50,6 +58,9 @@ pub(super) enum Log {
         /// Send them to the sinks, like events that have just arrived
         #[arg(long)]
         dispatch: bool,
+        /// Also take events that are older than log.retention, though they do not stay
+        #[arg(long)]
+        expired: bool,
     },
     /// Erase a lead's, a person's or single events' data, also from dead letters
     #[command(
@@ -86,7 +97,7 @@ impl Log {
         match &self {
             Log::Copy(copy) => return copy.run(global).await,
             Log::Reopen(reopen) => return reopen.run(global).await,
-            Log::Erase(erase) => erase.check()?,
+            Log::Erase(erase) => drop(erase.whose()?),
             Log::Export { file, force } if file.as_os_str() != "-" => refuse_to_overwrite(file, *force)?,
             _ => {}
         }
@@ -97,7 +108,15 @@ impl Log {
         };
         with(global, access, async |connection| match &self {
             Log::Export { file, force } => export(file, *force, global, connection).await,
-            Log::Import { file, dispatch } => import(file, *dispatch, global, connection).await,
+            Log::Import {
+                file,
+                dispatch,
+                expired,
+            } => {
+                // What a sink waits for stays until it is delivered.
+                let kept = (!expired && !dispatch).then(|| Kept::by(&connection.config));
+                import(file, *dispatch, kept, global, connection).await
+            }
             Log::Erase(erase) => erase.run(global, connection).await,
             // They have the log alone.
             Log::Copy(_) | Log::Reopen(_) => Ok(()),
@@ -109,45 +128,124 @@ impl Log {
 async fn export(file: &Path, force: bool, global: &Global, connection: &Connection) -> Outcome {
     if file.as_os_str() == "-" {
         let mut out = std::io::stdout().lock();
-        write_all(&mut out, connection, unwritten).await?;
-        return Ok(());
+        let (_, unread) = write_all(&mut out, connection, transfer::Export::default(), unwritten).await?;
+        return missing(unread);
     }
     let writing = async {
         let mut new = NewFile::begin(file, Mode::Private, force)?;
         let mut out = new.writer();
-        let count = write_all(&mut out, connection, |error| cant(file, error)).await?;
+        let all = transfer::Export::default();
+        let written = write_all(&mut out, connection, all, |error| cant(file, error)).await?;
         drop(out);
         new.finish()?;
-        Ok(count)
+        Ok(written)
     };
-    let count = unless_told_to_stop(writing).await?;
+    let (count, unread) = unless_told_to_stop(writing).await?;
     global.print(&json!({ "exported": count }), |_| {
         format!("{count} events exported to {}", file.display())
-    })
+    })?;
+    missing(unread)
 }
 
-/// Writes every event as a line; gives how many there are.
-async fn write_all(
+/// Writes each event that is asked for as a line; gives how many there are, and what of them can't be read.
+pub(super) async fn write_all(
     out: &mut dyn Write,
     connection: &Connection,
+    asked: transfer::Export,
     cant: impl Fn(&std::io::Error) -> Failure,
-) -> Result<u64, Failure> {
-    let mut answers = connection.ask(transfer::Export::default()).await?;
-    let mut count = 0_u64;
-    while let Some(event) = answers.next().await? {
-        writeln!(out, "{}", json_line(&event)?).map_err(|error| cant(&error))?;
-        count += 1;
+) -> Result<(u64, Unread), Failure> {
+    let mut answers = connection.ask(asked).await?;
+    let (mut count, mut unread) = (0_u64, Unread::default());
+    while let Some(line) = answers.next().await? {
+        match line {
+            transfer::Line::Event(event) => {
+                writeln!(out, "{}", json_line(&event)?).map_err(|error| cant(&error))?;
+                count += 1;
+            }
+            transfer::Line::Unread(more) => unread = more,
+        }
     }
     out.flush().map_err(|error| cant(&error))?;
-    Ok(count)
+    Ok((count, unread))
 }
 
-async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {
+/// An export that is not whole must not look as if it were.
+pub(super) fn missing(unread: Unread) -> Outcome {
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let ranges = unread.unread.iter().map(|lost| format!("{} to {}", lost.from, lost.to));
+    let more = (unread.unread_more > 0).then(|| format!("{} more ranges", unread.unread_more));
+    let ranges: Vec<String> = ranges.chain(more).collect();
+    Err(Failure::Work(format!(
+        "events {} can't be read, and are missing from what was exported; `closehook events verify` says why, and `closehook backfill` \
+         fetches what Close still has",
+        ranges.join(", ")
+    )))
+}
+
+/// What the log keeps.
+struct Kept {
+    retention: Span,
+    /// Older events are removed.
+    since: Timestamp,
+}
+
+impl Kept {
+    fn by(config: &Config) -> Kept {
+        let retention = config.log.retention;
+        Kept {
+            retention,
+            since: Timestamp::now().checked_sub(retention.0).unwrap_or(Timestamp::MIN),
+        }
+    }
+
+    /// How many of a file's events are older, and how many there are. What can't be read is for the import itself to name.
+    fn count(&self, input: impl BufRead) -> (u64, u64) {
+        #[derive(serde::Deserialize)]
+        struct Line {
+            received_at: Timestamp,
+        }
+        let mut lines = Batches::new(input);
+        let (mut older, mut all) = (0, 0);
+        while let Ok(Some(text)) = lines.read_line() {
+            if let Ok(line) = serde_json::from_slice::<Line>(&text) {
+                all += 1;
+                older += u64::from(line.received_at < self.since);
+            }
+        }
+        (older, all)
+    }
+
+    fn refuse(&self, what: &str) -> Outcome {
+        Err(Failure::Work(format!(
+            "{what} received more than {} ago, which is log.retention: they would be removed within minutes. Raise log.retention to keep \
+             them, have them delivered with --dispatch, or take them all the same with --expired",
+            self.retention
+        )))
+    }
+}
+
+/// `kept`: what is older is refused.
+async fn import(file: &Path, dispatch: bool, kept: Option<Kept>, global: &Global, connection: &Connection) -> Outcome {
     let (name, input): (String, Box<dyn BufRead>) = if file.as_os_str() == "-" {
         ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
     } else {
         let name = file.display().to_string();
-        let opened = File::open(file).map_err(|e| Failure::Usage(format!("{name} can't be read: {e}")))?;
+        let cant = |e| Failure::Usage(format!("{name} can't be read: {e}"));
+        let mut opened = File::open(file).map_err(cant)?;
+        // A stream can be read once only.
+        if let Some(kept) = &kept
+            && opened.metadata().is_ok_and(|metadata| metadata.is_file())
+        {
+            let (older, all) = kept.count(BufReader::new(&opened));
+            if older > 0 {
+                return kept.refuse(&format!(
+                    "nothing was imported: {older} of the {all} events in {name} were"
+                ));
+            }
+            opened.rewind().map_err(cant)?;
+        }
         (name, Box::new(BufReader::new(opened)))
     };
     let (mut stored, mut known) = (0, 0);
@@ -158,6 +256,15 @@ async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Conne
             .map_err(|(line, why)| Failure::Work(format!("{name}:{line}: {why}")))?;
         let Some((from, lines)) = batch else { break };
         let to = batches.line;
+        if let Some(kept) = &kept {
+            let older = lines.iter().filter(|line| line.received_at < kept.since).count();
+            if older > 0 {
+                let before = format!(
+                    "{stored} events were imported, and no more: {older} of those in {name}:{from} to {to} were"
+                );
+                return kept.refuse(&before);
+            }
+        }
         let imported = connection.ask_one(Import { lines, dispatch }).await;
         let imported: Imported = imported.map_err(|failure| match failure {
             Failure::Work(why) if from == to => Failure::Work(format!("{name}:{from}: {why}")),
@@ -226,23 +333,24 @@ impl<R: BufRead> Batches<R> {
 }
 
 impl Erase {
-    /// Without a restriction nothing would be erased, and it would look done.
-    fn check(&self) -> Outcome {
+    /// Whose data. What names nobody is bad usage, whether or not there is anything to erase.
+    fn whose(&self) -> Result<erase::Erase, Failure> {
         if self.lead.is_none() && self.email.is_none() && self.ids.is_empty() {
             return Err(Failure::Usage("say whose data: --lead, --email or --id".into()));
         }
-        Ok(())
-    }
-
-    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
-        if !self.yes {
-            confirm("Erase this data for good?")?;
-        }
-        let whose = erase::Erase {
+        let given = erase::Erase {
             lead: self.lead.clone(),
             email: self.email.clone(),
             ids: self.ids.clone(),
         };
+        given.checked().map_err(Failure::Usage)
+    }
+
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let whose = self.whose()?;
+        if !self.yes {
+            confirm("Erase this data for good?")?;
+        }
         let result = connection.ask_one(whose).await?;
         global.print(&result, |result| {
             let mut lines = vec![format!(

@@ -41,7 +41,7 @@ pub(super) struct Trigger {
     #[arg(value_name = "TYPE.ACTION", required_unless_present = "list", value_parser = kinds::one)]
     event: Option<String>,
     /// Show the types of events that Close documents, with their actions
-    #[arg(long, conflicts_with_all = ["event", "url", "key", "data"])]
+    #[arg(long, conflicts_with_all = ["event", "url", "key", "data", "count"])]
     list: bool,
     /// Where to send it; default: the running daemon. On this machine any certificate will do
     #[arg(long)]
@@ -156,7 +156,15 @@ impl Trigger {
 
     /// The delivery to send, before it gets an id and a time. What is in --data stays as it is written, numbers included.
     fn template(&self, object_type: &str, action: &str, subscription_id: Option<&str>) -> Result<String, Failure> {
-        let mut delivery = sample(object_type, action).to_string();
+        let mut delivery = sample(object_type, action);
+        // The sample's own subscription is somebody else's: a key that is bound to another does not count for it. One that names none
+        // is taken with any key.
+        if subscription_id.is_none()
+            && let Some(delivery) = delivery.as_object_mut()
+        {
+            delivery.remove("subscription_id");
+        }
+        let mut delivery = delivery.to_string();
         if let Some(path) = &self.data {
             let bytes = crate::files::read_argument(path)
                 .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
@@ -421,6 +429,37 @@ mod tests {
             target("unix:/run/a.sock:/hook"),
             Some(Target::Unix("/run/a.sock".into()))
         );
+    }
+
+    /// With --key nobody knows whose key it is, and the daemon refuses what names another subscription than the key's.
+    #[test]
+    fn a_sample_names_no_subscription_that_is_not_known() {
+        let mut trigger = Trigger {
+            event: None,
+            list: false,
+            url: None,
+            key: None,
+            data: None,
+            count: 1,
+        };
+        let named = |trigger: &Trigger, id| {
+            let delivery = trigger.template("lead", "created", id).unwrap();
+            View::read(delivery.as_bytes()).unwrap().subscription_id
+        };
+        assert_eq!(named(&trigger, None), None);
+        assert_eq!(named(&trigger, Some("whsub_1")).as_deref(), Some("whsub_1"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("delivery.json");
+        let given = |text: &str| std::fs::write(&file, text).unwrap();
+        trigger.data = Some(file.clone());
+        given(r#"{"event":{"id":"ev_1"},"subscription_id":"whsub_2"}"#);
+        assert_eq!(
+            named(&trigger, None).as_deref(),
+            Some("whsub_2"),
+            "it is as it was given"
+        );
+        given(r#"{"object_type":"lead","id":"ev_1"}"#);
+        assert_eq!(named(&trigger, None), None);
     }
 
     #[test]

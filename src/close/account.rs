@@ -582,6 +582,7 @@ impl Account {
         self.verifier.rcu(|current| Verifier {
             kept: live.clone(),
             retired: retired.clone(),
+            unkept: None,
             ..Verifier::clone(current)
         });
         Ok(())

@@ -23,6 +23,7 @@ mod chronicle;
 mod completeness;
 mod fields;
 mod files;
+mod noted;
 mod organization;
 mod seams;
 mod seen;

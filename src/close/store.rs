@@ -2,7 +2,8 @@
 //!
 //! Below the data directory, `close/`, every file mode 0600, replaced as a whole and synced:
 //!
-//! - `keys.json`: the signature key of every subscription made here, live and retired, and what is under way with them;
+//! - `keys.json`: the signature key of every subscription made here, live and retired, what is under way with them, and the keys that
+//!   the configuration has or had (see `noted`);
 //! - `state.json`: the completeness mark, the newest backfill, and where events are whose data is withheld;
 //! - `organization.json`: whose all of it is (see `organization`);
 //! - `oauth.json`: the newest refresh token (see `oauth`);
@@ -23,6 +24,7 @@ use super::api::error::Error;
 use super::api::identity::Organization;
 use super::completeness::marks::Marks;
 use super::files::{VERSION, oauth_path, read_json};
+use super::noted::NotedKey;
 use super::seams::Seams;
 use super::shared::{Copied, Shared, write_shared};
 use crate::event::Seq;
@@ -123,6 +125,9 @@ pub(super) struct Keys {
     /// Without a key and replaced: to be deleted at Close.
     #[serde(default)]
     pub replaced: BTreeSet<String>,
+    /// Keys that the configuration has or had: only stored deliveries are checked with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configured: Vec<NotedKey>,
 }
 
 impl Keys {
@@ -408,6 +413,10 @@ pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), St
                 .key()
                 .map_err(|error| format!("{}: {}: {error}", path.display(), stored.id))?,
         );
+    }
+    for noted in &keys.configured {
+        let key = noted.key().map_err(|error| format!("{}: {error}", path.display()))?;
+        retired.push(key);
     }
     Ok((live, retired))
 }

@@ -90,7 +90,16 @@ fn fallback_url() -> reqwest::Url {
 
 fn read_subscription(place: String, value: Value, faults: &mut Vec<Fault>) -> Option<SubscriptionKey> {
     let mut table = Table::new(place, value, faults);
-    let id = table.optional("id");
+    let id: Option<String> = table.optional("id");
+    if let Some(id) = id
+        .as_deref()
+        .filter(|id| id.is_empty() || id.contains(char::is_whitespace))
+    {
+        table.fault(
+            "id",
+            format!("\"{id}\" is no subscription's id, like \"whsub_...\": every delivery would be refused; leave it out to take the key for any"),
+        );
+    }
     let key = table.secret("signature_key");
     if key.is_none() {
         table.fault(
@@ -103,4 +112,29 @@ fn read_subscription(place: String, value: Value, faults: &mut Vec<Fault>) -> Op
         id,
         signature_key: key?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_id_that_no_subscription_has_is_a_fault() {
+        let faults_of = |table: Value| {
+            let mut faults = Vec::new();
+            read_subscription("close.subscriptions[0]".into(), table, &mut faults);
+            faults.into_iter().map(|fault| fault.place).collect::<Vec<_>>()
+        };
+        for id in ["", " ", "whsub_1 ", "whsub_1\n", "whsub 1"] {
+            assert_eq!(
+                faults_of(json!({ "id": id, "signature_key": "ab" })),
+                ["close.subscriptions[0].id"],
+                "{id:?}"
+            );
+        }
+        assert!(faults_of(json!({ "id": "whsub_1", "signature_key": "ab" })).is_empty());
+        assert!(faults_of(json!({ "signature_key": "ab" })).is_empty());
+    }
 }

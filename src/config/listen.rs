@@ -16,6 +16,18 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Listen {
+    /// Whether both can't be listened on at once: one port, and an address of one that the other has as well. Port 0 is another one each
+    /// time.
+    pub(super) fn overlaps(&self, other: SocketAddr) -> bool {
+        let Listen::Tcp(own) = self else { return false };
+        let (one, two) = (own.ip().to_canonical(), other.ip().to_canonical());
+        // `[::]` takes IPv4 as well.
+        let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+        own.port() != 0 && own.port() == other.port() && (one == two || covers(one, two) || covers(two, one))
+    }
+}
+
 impl FromStr for Listen {
     type Err = String;
 
@@ -99,6 +111,27 @@ mod tests {
         }
         for bad in ["", "8480", "localhost:8480", "unix:", "unix:relative.sock"] {
             assert!(bad.parse::<Listen>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn two_places_overlap_where_one_port_would_be_taken_twice() {
+        for (one, two, both) in [
+            ("127.0.0.1:8481", "127.0.0.1:8481", true),
+            ("0.0.0.0:8481", "127.0.0.1:8481", true),
+            ("127.0.0.1:8481", "0.0.0.0:8481", true),
+            ("[::]:8481", "127.0.0.1:8481", true),
+            ("[::]:8481", "[::1]:8481", true),
+            ("[::ffff:127.0.0.1]:8481", "127.0.0.1:8481", true),
+            ("0.0.0.0:8481", "[::]:8481", true),
+            ("0.0.0.0:8481", "[::1]:8481", false),
+            ("127.0.0.1:8481", "127.0.0.2:8481", false),
+            ("127.0.0.1:8480", "127.0.0.1:8481", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("unix:/run/closehook.sock", "127.0.0.1:8481", false),
+        ] {
+            let one: Listen = one.parse().unwrap();
+            assert_eq!(one.overlaps(two.parse().unwrap()), both, "{one} {two}");
         }
     }
 

@@ -16,7 +16,7 @@ use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Config, Engine, Fault, Log, RuleConfig, SinkConfig, Size, Span};
+use super::{Config, Engine, Fault, Log, Role, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
 
 /// Every fault of rules, given the names of the sinks there are. Filters are a language of their own, which the configuration
@@ -257,6 +257,13 @@ impl Config {
             if let Some(message) = self.fault_of_dead_to(sink) {
                 fault(format!("sinks[{index}].dead_to"), message);
             }
+        }
+        if self.node.roles.contains(&Role::Ingress) && self.server.listen.overlaps(self.admin.listen) {
+            let message = format!(
+                "{} and server.listen ({}) are one port of one address: give one of them another port",
+                self.admin.listen, self.server.listen
+            );
+            fault("admin.listen".into(), message);
         }
         if self.log.retention.0.is_zero() {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());

@@ -1,5 +1,6 @@
 //! Erasing somebody's data: whose it is, and where a log has to look for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,7 @@ async fn is_gone(on: &Facade, seq: Seq, until: tokio::time::Instant) -> Result<(
 
 impl EraseHere {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
+        let whose = self.whose.checked()?;
         on.log.forget_read_ahead();
         let until = tokio::time::Instant::now() + GONE_WITHIN;
         let gone = futures::stream::iter(self.erased.clone()).map(async |seq| is_gone(on, seq, until).await);
@@ -91,7 +93,7 @@ impl EraseHere {
         }
         // What was read meanwhile may be older than that.
         on.log.forget_read_ahead();
-        let (letters, unread) = self.whose.letters(on).await?;
+        let (letters, unread) = whose.letters(on).await?;
         let (dead_letters_dropped, mut left) = on.engine.dead_erase(letters, Some(self.erased)).await;
         left.extend(unread);
         out.say(&Forgotten {
@@ -103,11 +105,39 @@ impl EraseHere {
 }
 
 impl Erase {
+    /// The same without white space around what is given. An error is one sentence: what names nobody would be found nearly everywhere
+    /// or nowhere at all, and what is erased does not come back.
+    pub fn checked(self) -> Result<Erase, String> {
+        if self.lead.is_none() && self.email.is_none() && self.ids.is_empty() {
+            return Err("say whose data is to be erased: a lead's, an address's or that of events by their ids".into());
+        }
+        let name = |what: &str, given: String| match given.trim() {
+            "" => Err(format!("{what} is empty: nothing was erased, say whose data it is")),
+            name => Ok(name.to_owned()),
+        };
+        let whose = Erase {
+            lead: self.lead.map(|lead| name("the lead's id", lead)).transpose()?,
+            email: self.email.map(|email| name("the address", email)).transpose()?,
+            ids: self
+                .ids
+                .into_iter()
+                .map(|id| name("an event's id", id))
+                .collect::<Result<_, _>>()?,
+        };
+        match &whose.email {
+            Some(email) if !is_address(email) => Err(format!(
+                "\"{email}\" is no address like jane@example.com: nothing was erased, give one address and nothing else"
+            )),
+            _ => Ok(whose),
+        }
+    }
+
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
-        let (letters, unread) = self.letters(on).await?;
-        let place = self.place();
-        let whose = self.clone();
-        let doomed = Arc::new(move |event: &Event| whose.is_in(event));
+        let whose = self.checked()?;
+        let (letters, unread) = whose.letters(on).await?;
+        let place = whose.place();
+        let meant = whose.clone();
+        let doomed = Arc::new(move |event: &Event| meant.is_in(event));
         let erased = on.log.erase(place, doomed).await;
         // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
         let seqs = erased.as_ref().ok().map(|erased| erased.seqs.clone());
@@ -120,7 +150,7 @@ impl Erase {
         };
         // Also where nothing was found: an earlier one may not have come to its end there.
         let here = EraseHere {
-            whose: self,
+            whose,
             erased: answer.erased.clone(),
         };
         for (node, forgotten) in on.ask_all(&here).await {
@@ -173,7 +203,7 @@ impl Erase {
         }
         let Some(view) = event.view() else { return false };
         let is_of_lead =
-            |lead: &String| view.lead_id.as_ref() == Some(lead) || lead_itself(event) == Some(lead.as_str());
+            |lead: &String| view.lead_id.as_ref() == Some(lead) || lead_itself(event).as_deref() == Some(lead.as_str());
         self.ids.contains(&view.id)
             || self.lead.as_ref().is_some_and(is_of_lead)
             || self
@@ -199,12 +229,20 @@ impl Erase {
 }
 
 /// The lead an event is about, where the object is the lead itself.
-fn lead_itself(event: &Event) -> Option<&str> {
+fn lead_itself(event: &Event) -> Option<Cow<'_, str>> {
     let object = event.object();
     let is_lead = object.get("object_type").and_then(Node::as_string).as_deref() == Some("lead");
-    is_lead
-        .then(|| object.get("object_id").map(|id| id.raw().trim_matches('"')))
-        .flatten()
+    object.get("object_id").filter(|_| is_lead)?.as_string()
+}
+
+/// Whether a text is one address: something on both sides of the `@`, and nothing around it.
+fn is_address(text: &str) -> bool {
+    let is_around = |c: char| c.is_whitespace() || matches!(c, '<' | '>' | ',' | ';');
+    let has_both_sides = text
+        .rsplit_once('@')
+        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty());
+    // What is in quotes may have anything in it.
+    has_both_sides && (text.starts_with('"') || !text.contains(is_around))
 }
 
 /// Whether a name stands in a body that is no delivery: in its text, or, where it is JSON, in a string, however that is written.
@@ -232,10 +270,16 @@ fn mentions(root: Node<'_>, email: &str) -> bool {
 fn has_word(text: &str, name: &str) -> bool {
     let text = text.to_lowercase();
     let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '.');
+    // An address may have one inside, behind a letter; elsewhere it begins what is quoted.
+    let is_address = name.contains('@');
+    let ends_with_part = |before: &str| {
+        let quoted = before.strip_suffix(['\'', '\u{2019}']).filter(|_| is_address);
+        before.ends_with(is_part) || quoted.is_some_and(|before| before.ends_with(char::is_alphanumeric))
+    };
     let is_word = |(at, _): (usize, &str)| {
         // The end of a sentence is no part of a name.
         let after = text[at + name.len()..].trim_start_matches('.');
-        !text[..at].ends_with(is_part) && !after.starts_with(is_part)
+        !ends_with_part(&text[..at]) && !after.starts_with(is_part)
     };
     text.match_indices(name).any(is_word)
 }
@@ -257,7 +301,7 @@ mod tests {
     fn whatever_is_meant_is_found_where_it_is_looked_for() {
         let events = [
             event(r#"{"id":"ev_1","lead_id":"lead_1","object_type":"contact","object_id":"cont_1"}"#),
-            event(r#"{"id":"ev_2","lead_id":null,"object_type":"lead","object_id":"lead_1"}"#),
+            event(r#"{"id":"ev_2","lead_id":null,"object_type":"lead","object_id":"lead\u005f1"}"#),
             event(r#"{"id":"ev_3","object_type":"contact","object_id":"lead_1"}"#),
             event(r#"{"id":"ev_4","lead_id":"lead_2","data":{"emails":[{"email":"Jane@Example.com"}]}}"#),
             event(r#"{"id":"ev_5","data":{"note":"write to jane@example.com"}}"#),
@@ -291,6 +335,58 @@ mod tests {
             ..Erase::default()
         };
         assert!(!single.place().leaves(&events[0]), "others are not looked at");
+    }
+
+    /// What is empty stands in nearly every text.
+    #[test]
+    fn what_names_nobody_is_refused_and_white_space_is_no_part_of_a_name() {
+        let whose = |lead: Option<&str>, email: Option<&str>, ids: &[&str]| Erase {
+            lead: lead.map(Into::into),
+            email: email.map(Into::into),
+            ids: ids.iter().map(ToString::to_string).collect(),
+        };
+        for nobody in [
+            whose(None, None, &[]),
+            whose(Some(""), None, &[]),
+            whose(Some(" \t"), None, &["ev_1"]),
+            whose(None, Some(""), &[]),
+            whose(None, Some("\n"), &[]),
+            whose(None, Some("jane"), &[]),
+            whose(None, Some("@"), &[]),
+            whose(None, Some("@example.com"), &[]),
+            whose(None, Some("jane@"), &[]),
+            whose(None, Some("Jane <jane@example.com>"), &[]),
+            whose(None, Some("jane@example.com, bob@example.com"), &[]),
+            whose(None, None, &[""]),
+            whose(Some("lead_1"), None, &["ev_1", " "]),
+        ] {
+            let refused = nobody.clone().checked();
+            assert!(refused.is_err(), "{nobody:?}");
+        }
+        let checked = whose(Some(" lead_1\n"), Some("jane@example.com "), &[" ev_1"]).checked();
+        let checked = checked.unwrap();
+        assert_eq!(
+            (checked.lead.as_deref(), checked.email.as_deref(), &checked.ids[..]),
+            (Some("lead_1"), Some("jane@example.com"), &["ev_1".to_owned()][..])
+        );
+        assert!(whose(None, Some("\"jane doe\"@example.com"), &[]).checked().is_ok());
+    }
+
+    #[test]
+    fn an_apostrophe_is_a_part_of_an_address_behind_a_letter_only() {
+        for (text, is_neils) in [
+            ("o'neil@x.com", false),
+            ("O\u{2019}Neil@x.com", false),
+            ("to 'neil@x.com'", true),
+            ("'neil@x.com'", true),
+            ("neil@x.com's address", true),
+            ("o'neil@x.com and neil@x.com", true),
+            ("'o'neil@x.com'", false),
+        ] {
+            assert_eq!(has_word(text, "neil@x.com"), is_neils, "{text}");
+        }
+        assert!(has_word("o'neil@x.com", "o'neil@x.com"));
+        assert!(has_word("b'lead_1'", "lead_1"), "no address");
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub struct Shown {
     pub event: Exported,
     /// Whether it can be read, is whole, is still there.
     pub kind: Kind,
+    /// Whether it was taken in without being dispatched; left out where not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// What can be said about its signature now.
     pub signature: String,
     /// What became of it at each sink.
@@ -157,7 +160,7 @@ impl List {
             && let Some(limit) = self.limit
         {
             let range = tail(on, &selection, limit).await?.range();
-            return walk(on, &selection, range, line, &out).await;
+            return walk(on, &selection, range, line, &out).await.map(drop);
         }
         let range = Range {
             limit: self.limit,
@@ -165,7 +168,7 @@ impl List {
             from: self.from,
             ..Range::default()
         };
-        walk(on, &selection, range, line, &out).await
+        walk(on, &selection, range, line, &out).await.map(drop)
     }
 }
 
@@ -182,10 +185,15 @@ impl Show {
                 continue;
             };
             shown = true;
+            let signature = match signature(on, &event) {
+                UNCHECKED => format!("{UNCHECKED}: {}", on.receiving.unknown_keys().join("; ")),
+                said => said.to_owned(),
+            };
             let answer = Shown {
                 event: Exported::of(&event),
                 kind: event.kind,
-                signature: signature(on, &event).to_owned(),
+                held: event.held,
+                signature,
                 sinks: on.engine.event_states(&event).await,
                 revisions: seqs.clone(),
             };
@@ -210,6 +218,9 @@ const UNSIGNED: &str = "unsigned (backfill)";
 /// What is said of a tombstone.
 const ERASED: &str = "erased";
 
+/// What is said where a key that can't be read may have signed it; the keys are named behind it.
+pub(super) const UNCHECKED: &str = "it can't be checked now";
+
 /// What can be said about an event's signature now.
 fn signature(on: &Facade, event: &Event) -> &'static str {
     match (&event.signature, event.source, event.kind) {
@@ -219,8 +230,10 @@ fn signature(on: &Facade, event: &Event) -> &'static str {
         (Some(headers), ..) => {
             if on.receiving.is_signed(headers, &event.body) {
                 VALID
-            } else {
+            } else if on.receiving.unknown_keys().is_empty() {
                 "no known key signed it"
+            } else {
+                UNCHECKED
             }
         }
     }
@@ -245,6 +258,10 @@ impl Verify {
         };
         for sentence in on.log.verify(&progress).await {
             found.fault(|| sentence);
+        }
+        // A key with which nothing can be checked is no proof that something is forged.
+        for why in on.receiving.unknown_keys() {
+            found.fault(|| format!("what this key has signed can't be checked: {why}"));
         }
         let mut next = on.log.first();
         loop {

@@ -76,6 +76,11 @@ pub trait Receiving: std::fmt::Debug + Send + Sync {
     /// Whose key signed what is stored; `None`: no key that is or was live did.
     fn signed_by(&self, headers: &SignatureHeaders, body: &[u8]) -> Option<Signer>;
 
+    /// Why some keys are not known now, a sentence each: what no known key signed, one of these may have.
+    fn unknown_keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Signs as of now with the first live key, or with that of a subscription; with it, whose key it is. `None`: there is none.
     fn sign(&self, subscription: Option<&str>, body: &[u8]) -> Option<(Option<String>, SignatureHeaders)>;
 

@@ -10,7 +10,7 @@ use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
-use crate::event::{Event, Source};
+use crate::event::Event;
 use crate::log::space;
 
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
@@ -70,9 +70,7 @@ async fn last_delivery(on: &Facade) -> Option<Timestamp> {
     }
     let mut newest = None;
     let see = |event: &Event| {
-        if event.source == Source::Webhook {
-            newest = Some(event.received_at);
-        }
+        newest = newest.max(event.delivered_at());
     };
     look_back(on, DELIVERIES_BACK, see).await.ok()?;
     newest

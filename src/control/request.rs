@@ -117,7 +117,7 @@ requests! {
     /// Events from a place on, a piece at a time.
     Ahead(ahead::Ahead) -> ahead::Found,
     /// Events, whole.
-    Export(transfer::Export) -> transfer::Exported,
+    Export(transfer::Export) -> transfer::Line,
     /// One event and what became of it.
     Event(events::Show) -> events::Shown,
     /// One event with all that is known of it: why it goes where, and what each sink would be sent now.

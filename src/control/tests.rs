@@ -21,6 +21,8 @@ use crate::log::{
 use crate::rules::RuleSet;
 use crate::sync::lock;
 
+mod told;
+
 /// A log that knows which of the events it has given out are still there.
 #[derive(Debug)]
 struct Lending {
@@ -28,12 +30,23 @@ struct Lending {
     lent: Mutex<Vec<Weak<Event>>>,
     /// The most that were there at once.
     most: Mutex<usize>,
+    /// What can't be read any more.
+    damaged: Mutex<Vec<(Seq, Seq)>>,
+    /// How often it was read.
+    reads: Mutex<u64>,
 }
 
 #[async_trait]
 impl Log for Lending {
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
         let mut batch = Log::read(&self.log, from, take).await?;
+        *lock(&self.reads) += 1;
+        for (first, last) in lock(&self.damaged).iter().copied() {
+            batch.events.retain(|event| event.seq < first || event.seq > last);
+            if from <= last && first < batch.next {
+                batch.lost.push((first.max(from), last.min(batch.next.prev())));
+            }
+        }
         // The log itself keeps what is new in memory: what is lent is each time another.
         for event in &mut batch.events {
             *event = Arc::new(copy(event));
@@ -116,12 +129,16 @@ impl Log for Lending {
 
 fn copy(event: &Event) -> Event {
     let (signature, body) = (event.signature.clone(), event.body.clone());
-    Event::new(event.seq, event.received_at, event.source, event.kind, signature, body)
+    let mut copy = Event::new(event.seq, event.received_at, event.source, event.kind, signature, body);
+    copy.held = event.held;
+    copy
 }
 
-/// Nothing is in front of the log, and no key is known.
-#[derive(Debug)]
-struct Nothing;
+/// Nothing is in front of the log, and no key is known: for want of any, or for these reasons.
+#[derive(Debug, Default)]
+struct Nothing {
+    unknown: Vec<String>,
+}
 
 impl Receiving for Nothing {
     fn keys(&self) -> usize {
@@ -132,6 +149,9 @@ impl Receiving for Nothing {
     }
     fn signed_by(&self, _headers: &SignatureHeaders, _body: &[u8]) -> Option<Signer> {
         None
+    }
+    fn unknown_keys(&self) -> Vec<String> {
+        self.unknown.clone()
     }
     fn sign(&self, _subscription: Option<&str>, _body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
         None
@@ -168,7 +188,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
     Facade {
         log,
         engine: Engine::start(options).await.unwrap(),
-        receiving: Arc::new(Nothing),
+        receiving: Arc::new(Nothing::default()),
         account: Arc::new(account),
         retention: None,
         reload: None,
@@ -220,6 +240,8 @@ impl Bench {
             log,
             lent: Mutex::default(),
             most: Mutex::default(),
+            damaged: Mutex::default(),
+            reads: Mutex::default(),
         });
         let facade = facade(dir.path(), log.clone()).await;
         Bench { _dir: dir, log, facade }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::pick::Pick;
+pub use super::walk::Unread;
 use super::walk::{Range, walk};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::log::{Appended, Incoming};
@@ -19,6 +20,16 @@ pub struct Export {
     pub pick: Pick,
     /// At most so many; `None`: all.
     pub limit: Option<u64>,
+}
+
+/// What is said of an export: each event, and at the end what is missing among them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// What can't be read; said where there is any.
+    Unread(Unread),
+    /// An event.
+    Event(Box<Exported>),
 }
 
 /// An event as `events export` writes it and `log import` takes it back.
@@ -117,14 +128,28 @@ impl Exported {
 }
 
 impl Export {
-    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Exported>) -> Result<(), Refusal> {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Line>) -> Result<(), Refusal> {
         let range = Range {
             limit: self.limit,
             ..Range::default()
         };
         // Of an erased event there is nothing to hand on.
-        let render = |event: &Event| (event.kind != Kind::Erased).then(|| Exported::of(event));
-        walk(on, &self.pick.compile()?, range, render, &out).await
+        let render = |event: &Event| (event.kind != Kind::Erased).then(|| Line::Event(Box::new(Exported::of(event))));
+        let selection = self.pick.compile()?;
+        let mut unread = walk(on, &selection, range, render, &out).await?;
+        if unread.is_empty() {
+            return Ok(());
+        }
+        // What was not asked for is not missing, nor is what has expired meanwhile.
+        let upto = match selection.until {
+            Some(until) => on.log.seq_at(until).await.map_err(text)?,
+            None => on.log.head().borrow().next(),
+        };
+        unread.keep(on.log.first(), upto);
+        if unread.is_empty() {
+            return Ok(());
+        }
+        out.say(&Line::Unread(unread)).await
     }
 }
 

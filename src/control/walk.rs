@@ -1,9 +1,10 @@
 //! Going through the log: from the front, on to what is still to come, or back from the end.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use super::looked::{LOST_MAX, Lost};
 use crate::event::{Event, Seq};
 use crate::log::{Narrow, Take};
 use crate::rules::selection::Selection;
@@ -29,14 +30,47 @@ pub(super) struct Range {
     pub to: Option<Seq>,
 }
 
-/// Says what `render` makes of each event that is meant, in Seq order.
+/// What could not be read on the way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// The first few ranges.
+    pub unread: Vec<Lost>,
+    /// How many there are beside them.
+    pub unread_more: u64,
+}
+
+impl Unread {
+    /// Whether everything could be read.
+    pub fn is_empty(&self) -> bool {
+        self.unread.is_empty() && self.unread_more == 0
+    }
+
+    /// Adds what a reading that begins where the last one ended says of what is before a place.
+    fn add(&mut self, lost: &[(Seq, Seq)], upto: Seq) {
+        for (from, to) in lost.iter().filter(|(from, _)| *from < upto) {
+            let is_full = self.unread.len() == LOST_MAX;
+            match self.unread.last_mut() {
+                Some(last) if self.unread_more == 0 && last.to.next() >= *from => last.to = last.to.max(*to),
+                _ if is_full => self.unread_more += 1,
+                _ => self.unread.push(Lost { from: *from, to: *to }),
+            }
+        }
+    }
+
+    /// Without what is not among the places from the first to before the second.
+    pub(super) fn keep(&mut self, first: Seq, upto: Seq) {
+        self.unread.retain(|lost| lost.to >= first && lost.from < upto);
+    }
+}
+
+/// Says what `render` makes of each event that is meant, in Seq order. Gives what of the range can't be read.
 pub(super) async fn walk<T: Serialize>(
     on: &Facade,
     selection: &Selection,
     range: Range,
     render: impl Fn(&Event) -> Option<T>,
     out: &Out<'_, T>,
-) -> Result<(), Refusal> {
+) -> Result<Unread, Refusal> {
     let mut head = on.log.head();
     let mut next = if range.follow && range.from.is_none() && selection.since.is_none() {
         head.borrow().next()
@@ -46,6 +80,10 @@ pub(super) async fn walk<T: Serialize>(
     let narrow = selection.narrow();
     let mut left = range.limit.unwrap_or(u64::MAX);
     let mut skip = range.skip;
+    let mut unread = Unread::default();
+    if left == 0 {
+        return Ok(unread);
+    }
     let is_behind = |seq: Seq| range.to.is_some_and(|to| seq > to);
     loop {
         let batch = read(on, next, 512, Some(&narrow)).await?;
@@ -55,22 +93,28 @@ pub(super) async fn walk<T: Serialize>(
                 skip -= 1;
                 continue;
             }
-            if left == 0 || is_behind(event.seq) {
-                return Ok(());
+            if is_behind(event.seq) {
+                unread.add(&batch.lost, event.seq);
+                return Ok(unread);
             }
             left -= 1;
             out.say(&rendered).await?;
+            if left == 0 {
+                unread.add(&batch.lost, event.seq);
+                return Ok(unread);
+            }
         }
+        unread.add(&batch.lost, batch.next);
         if batch.next != next && !is_behind(batch.next) {
             next = batch.next;
             continue;
         }
-        if !range.follow || left == 0 {
-            return Ok(());
+        if !range.follow {
+            return Ok(unread);
         }
         tokio::select! {
             changed = head.changed() => changed.map_err(text)?,
-            () = out.closed() => return Ok(()),
+            () = out.closed() => return Ok(unread),
         }
     }
 }

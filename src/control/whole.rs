@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use super::events::UNCHECKED;
 use super::sent::Sent;
 use super::transfer::Exported;
 use crate::deliver::EventState;
@@ -87,6 +88,8 @@ pub enum Verdict {
     Valid,
     /// No known key did.
     Invalid,
+    /// No known key did, and some are not known now.
+    Unchecked,
     /// It was fetched from Close's event log, which signs nothing.
     Unsigned,
     /// It was delivered, and has none.
@@ -274,6 +277,10 @@ fn signature(on: &Facade, event: &Event) -> Signature {
         ),
         (None, Source::Webhook, _) => said(Verdict::Missing, "it was delivered, and has no signature"),
         (Some(headers), ..) => match on.receiving.signed_by(headers, &event.body) {
+            None if !on.receiving.unknown_keys().is_empty() => {
+                let why = on.receiving.unknown_keys().join("; ");
+                said(Verdict::Unchecked, &format!("{UNCHECKED}: {why}"))
+            }
             None => said(Verdict::Invalid, "no known key signed these bytes"),
             Some(signer) => {
                 let whose = match &signer.subscription {

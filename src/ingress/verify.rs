@@ -190,6 +190,10 @@ pub struct Verifier {
     pub kept: Vec<Key>,
     /// Of subscriptions that are gone: what they signed is stored, and nothing new is accepted from them.
     pub retired: Vec<Key>,
+    /// Of the configuration's keys those that can't be read now, a sentence each.
+    pub unread: Vec<String>,
+    /// Why those of the data directory can't be read; `None`: they can.
+    pub unkept: Option<String>,
     /// How old an authentic delivery may be.
     pub tolerance: SignedDuration,
     /// How far in the future its timestamp may lie.
@@ -205,6 +209,11 @@ impl Verifier {
     /// Whether a key that is or was live signed what is stored.
     pub fn signed(&self, headers: &SignatureHeaders, body: &[u8]) -> bool {
         self.live().chain(&self.retired).any(|key| key.signed(headers, body))
+    }
+
+    /// Why some keys are not known, a sentence each: what no known key signed, one of these may have.
+    pub fn unknown(&self) -> impl Iterator<Item = &String> {
+        self.unread.iter().chain(&self.unkept)
     }
 
     /// The key that signed what is stored, and whether only stored events are checked with it; `None`: no key that is or was live did.

@@ -146,7 +146,7 @@ fn imported(daemon: &Daemon, events: u64, kind: impl Fn(u64) -> &'static str) {
     };
     std::fs::write(daemon.path("events.jsonl"), (1..=events).map(line).collect::<String>()).unwrap();
     let file = daemon.path("events.jsonl");
-    daemon.ok(&["log", "import", file.to_str().unwrap()]);
+    daemon.ok(&["log", "import", "--expired", file.to_str().unwrap()]);
     assert_eq!(daemon.status()["log"]["last"], events);
 }
 

@@ -24,7 +24,7 @@ async fn asked<Q: Question>(daemon: &Daemon, question: Q) -> Result<Vec<Q::Answe
     let mut coming = socket::ask(daemon.data(), &request).await.unwrap().unwrap();
     let mut answers = Vec::new();
     while let Some(answer) = coming.recv().await {
-        answers.push(serde_json::from_str(answer?.get()).unwrap());
+        answers.push(serde_json::from_str(answer.map_err(|why| why.to_string())?.get()).unwrap());
     }
     Ok(answers)
 }

@@ -149,7 +149,16 @@ async fn questions_that_have_no_answer_are_refused_with_a_reason() {
     daemon.store(1..=1).await;
     let never = daemon.run_command(&["events", "show", "7"]);
     assert!(stderr(&never).contains("there is no event 7"), "{}", stderr(&never));
-    assert_eq!(daemon.run_command(&["log", "erase", "--yes"]).status.code(), Some(2));
+    for whose in [
+        &[][..],
+        &["--email", ""],
+        &["--lead", " "],
+        &["--id", ""],
+        &["--email", "jane"],
+    ] {
+        let refused = daemon.run_command(&[&["log", "erase", "--yes"], whose].concat());
+        assert_eq!(refused.status.code(), Some(2), "{whose:?}");
+    }
     let config = daemon.config().display().to_string();
     let resumed = daemon.run_command(&["replay", "--resume", "rp_none", "-c", &config]);
     assert_eq!(resumed.status.code(), Some(1));
@@ -241,6 +250,40 @@ async fn trigger_sends_the_data_of_a_file_as_it_is_written() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn what_a_list_does_not_heed_is_refused() {
+    let daemon = Daemon::new("");
+    let said = daemon.fails(2, &["trigger", "--list", "--count", "5"]);
+    assert!(said.contains("--count"), "{said}");
+    daemon.ok(&["trigger", "--list"]);
+}
+
+/// The daemon sends nothing of what it keeps back, and an explanation says no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_nowhere_is_explained_by_what_keeps_it_back() {
+    let daemon = Daemon::start("[[sinks]]\nname = \"all\"\ntype = \"file\"\npath = \"DIR/out.jsonl\"\n").await;
+    daemon.store(1..=2).await;
+    daemon.send("no delivery").await.unwrap();
+    let line =
+        serde_json::json!({ "received_at": jiff::Timestamp::now().to_string(), "body": crate::harness::body(4) });
+    let file = daemon.path("import.jsonl");
+    std::fs::write(&file, line.to_string()).unwrap();
+    daemon.ok(&["log", "import", file.to_str().unwrap()]);
+    let explained = |id: &str| daemon.ok(&["rules", "explain", "--id", id]);
+    assert!(explained("ev_1").contains("goes to: all"));
+    for (id, why) in [("3", "in quarantine"), ("ev_4", "imported without --dispatch")] {
+        let said = explained(id);
+        assert!(said.contains("goes to: no sink") && said.contains(why), "{said}");
+        let json = daemon.lines(&["rules", "explain", "--id", id]).remove(0);
+        assert_eq!(json["sinks"], serde_json::json!([]), "{json}");
+        assert!(json["because"].as_str().unwrap().contains(why), "{json}");
+    }
+    assert_eq!(daemon.lines(&["events", "show", "ev_4"])[0]["held"], true);
+    daemon.ok(&["log", "erase", "--id", "ev_2", "--yes"]);
+    let said = daemon.fails(1, &["rules", "explain", "--id", "2"]);
+    assert!(said.contains("event 2 was erased"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,9 @@
 //! The log from outside: damage, a second process, export and import, erasure, work without a daemon.
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
 
 use crate::harness::{Daemon, body, until};
 
@@ -100,6 +103,37 @@ async fn what_is_exported_can_be_imported_byte_for_byte() {
     );
     two.stop().await;
     assert_eq!(bodies(&one), bodies(&two), "and the same without a daemon");
+}
+
+/// They would be gone before anybody could replay them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_older_than_the_log_keeps_is_imported_only_on_purpose() {
+    let daemon = Daemon::start("").await;
+    let line = |id: u64, at: &str| {
+        json!({ "received_at": at, "source": "webhook", "headers": {}, "body": body(id) }).to_string()
+    };
+    let now = jiff::Timestamp::now().to_string();
+    let file = daemon.path("old.jsonl");
+    let name = file.to_str().unwrap();
+    // The old one is far behind the first events that are sent together.
+    let mut lines: Vec<String> = (1..=600).map(|id| line(id, &now)).collect();
+    lines.push(line(601, "2024-02-15T10:00:00Z"));
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let said = daemon.fails(1, &["log", "import", name]);
+    assert!(
+        said.contains("1 of the 601 events") && said.contains("30d") && said.contains("--expired"),
+        "{said}"
+    );
+    assert_eq!(daemon.status()["log"]["last"], 0, "nothing was imported");
+    let streamed = daemon
+        .command()
+        .args(["log", "import", "-"])
+        .stdin(std::fs::File::open(&file).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(streamed.status.code(), Some(1), "{streamed:?}");
+    daemon.ok(&["log", "import", name, "--expired"]);
+    assert_eq!(daemon.status()["log"]["last"], 601);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,6 +263,81 @@ async fn tail_shows_new_events_and_survives_a_restart() {
     .await;
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Stands for a daemon at its socket: hears what is asked, and says what it is told to; where that is nothing, it goes away.
+fn stand_in(daemon: &Daemon, say: impl Fn(&Value) -> String + Send + Sync + 'static) -> Arc<Mutex<Vec<Value>>> {
+    use std::io::BufRead;
+    std::fs::create_dir_all(daemon.data()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(closehook::admin::socket::path(daemon.data())).unwrap();
+    let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let (heard, say) = (asked.clone(), Arc::new(say));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (heard, say) = (heard.clone(), say.clone());
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let _ = std::io::BufReader::new(&stream).read_line(&mut line);
+                // Whoever only looks whether a daemon is there asks nothing.
+                let Ok(question) = serde_json::from_str(&line) else {
+                    return;
+                };
+                let said = say(&question);
+                heard.lock().unwrap().push(question);
+                let _ = (&stream).write_all(said.as_bytes());
+            });
+        }
+    });
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_goes_on_where_it_began_although_nothing_was_shown_yet() {
+    let daemon = Daemon::new("");
+    let newest = json!({ "answer": {
+        "seq": 7, "received_at": "2024-02-15T10:00:00Z", "source": "webhook", "kind": "event",
+        "type": null, "id": "ev_7", "date_updated": null, "lead_id": null } });
+    let asked = stand_in(&daemon, move |question| match question["follow"].as_bool() {
+        Some(true) => String::new(),
+        _ => format!("{newest}\n{{\"done\":true}}\n"),
+    });
+    let mut child = daemon.command().args(["events", "tail"]).spawn().unwrap();
+    let followed = || -> Vec<Value> {
+        let asked = asked.lock().unwrap();
+        let followed = asked.iter().filter(|question| question["follow"] == true);
+        followed.map(|question| question["from"].clone()).collect()
+    };
+    until("it has asked again", async || followed().len() > 1).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(followed().iter().all(|from| *from == 8), "{:?}", followed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_a_daemon_refuses_ends_and_says_why() {
+    let daemon = Daemon::new("");
+    stand_in(&daemon, |question| match question["follow"].as_bool() {
+        Some(true) => "{\"error\":\"the event log can't be read\"}\n".to_owned(),
+        _ => "{\"done\":true}\n".to_owned(),
+    });
+    let mut tail = daemon.command();
+    let mut child = tail
+        .args(["events", "tail"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ended = None;
+    until("it ends", async || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert_eq!(ended.unwrap().code(), Some(1), "{said}");
+    assert!(
+        said.lines().last().unwrap().contains("the event log can't be read"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

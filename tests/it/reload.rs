@@ -226,3 +226,25 @@ async fn keys_that_are_made_while_a_reload_waits_stay() {
     until("it has reloaded", async || reloaded()).await;
     assert_eq!(send(&new, 3).await, 200);
 }
+
+/// Decision 26: what was received while a key counted stays provable, and nothing new is taken with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_left_the_configuration_still_proves_what_is_stored() {
+    let with = |key: &str| format!("[[close.subscriptions]]\nsignature_key = \"{key}\"\n");
+    let mut daemon = Daemon::start(&with(KEY)).await;
+    daemon.store(1..=3).await;
+    daemon.configure(&with(OTHER_KEY));
+    daemon.ok(&["reload"]);
+    assert!(daemon.ok(&["events", "verify"]).contains("3 events checked"));
+    let (status, _) = daemon.send(crate::harness::body(4)).await.unwrap();
+    assert_eq!(status, 401, "it proves what is stored, and no more");
+    // Also where it was taken out while no daemon ran, and for whoever looks without one.
+    daemon.stop().await;
+    daemon.configure(&with(&"ab".repeat(32)));
+    assert!(daemon.ok(&["events", "verify"]).contains("3 events checked"));
+    daemon.run().await;
+    assert!(daemon.ok(&["events", "verify"]).contains("3 events checked"));
+    let key = Key::from_hex(None, OTHER_KEY).unwrap();
+    let (status, _) = daemon.send_signed(&key, crate::harness::body(5)).await.unwrap();
+    assert_eq!(status, 401);
+}

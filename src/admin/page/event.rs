@@ -221,6 +221,7 @@ fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Valid => ("signed", "ok"),
         Verdict::Invalid => ("signature does not fit", "bad"),
+        Verdict::Unchecked => ("can't be checked now", "warn"),
         Verdict::Unsigned => ("fetched, not signed", ""),
         Verdict::Missing => ("no signature", "bad"),
         Verdict::Erased => ("erased", "warn"),

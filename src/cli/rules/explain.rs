@@ -10,7 +10,8 @@ use super::{read_event, why};
 use crate::cli::connect::{Access, Connection};
 use crate::cli::when::when;
 use crate::cli::{Failure, Global, Outcome, print_line};
-use crate::control::events;
+use crate::config::{Config, Partial};
+use crate::control::events::{self, Shown};
 use crate::event::{Event, Kind, View};
 use crate::plain;
 use crate::rules::filter::Trace;
@@ -41,19 +42,26 @@ pub(in crate::cli) struct Explain {
 impl Explain {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let config = global.load()?;
-        let event = self.event(global).await?;
+        let (event, kept_back) = self.event(global, &config).await?;
         let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
         let rules = RuleSet::of(&config).map_err(Failure::Faults)?;
         let explanations = rules.explain(&event);
         let routed: Vec<&str> = sinks
             .iter()
             .copied()
-            .filter(|sink| rules.route(sink, &event).is_some())
+            .filter(|sink| kept_back.is_none() && rules.route(sink, &event).is_some())
             .collect();
         if global.json {
-            return print_line(&json!({ "rules": explanations, "sinks": routed }).to_string());
+            let mut value = json!({ "rules": explanations, "sinks": routed });
+            if let Some(why) = kept_back {
+                value["because"] = json!(why);
+            }
+            return print_line(&value.to_string());
         }
         self.print(&event, &explanations)?;
+        if let Some(why) = kept_back {
+            return print_line(&format!("goes to: no sink, whatever the rules say: {why}"));
+        }
         print_line(&format!(
             "goes to: {}",
             if routed.is_empty() {
@@ -64,7 +72,9 @@ impl Explain {
         ))
     }
 
-    async fn event(&self, global: &Global) -> Result<Event, Failure> {
+    /// The event, and why the daemon sends it nowhere, whatever the rules say; `None`: they decide.
+    async fn event(&self, global: &Global, config: &Config) -> Result<(Event, Option<&'static str>), Failure> {
+        let mut kept_back = None;
         let (text, stored) = match (&self.event, &self.id) {
             (Some(path), _) if path.as_os_str() == "-" => (std::io::read_to_string(std::io::stdin())?, None),
             (Some(path), _) => {
@@ -75,6 +85,18 @@ impl Explain {
             (None, Some(id)) => {
                 let connection = Connection::open(global, Access::Read).await?;
                 let shown = connection.ask_one(events::Show { id: id.clone() }).await?;
+                if shown.kind == Kind::Erased {
+                    let seq = shown.event.seq;
+                    return Err(Failure::Work(format!(
+                        "event {seq} was erased: nothing of it is left that a rule could look at"
+                    )));
+                }
+                kept_back = why_kept_back(&shown, config);
+                if shown.kind == Kind::Quarantined {
+                    let (at, source, body) = (shown.event.received_at, shown.event.source, shown.event.bytes()?);
+                    let event = Event::new(shown.event.seq, at, source, shown.kind, None, body.into());
+                    return Ok((event, kept_back));
+                }
                 // As it is: it is read here, not shown.
                 let stored = (shown.event.received_at, shown.kind);
                 (shown.event.body.unwrap_or_default(), Some(stored))
@@ -84,10 +106,17 @@ impl Explain {
         let (received_at, kind) = stored.unwrap_or_else(|| (Timestamp::now(), Kind::Event));
         let mut event = read_event(&text, received_at).map_err(Failure::Usage)?;
         event.kind = kind;
-        Ok(event)
+        Ok((event, kept_back))
     }
 
     fn print(&self, event: &Event, explanations: &[Explanation]) -> Outcome {
+        if event.kind == Kind::Quarantined {
+            return print_line(&format!(
+                "(no event) Seq {}, received {}",
+                event.seq,
+                when(event.received_at)
+            ));
+        }
         let type_action = event.view().and_then(View::type_action);
         let type_action = type_action.unwrap_or_else(|| "(no type)".into());
         let received = if self.id.is_some() {
@@ -120,6 +149,18 @@ impl Explain {
     }
 }
 
+/// Why the daemon sends an event of the log nowhere by itself; `None`: rules decide.
+fn why_kept_back(shown: &Shown, config: &Config) -> Option<&'static str> {
+    match shown.kind {
+        Kind::Quarantined => Some("its body can't be read as a delivery, and is kept in quarantine"),
+        _ if shown.held => Some("it was imported without --dispatch (`closehook replay` sends it)"),
+        Kind::Partial if config.close.partial == Partial::Hold => {
+            Some("Close withholds its data: it is held until the full event comes (close.partial)")
+        }
+        Kind::Event | Kind::Partial | Kind::Erased => None,
+    }
+}
+
 fn print_trace(trace: &Trace, depth: usize) -> Outcome {
     let mark = if trace.matched { "yes" } else { "no " };
     let saw = plain::line(&trace.saw);
@@ -128,4 +169,40 @@ fn print_trace(trace: &Trace, depth: usize) -> Outcome {
         .children
         .iter()
         .try_for_each(|child| print_trace(child, depth + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::Layers;
+    use crate::control::transfer::Exported;
+    use crate::event::{Seq, Source};
+
+    /// The daemon sends nothing of these, so that rules alone don't tell where an event goes.
+    #[test]
+    fn what_the_daemon_keeps_back_goes_nowhere_whatever_rules_say() {
+        let mut config = Config::load(&Layers::new(&[], crate::rules::faults)).unwrap();
+        let shown = |kind, held| {
+            let body = r#"{"event":{"id":"ev_1"}}"#;
+            let event = Event::new(Seq(1), Timestamp::UNIX_EPOCH, Source::Webhook, kind, None, body.into());
+            Shown {
+                event: Exported::of(&event),
+                kind,
+                held,
+                signature: String::new(),
+                sinks: BTreeMap::new(),
+                revisions: Vec::new(),
+            }
+        };
+        let why = |config: &Config, kind, held| why_kept_back(&shown(kind, held), config);
+        assert_eq!(why(&config, Kind::Event, false), None);
+        assert!(why(&config, Kind::Event, true).unwrap().contains("--dispatch"));
+        assert!(why(&config, Kind::Quarantined, false).unwrap().contains("quarantine"));
+        assert!(why(&config, Kind::Partial, false).unwrap().contains("withholds"));
+        config.close.partial = Partial::Dispatch;
+        assert_eq!(why(&config, Kind::Partial, false), None);
+        assert!(why(&config, Kind::Partial, true).is_some(), "imported");
+    }
 }

@@ -18,7 +18,7 @@ pub enum Error {
     WrongKey,
     /// 401 with a key that worked before.
     #[error(
-        "Close no longer accepts the credentials (401): they were revoked; make new ones in Close, set them in [close] and restart"
+        "Close no longer accepts the credentials (401): they were revoked; make new ones in Close, set them in [close], and run `closehook reload`"
     )]
     Revoked,
     /// The token endpoint refused the refresh token.

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::close::account::{Account, Policy};
 use crate::close::api::error::Error;
 use crate::close::seen::{Condition, DeliverySilence};
-use crate::event::{Seq, Source};
+use crate::event::Seq;
 use crate::log::Take;
 
 /// Deliveries from whose rhythm the usual pause is taken.
@@ -25,11 +25,9 @@ impl Account {
             narrow: None,
         };
         let events = self.log.read(from, take).await?.events;
-        let deliveries: Vec<Timestamp> = events
-            .iter()
-            .filter(|event| event.source == Source::Webhook)
-            .map(|event| event.received_at)
-            .collect();
+        let mut deliveries: Vec<Timestamp> = events.iter().filter_map(|event| event.delivered_at()).collect();
+        // An import that is dispatched keeps its times of receipt.
+        deliveries.sort_unstable();
         let is_subscribed = self.seen().found.iter().any(|found| found.state == Condition::Active);
         let before = self.seen().silence;
         let facts = SilenceFacts {

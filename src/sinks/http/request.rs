@@ -14,8 +14,8 @@ use crate::event::Delivery;
 use crate::render::{Escape, Template};
 use crate::sinks::common::message::{fits, made};
 
-/// Names that say how a request travels, or which one it is. Only the sink can know that.
-const OWN: [&str; 14] = [
+/// Names that, beside `proxy-*`, say how a request travels, or which one it is. Only the sink can know that.
+const OWN: [&str; 12] = [
     "connection",
     "content-length",
     "expect",
@@ -23,8 +23,6 @@ const OWN: [&str; 14] = [
     "http2-settings",
     "idempotency-key",
     "keep-alive",
-    "proxy-authorization",
-    "proxy-connection",
     "te",
     "trailer",
     "transfer-encoding",
@@ -151,7 +149,9 @@ fn belongs_to_the_sink(name: &str) -> Option<&'static str> {
         "host" => Some("follows from url"),
         "proxy-authorization" => Some("follows from proxy (http://USER:PASSWORD@HOST:PORT)"),
         "idempotency-key" => Some("is the event's, and the sink's to say"),
-        _ if OWN.contains(&name) => Some("says how the request travels, and is the sink's to say"),
+        _ if OWN.contains(&name) || name.starts_with("proxy-") => {
+            Some("says how the request travels, and is the sink's to say")
+        }
         _ if OWN_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) => {
             Some("is the sink's to say (webhook-*, closehook-*), or Close's (close-sig-*: set forward_signature)")
         }

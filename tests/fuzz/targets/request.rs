@@ -54,10 +54,9 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let key = Key::from_hex(None, "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c").unwrap();
     let verifier = Verifier {
         keys: vec![key.clone()],
-        kept: Vec::new(),
-        retired: Vec::new(),
         tolerance: SignedDuration::from_secs(300),
         skew: SignedDuration::from_secs(300),
+        ..Verifier::default()
     };
     let ingress = Ingress {
         log: Arc::new(log),

@@ -22,9 +22,9 @@ fuzz_target!(|data: &[u8]| {
     let verifier = Verifier {
         keys,
         kept,
-        retired: Vec::new(),
         tolerance: SignedDuration::from_secs(300),
         skew: SignedDuration::from_secs(60),
+        ..Verifier::default()
     };
     let off = i64::from(i16::from_be_bytes([*high, *low]));
     let now = Timestamp::from_second(SIGNED_AT + off).unwrap();

@@ -280,7 +280,7 @@ async fn every_view_of_a_long_log_costs_what_it_shows() {
     }
     out.flush().unwrap();
     drop(out);
-    daemon.ok(&["log", "import", file.to_str().unwrap()]);
+    daemon.ok(&["log", "import", "--expired", file.to_str().unwrap()]);
     assert_eq!(daemon.status()["log"]["last"].as_u64(), Some(many));
     let cookie = daemon.session().await;
     let mut slow = Vec::new();

@@ -242,6 +242,7 @@ fn names_that_are_the_sinks_to_say_are_faults_however_they_are_written() {
         "Expect",
         "Proxy-Authorization",
         "Proxy-Connection",
+        "Proxy-Anything",
         "Idempotency-Key",
         "Webhook-Id",
         "webhook-signature",
@@ -265,6 +266,7 @@ fn names_that_are_the_sinks_to_say_are_faults_however_they_are_written() {
         "Accept",
         "X-Webhook-Id",
         "closehooks",
+        "X-Proxy-Id",
         "close-signature",
         "Date",
     ] {

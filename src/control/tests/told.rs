@@ -1,0 +1,162 @@
+//! What is told of a log that is damaged, imported or not to be erased: no more and no less than is known.
+
+use super::*;
+
+/// Whoever asks, and not only through the command line.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_of_nobodys_data_is_refused_and_leaves_everything() {
+    let bench = Bench::with(9).await;
+    for whose in [
+        r#"{"email":""}"#,
+        r#"{"lead":" "}"#,
+        r#"{"ids":[""]}"#,
+        r#"{"email":"jane"}"#,
+        "{}",
+    ] {
+        let whose: erase::Erase = serde_json::from_str(whose).unwrap();
+        let here = erase::EraseHere {
+            whose: whose.clone(),
+            erased: Vec::new(),
+        };
+        for request in [Request::from(whose), Request::from(here)] {
+            let (to, _from) = tokio::sync::mpsc::channel(1);
+            let answered = bench.facade.answer(request.clone(), &Answers::new(to)).await;
+            assert!(answered.is_err_and(|why| !why.is_empty()), "{request:?}");
+        }
+    }
+    let kept = bench.answers(newest(9, None)).await;
+    assert!(kept.iter().all(|line| line.kind == crate::event::Kind::Event));
+}
+
+/// A key that can't be read is no proof that anything is forged.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_may_have_signed_that_can_not_be_read_is_not_called_forged() {
+    let mut bench = Bench::with(0).await;
+    let signature = SignatureHeaders {
+        timestamp: "1700000000".into(),
+        hash: "ab".repeat(32),
+    };
+    let body = r#"{"event":{"id":"ev_1"}}"#;
+    let incoming = Incoming::new(body.into(), Timestamp::now(), Source::Webhook, Some(signature));
+    bench.log.append(incoming).await.unwrap();
+    let said = async |bench: &Bench| {
+        let shown = bench.answers(events::Show { id: "ev_1".into() }).await.remove(0);
+        let whole = bench
+            .answers(whole::Whole {
+                id: "ev_1".into(),
+                send: false,
+            })
+            .await
+            .remove(0);
+        let Some(events::Checked::Done(found)) = bench.answers(events::Verify {}).await.pop() else {
+            panic!("no end");
+        };
+        (shown.signature, whole.signature.verdict, found.faults)
+    };
+    let (shown, verdict, faults) = said(&bench).await;
+    assert_eq!(
+        (shown.as_str(), verdict),
+        ("no known key signed it", whole::Verdict::Invalid)
+    );
+    assert_eq!(faults, ["event 1: no known key signed it"]);
+    bench.facade.receiving = Arc::new(Nothing {
+        unknown: vec!["close.subscriptions[0].signature_key: it is not there".into()],
+    });
+    let (shown, verdict, faults) = said(&bench).await;
+    assert!(
+        shown.contains("can't be checked now: close.subscriptions[0]"),
+        "{shown}"
+    );
+    assert_eq!(verdict, whole::Verdict::Unchecked);
+    assert!(faults[0].contains("close.subscriptions[0].signature_key"), "{faults:?}");
+    assert_eq!(faults[1..], ["event 1: it can't be checked now"]);
+}
+
+/// The rest of a long log is not read for nothing, nor is anything waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_full_reads_no_further() {
+    let bench = Bench::with(3000).await;
+    for (limit, follow, reads) in [(0, false, 0), (1, false, 1), (1, true, 1)] {
+        *lock(&bench.log.reads) = 0;
+        let list = events::List {
+            pick: Pick {
+                ids: vec!["ev_1".into()],
+                ..Pick::default()
+            },
+            limit: Some(limit),
+            last: false,
+            follow,
+            from: Some(Seq(1)),
+        };
+        let events = bench.answers(list).await;
+        assert_eq!(events.len() as u64, limit);
+        let read = *lock(&bench.log.reads);
+        assert_eq!(read, reads, "{limit} {follow}");
+    }
+}
+
+/// An import is no sign of life of Close's, however new it is and wherever it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_delivery_is_the_newest_one_that_close_made() {
+    let bench = Bench::with(0).await;
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let (delivered, older, newer) = (
+        at("2024-03-01T00:00:00Z"),
+        at("2024-02-01T00:00:00Z"),
+        at("2024-04-01T00:00:00Z"),
+    );
+    let sent = [
+        (1, delivered, Source::Webhook, false),
+        (2, older, Source::Webhook, false),
+        (3, newer, Source::Webhook, true),
+        (4, newer, Source::Backfill, false),
+    ];
+    for (id, received_at, source, held) in sent {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}"}}}}"#);
+        let incoming = Incoming {
+            held,
+            ..Incoming::new(body.into(), received_at, source, None)
+        };
+        bench.log.append(incoming).await.unwrap();
+    }
+    let status = bench.answers(status::Show {}).await.pop().unwrap();
+    assert_eq!(status.last_delivery_at, Some(delivered));
+}
+
+/// What is damaged is not passed over as if it had never been there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_says_what_is_missing_from_it() {
+    let bench = Bench::with(1200).await;
+    let exported = async |asked: transfer::Export| {
+        let mut answers = bench.answers(asked).await;
+        let unread = match answers.pop() {
+            Some(transfer::Line::Unread(unread)) => unread.unread.iter().map(|lost| (lost.from.0, lost.to.0)).collect(),
+            Some(event) => {
+                answers.push(event);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        assert!(answers.iter().all(|line| matches!(line, transfer::Line::Event(_))));
+        (answers.len(), unread)
+    };
+    let first = |limit| transfer::Export {
+        limit: Some(limit),
+        ..transfer::Export::default()
+    };
+    assert_eq!(exported(transfer::Export::default()).await, (1200, Vec::new()));
+    // Over the end of what is read in one go.
+    *lock(&bench.log.damaged) = vec![(Seq(5), Seq(9)), (Seq(500), Seq(600))];
+    let both = vec![(5, 9), (500, 600)];
+    assert_eq!(exported(transfer::Export::default()).await, (1094, both));
+    assert_eq!(exported(first(4)).await, (4, Vec::new()), "it is behind the last one");
+    assert_eq!(exported(first(5)).await, (5, vec![(5, 9)]));
+    let before_all = transfer::Export {
+        pick: Pick {
+            until: Some(Timestamp::UNIX_EPOCH),
+            ..Pick::default()
+        },
+        limit: None,
+    };
+    assert_eq!(exported(before_all).await, (0, Vec::new()), "none of it was asked for");
+}
