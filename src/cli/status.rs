@@ -347,6 +347,9 @@ fn close(close: &CloseStatus) -> Vec<String> {
         ),
         None => "close      not compared with Close's event log yet".to_owned(),
     }];
+    if let Some(node) = &close.looked_after_by {
+        lines.push(format!("           node {} looks after it", text(node)));
+    }
     lines.extend(close.held.as_ref().map(held));
     lines.extend(close.subscriptions.iter().flat_map(subscription));
     if let Some(checked) = when_known(close.checked_at) {

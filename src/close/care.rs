@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::account::Account;
 use super::api::error::Error;
 use super::fields;
+use super::seen::Sightings;
 use super::shared::Shared;
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
@@ -33,7 +34,25 @@ pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
         () = stop.cancelled() => return,
         () = account.configured() => {}
     }
+    let _caring = Caring::begin(&account);
     tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
+}
+
+/// While it is there, somebody here looks after Close's side. What was seen then says nothing of later: another node may look by now.
+struct Caring<'a>(&'a Account);
+
+impl<'a> Caring<'a> {
+    fn begin(account: &'a Account) -> Caring<'a> {
+        account.is_supervised.store(true, Ordering::Relaxed);
+        Caring(account)
+    }
+}
+
+impl Drop for Caring<'_> {
+    fn drop(&mut self) {
+        self.0.is_supervised.store(false, Ordering::Relaxed);
+        *self.0.seen() = Sightings::default();
+    }
 }
 
 /// Follows what custom fields are called, until `stop`. `at_once`: for a daemon; else, for a command that delivers without one, nothing is
@@ -101,7 +120,6 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
 }
 
 async fn run_jobs(account: &Account, stop: &CancellationToken) {
-    account.is_supervised.store(true, Ordering::Relaxed);
     loop {
         let changed = account.job_changed.notified();
         let result = tokio::select! {

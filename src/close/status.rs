@@ -21,6 +21,9 @@ pub struct CloseStatus {
     pub configured: bool,
     /// Whose all of it is; `None` while that is not known.
     pub organization: Option<Organization>,
+    /// The node that looks after it; `None` where there is one only, or none does. What was last seen there is known to that one alone.
+    #[serde(default)]
+    pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
     /// When the subscriptions were last looked at.
@@ -205,7 +208,7 @@ impl Account {
             .collect()
     }
 
-    /// For people.
+    /// For people. Who looks after it where there are several nodes is not known here.
     pub fn status(&self) -> CloseStatus {
         let marks = self.store.marks();
         let held = self.held(&marks);
@@ -214,6 +217,7 @@ impl Account {
         let organization = self.store.organization();
         CloseStatus {
             configured: self.is_configured(),
+            looked_after_by: None,
             trouble: seen.trouble.as_ref().map(ToString::to_string),
             checked_at: seen.checked_at,
             reconciled_at: seen.reconciled_at,

@@ -10,8 +10,10 @@ use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
+use crate::close::CloseStatus;
 use crate::event::{Event, Source};
 use crate::log::space;
+use crate::node;
 
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
 const DELIVERIES_BACK: u64 = 256;
@@ -55,7 +57,10 @@ impl Show {
             removed_sinks: removed_sinks.ok().and_then(Result::ok).unwrap_or_default(),
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
-            close: on.account.status(),
+            close: CloseStatus {
+                looked_after_by: on.others.as_ref().and_then(|others| others.holder(node::CLOSE)),
+                ..on.account.status()
+            },
         };
         status.troubles = troubles::of(&status, now);
         status.well = status.troubles.is_empty();

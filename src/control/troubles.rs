@@ -211,6 +211,12 @@ fn close(status: &Status, found: &mut Found) {
     if !close.configured {
         return;
     }
+    if status.daemon.running && !status.nodes.is_empty() && close.looked_after_by.is_none() {
+        found.say(
+            "no node looks after Close's side now: its subscriptions are not seen to, and nothing is compared",
+            "one that lives takes it over by itself, if node.roles lets it (\"close\")",
+        );
+    }
     if let Some(trouble) = &close.trouble {
         found.say(
             format!("Close's API can't be used: {trouble}"),

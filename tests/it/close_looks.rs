@@ -150,5 +150,8 @@ async fn status_waits_for_nothing_that_is_being_made_and_what_was_made_is_looked
     until("what was made is seen", async || found(&process).len() == 2).await;
     stop.cancel();
     looking.await.unwrap();
+    // Nobody here looks any more: another node may, and see something else.
+    let status = process.account.status();
+    assert!(status.subscriptions.is_empty() && status.checked_at.is_none() && status.reconciled_at.is_none());
     process.end().await;
 }

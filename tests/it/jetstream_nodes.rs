@@ -288,7 +288,9 @@ async fn two_nodes(cluster: &Cluster, more: &str) -> (Daemon, Daemon) {
 fn has_close(daemon: &Daemon, name: &str) -> bool {
     let status = daemon.status();
     let mut nodes = status["nodes"].as_array().unwrap().iter();
-    let leases = nodes.find(|node| node["name"] == name).map(|node| node["leases"].clone());
+    let leases = nodes
+        .find(|node| node["name"] == name)
+        .map(|node| node["leases"].clone());
     leases.is_some_and(|leases| leases.as_array().unwrap().contains(&Value::from("close")))
 }
 
@@ -321,6 +323,21 @@ async fn a_sink_has_the_names_of_custom_fields_on_a_node_that_does_not_look_afte
     until("it is delivered", async || !lines().is_empty()).await;
     let made: Value = serde_json::from_str(lines().trim_end()).unwrap();
     assert_eq!(made, serde_json::json!({ "Industry": "Paint" }));
+
+    // What the one sees at Close the other can't say, and does not.
+    until("Close is looked at", async || {
+        cares.status()["close"]["checked_at"].is_string()
+    })
+    .await;
+    for (daemon, says) in [(&cares, true), (&delivers, false)] {
+        let close = daemon.status()["close"].clone();
+        assert_eq!(close["looked_after_by"], "a");
+        assert_eq!(close["checked_at"].is_string(), says, "{close}");
+        let metrics = daemon.ask_admin("/metrics").await.text().await.unwrap();
+        assert_eq!(metrics.contains("\nclosehook_close_reachable "), says, "{metrics}");
+        let shown = daemon.run_command(&["status"]).stdout;
+        assert!(String::from_utf8_lossy(&shown).contains("node a looks after it"));
+    }
 }
 
 fn wrong(output: &std::process::Output) -> String {

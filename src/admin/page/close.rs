@@ -25,6 +25,8 @@ use crate::control::status;
 struct ClosePage {
     frame: Frame,
     done: Option<&'static str>,
+    /// The node that looks after Close's side, where that is another one.
+    elsewhere: Option<String>,
     claim: String,
     claim_more: String,
     picture: Drawing,
@@ -72,11 +74,11 @@ pub struct Wish {
 
 /// `/close`
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
-    let status = view
+    let shown = view
         .one(status::Show {})
         .await
-        .map_err(|error| view.refused(error))?
-        .close;
+        .map_err(|error| view.refused(error))?;
+    let (status, own) = (shown.close, shown.daemon.node);
     let frame = view.frame("/close");
     let job = Backfill {
         job: status.backfill.as_ref().map(BackfillCell::of),
@@ -92,6 +94,7 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     let (claim, claim_more) = claim(&status);
     Ok(html(&ClosePage {
         frame,
+        elsewhere: status.looked_after_by.clone().filter(|node| Some(node) != own.as_ref()),
         done: match wish.done.as_str() {
             "resumed" => Some("Close was told to deliver again."),
             "begun" => Some("The backfill has begun."),

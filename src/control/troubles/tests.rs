@@ -14,7 +14,7 @@ fn status(change: impl FnOnce(&mut Value)) -> Status {
         "log": { "first": 1, "last": 1, "events": 1, "received_bytes": 1, "disk_bytes": 1, "segments": 1, "unsealed": 1,
             "oldest_at": null, "gaps": [] },
         "retention": null, "sinks": [], "removed_sinks": [], "rules": [],
-        "close": { "configured": true, "subscriptions": [{ "id": "whsub_1", "state": "active", "verify_ssl": true }] },
+        "close": { "configured": true, "looked_after_by": "n1", "subscriptions": [{ "id": "whsub_1", "state": "active", "verify_ssl": true }] },
     });
     change(&mut value);
     serde_json::from_value(value).unwrap()
@@ -71,6 +71,15 @@ fn each_trouble_is_said_with_what_to_do() {
             }),
             "the stream has no leader",
             "a majority of the servers",
+        ),
+        (
+            Box::new(|s| {
+                s["close"]["looked_after_by"] = Value::Null;
+                s["nodes"] = json!([{ "name": "n1", "roles": [], "state": "alive", "started_at": "2024-02-15T12:29:59Z",
+                    "version": "1", "leases": [] }]);
+            }),
+            "no node looks after Close's side now",
+            "node.roles",
         ),
         (
             Box::new(|s| {
