@@ -292,7 +292,12 @@ fn certificate(certificate: &Certificate) -> Vec<String> {
     };
     let next = when_known(certificate.next_renewal).map_or_else(String::new, |next| format!("; next order {next}"));
     let error = certificate.last_error.as_ref();
-    let error = error.map(|error| format!("           the last order failed: {}", text(error)));
+    let what_failed = if certificate.next_renewal.is_some() {
+        "the last order failed"
+    } else {
+        "its files can't be used now"
+    };
+    let error = error.map(|error| format!("           {what_failed}: {}", text(error)));
     [Some(format!("tls        {state}{next}")), error]
         .into_iter()
         .flatten()

@@ -123,8 +123,13 @@ fn servers(status: &Status, found: &mut Found) {
 fn certificate(status: &Status, now: Timestamp, found: &mut Found) {
     let Some(certificate) = &status.certificate else { return };
     let failed = certificate.last_error.as_ref();
-    let failed = failed.map_or_else(String::new, |error| format!(": the last order failed: {error}"));
     let is_ordered = certificate.next_renewal.is_some();
+    let what_failed = if is_ordered {
+        "the last order failed"
+    } else {
+        "what its files hold now can't be used"
+    };
+    let failed = failed.map_or_else(String::new, |error| format!(": {what_failed}: {error}"));
     let remedy = if is_ordered {
         "see that the names lead here and port 443 can be reached; it is ordered again by itself, at once after `closehook reload`"
     } else {

@@ -122,6 +122,14 @@ fn each_trouble_is_said_with_what_to_do() {
         ),
         (
             Box::new(|s| {
+                s["certificate"] =
+                    json!({ "file": "c", "not_after": "2034-02-20T00:00:00Z", "last_error": "k can't be read" })
+            }),
+            "the certificate expires at 2034-02-20T00:00:00Z: what its files hold now can't be used: k can't be read",
+            "renew the files",
+        ),
+        (
+            Box::new(|s| {
                 s["received"]["refused"] = json!({ "future": 2 });
                 s["received"]["clocks"]["last"] =
                     json!({ "received_at": "2024-02-15T12:10:00Z", "signed_at": "2024-02-15T12:30:00Z" });
