@@ -1,6 +1,6 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -282,14 +282,22 @@ pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
     store.check()?;
     let client = connect(&config.close, &store, Seams::default())?;
     organization::prove(&client, &store).await?;
-    let close_has = list(&client, &store).await?;
     let policy = Policy::of(config, &rules);
+    let close_has = list(&client, &store, &policy).await?;
     policy.plan(&store, &close_has)
 }
 
-/// Every subscription there is, all of this directory's organization.
-async fn list(client: &Client, store: &CloseStore) -> Result<Vec<Subscription>, Error> {
-    let subscriptions = client.subscriptions().await?;
+/// Every subscription there is, all of this directory's organization. One of ours that is not in the list is asked for by itself: a list of
+/// several pages may have lost it on the way, and its key is retired for what is missing here.
+async fn list(client: &Client, store: &CloseStore, policy: &Policy) -> Result<Vec<Subscription>, Error> {
+    let mut subscriptions = client.subscriptions().await?;
+    let configured = policy.configured.iter().flatten().cloned();
+    let ours: BTreeSet<String> = store.keys().live_ids().into_iter().chain(configured).collect();
+    for id in ours {
+        if subscriptions.iter().all(|one| one.id != id) {
+            subscriptions.extend(client.subscription_if_there(&id).await?);
+        }
+    }
     for subscription in &subscriptions {
         organization::vouch(store, subscription.organization_id.as_deref())?;
     }
@@ -493,7 +501,7 @@ impl Account {
 
     /// Every subscription there is, all of the right organization.
     pub(super) async fn list(&self, client: &Client) -> Result<Vec<Subscription>, Error> {
-        let subscriptions = list(client, &self.store).await?;
+        let subscriptions = list(client, &self.store, &self.policy()).await?;
         let named = subscriptions.iter().find_map(|one| one.organization_id.clone());
         if let (None, Some(id)) = (self.store.organization()?, named) {
             let organization = Organization { id, name: None };
@@ -529,7 +537,7 @@ impl Account {
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
         let client = self.client_to_look().await?;
         let _unchanged = self.unchanged().await;
-        let subscriptions = list(&client, &self.store).await?;
+        let subscriptions = list(&client, &self.store, &self.policy()).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -550,7 +558,7 @@ impl Account {
     pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
         let client = self.client_to_look().await?;
         let _unchanged = self.unchanged().await;
-        let close_has = list(&client, &self.store).await?;
+        let close_has = list(&client, &self.store, &self.policy()).await?;
         self.plan_for(&close_has)
     }
 
