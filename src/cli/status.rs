@@ -345,9 +345,14 @@ fn close(close: &CloseStatus) -> Vec<String> {
     }
     let mut lines = vec![match &close.complete {
         Some(claim) => format!(
-            "close      complete up to {} (since {}: {})",
+            "close      complete up to {} (since {}{}: {})",
             when(claim.complete.upto),
-            when(claim.complete.from),
+            when(claim.since()),
+            if claim.kept_from.is_some() {
+                ", as far back as the log goes"
+            } else {
+                ""
+            },
             text(&claim.complete.scope)
         ),
         None => "close      not compared with Close's event log yet".to_owned(),

@@ -52,6 +52,9 @@ pub struct Claim {
     /// The claim.
     #[serde(flatten)]
     pub complete: Complete,
+    /// What was before this has left the log since; `None`: all that is claimed is still in it. Whoever has the log fills it in.
+    #[serde(default)]
+    pub kept_from: Option<Timestamp>,
     /// Some of these events are there without their data.
     pub lacks: Option<Held>,
 }
@@ -126,11 +129,17 @@ pub struct Vitals {
 }
 
 impl Claim {
+    /// From when on what is claimed is in the log.
+    pub fn since(&self) -> Timestamp {
+        self.kept_from.unwrap_or(self.complete.from)
+    }
+
     /// `uncounted`: what is known of the events that lack their data, where they were counted for other events than the claim is for.
     fn of(complete: Complete, held: Option<&Held>, uncounted: Option<Held>) -> Claim {
         if uncounted.is_some() {
             return Claim {
                 complete,
+                kept_from: None,
                 lacks: uncounted,
             };
         }
@@ -141,6 +150,7 @@ impl Claim {
         };
         Claim {
             lacks: held.filter(concerns).cloned(),
+            kept_from: None,
             complete,
         }
     }

@@ -11,8 +11,8 @@ use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
 use crate::close::CloseStatus;
-use crate::event::{Event, Source};
-use crate::log::space;
+use crate::event::{Event, Seq, Source};
+use crate::log::{Stats, space};
 use crate::node;
 
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
@@ -62,10 +62,18 @@ impl Show {
                 ..on.account.status()
             },
         };
+        if let Some(claim) = &mut status.close.complete {
+            claim.kept_from = kept_from(&status.log).filter(|kept| *kept > claim.complete.from);
+        }
         status.troubles = troubles::of(&status, now);
         status.well = status.troubles.is_empty();
         out.say(&status).await
     }
+}
+
+/// From when on the log has everything that it ever had: what happened then, and later, came later still. `None`: nothing has left it.
+pub(super) fn kept_from(stats: &Stats) -> Option<Timestamp> {
+    stats.oldest_at.filter(|_| stats.first > Seq(1))
 }
 
 /// When the last delivery came that is known of.

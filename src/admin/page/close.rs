@@ -121,8 +121,11 @@ fn claim(status: &CloseStatus) -> (String, String) {
     let mut more = format!(
         "The log has the latest revision of every event of Close's log ({}) since {}.",
         claim.complete.scope,
-        text::when(&claim.complete.from)
+        text::when(&claim.since())
     );
+    if claim.kept_from.is_some() {
+        more.push_str(" What was before has left the log.");
+    }
     if let Some(lacks) = &claim.lacks {
         let many = text::counted(&lacks.events, "event");
         let _ = write!(more, " {many} of these without their data, which Close withholds.");
