@@ -122,7 +122,12 @@ impl Subscription {
         match self {
             Subscription::List => list(global, connection).await,
             Subscription::Show { id } => {
-                let subscription = connection.ask_one(close::Subscription { id: id.clone() }).await?;
+                let subscription = connection
+                    .ask_one(close::Subscription {
+                        id: id.clone(),
+                        masks: false,
+                    })
+                    .await?;
                 global.print(&subscription, |shown| {
                     plain::lines(&json::indented(shown.get())).into_owned()
                 })
@@ -147,7 +152,8 @@ fn done(global: &Global, what: &str) -> Outcome {
 async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -> Outcome {
     let id_text = id.to_owned();
     if active {
-        connection.ask_one(close::Resume { id: id_text }).await?;
+        let only_ours = false;
+        connection.ask_one(close::Resume { id: id_text, only_ours }).await?;
     } else {
         connection.ask_one(close::Pause { id: id_text }).await?;
     }
@@ -155,7 +161,7 @@ async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(close::Subscriptions {}).await?;
+    let mut answers = connection.ask(close::Subscriptions::default()).await?;
     let mut rows = Vec::new();
     while let Some(subscription) = answers.next().await? {
         if global.json {

@@ -549,9 +549,12 @@ impl Account {
         }))
     }
 
-    /// One subscription, as Close shows it. Writes nothing.
-    pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client_to_look().await?.subscription(id).await
+    /// One subscription, as Close shows it, and how it stands to us. Writes nothing.
+    pub async fn subscription(&self, id: &str) -> Result<(Value, Standing), Error> {
+        let shown = self.client_to_look().await?.subscription(id).await?;
+        let garbled = |error: serde_json::Error| Error::Garbled(error.to_string());
+        let subscription: Subscription = serde_json::from_value(shown.clone()).map_err(garbled)?;
+        Ok((shown, self.with_ours(|ours| ours.standing(&subscription))))
     }
 
     /// What `apply` would do. Writes nothing.

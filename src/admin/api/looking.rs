@@ -107,16 +107,15 @@ async fn has_credentials(state: &AdminState) -> Result<status::Status, Refused> 
 pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
     asked.all_taken()?;
     has_credentials(&state).await?;
-    let told = state.ask(Subscriptions {}).texts(ITEMS_MAX + 1).await;
+    let told = state.ask(Subscriptions { masks: true }).texts(ITEMS_MAX + 1).await;
     Ok(asked::list(told.map_err(by_close)?, ITEMS_MAX))
 }
 
 /// `GET /close/subscriptions/{id}`
 pub async fn subscription(State(state): State<AdminState>, Named(id): Named, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    Ok(plain(
-        &state.ask(Subscription { id }).last_text().await.map_err(by_close)?,
-    ))
+    let told = state.ask(Subscription { id, masks: true });
+    Ok(plain(&told.last_text().await.map_err(by_close)?))
 }
 
 /// `POST /close/subscriptions/{id}/resume`
@@ -126,7 +125,7 @@ pub async fn resume_subscription(
     actor: Actor,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let told = state.order(&actor, Resume { id });
+    let told = state.order(&actor, Resume { id, only_ours: true });
     Ok(plain(&told.last_text().await.map_err(by_close)?))
 }
 

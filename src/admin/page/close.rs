@@ -211,7 +211,8 @@ impl BackfillCell {
 
 /// Has Close deliver again.
 pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
-    acting::order(&view, may, Resume { id }).await?;
+    let only_ours = true;
+    acting::order(&view, may, Resume { id, only_ours }).await?;
     Ok(to("/close?done=resumed"))
 }
 

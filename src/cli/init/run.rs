@@ -469,7 +469,7 @@ impl Run<'_> {
             return Ok(());
         }
         let config = &self.draft.config;
-        let listed = daemon::ask_all(config, control::close::Subscriptions {}).await?;
+        let listed = daemon::ask_all(config, control::close::Subscriptions::default()).await?;
         for id in listed
             .iter()
             .filter(|one| one["standing"] == "keyless")
@@ -496,7 +496,14 @@ impl Run<'_> {
         let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());
         if !has_steps {
             let id = field(&plan, "subscription");
-            let shown = daemon::ask(config, control::close::Subscription { id: id.clone() }).await?;
+            let shown = daemon::ask(
+                config,
+                control::close::Subscription {
+                    id: id.clone(),
+                    masks: false,
+                },
+            )
+            .await?;
             if shown["status"] != "active" {
                 return Err(format!(
                     "{id} was paused by a person, and Close delivers nothing: closehook subscription resume {id}"
