@@ -360,6 +360,9 @@ fn close(close: &CloseStatus) -> Vec<String> {
     if let Some(node) = &close.looked_after_by {
         lines.push(format!("           node {} looks after it", text(node)));
     }
+    if let Some(at) = when_known(close.next_request_at) {
+        lines.push(format!("           Close's rate limit: the next request goes at {at}"));
+    }
     lines.extend(close.held.as_ref().map(held));
     lines.extend(close.subscriptions.iter().flat_map(subscription));
     if let Some(checked) = when_known(close.checked_at) {

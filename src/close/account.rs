@@ -312,6 +312,12 @@ impl Account {
         client.map(|client| client.clock_offset().as_secs())
     }
 
+    /// When the next request to Close goes, where its rate limit lets none go for long.
+    pub(super) fn next_request_at(&self) -> Option<Timestamp> {
+        let client = self.client_cell().clone();
+        client.and_then(|client| client.next_request_at())
+    }
+
     /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
     pub fn open(
         config: &Config,

@@ -26,6 +26,9 @@ pub struct CloseStatus {
     pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
+    /// Close's rate limit is used up, and the next request goes then; `None`: soon.
+    #[serde(default)]
+    pub next_request_at: Option<Timestamp>,
     /// When the subscriptions were last looked at.
     pub checked_at: Option<Timestamp>,
     /// When the log was last compared with Close's.
@@ -228,6 +231,7 @@ impl Account {
         CloseStatus {
             configured: self.is_configured(),
             looked_after_by: None,
+            next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
             checked_at: seen.checked_at,
             reconciled_at: seen.reconciled_at,

@@ -32,6 +32,9 @@ const TIMEOUTS_MAX: u32 = 2;
 /// Waits for the rate limit before one request, at the most.
 const LIMITED_MAX: u32 = 10;
 
+/// Whoever waits so long for the rate limit is told.
+const WORTH_A_WORD: Duration = Duration::from_secs(5);
+
 /// When to try again: 0.25 s, 0.5 s, ... 4 s at the most, each with full jitter.
 fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBackoff::from_millis(2)
@@ -330,6 +333,10 @@ impl Client {
     async fn take_off(&self) -> Flight<'_> {
         let mut waited = Duration::ZERO;
         while let Err(wait) = self.with_budget(|budget| budget.take(Instant::now())) {
+            if wait >= WORTH_A_WORD && waited < WORTH_A_WORD {
+                let seconds = wait.as_secs();
+                tracing::info!("Close's rate limit is used up: the next request goes in {seconds} s");
+            }
             waited += wait;
             tokio::time::sleep(wait).await;
         }
@@ -338,6 +345,13 @@ impl Client {
             client: self,
             limit: None,
         }
+    }
+
+    /// When the next request goes, where Close's rate limit lets none go for long.
+    pub fn next_request_at(&self) -> Option<Timestamp> {
+        let wait = self.with_budget(|budget| budget.closed_for(Instant::now()));
+        let wait = wait.filter(|wait| *wait >= WORTH_A_WORD)?;
+        self.seams.now().checked_add(wait).ok()
     }
 
     fn with_budget<T>(&self, work: impl FnOnce(&mut RateBudget) -> T) -> T {
