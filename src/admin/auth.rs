@@ -118,7 +118,8 @@ impl Auth {
         tokens.succeed(&self.tokens.load());
         self.tokens.store(Arc::new(tokens));
         self.hosts.store(Arc::new(Hosts::new(self.listen, hosts)));
-        lock(&self.pace).forget_wrong();
+        let counting = self.tokens.load();
+        lock(&self.pace).forget_wrong(|what| counting.find(what).is_some());
         lock(&self.sessions).sweep(self.now());
     }
 

@@ -12,6 +12,7 @@ use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::control::Facade;
+use crate::node;
 use crate::telemetry::There;
 
 /// What the admin listener answers from.
@@ -84,12 +85,14 @@ impl Health {
 }
 
 impl Health {
-    /// Gives the subscriptions that are to deliver here; `None`: there are no credentials.
+    /// Gives the subscriptions that are to deliver here; `None`: there are no credentials, or another node looks after Close's side.
     fn refresh_close(&self) -> Option<Vec<String>> {
         let account = &self.facade.account;
         let truth = |truth: bool| f64::from(u8::from(truth));
-        if !account.is_configured() {
-            // A reload may have taken the credentials away.
+        let others = self.facade.others.as_ref();
+        let is_elsewhere = others.is_some_and(|others| others.lease(node::CLOSE).is_none());
+        if !account.is_configured() || is_elsewhere {
+            // A reload may have taken the credentials away, or another node the lease: what was true then is not to be said on and on.
             gauge!("closehook_close_silent").set(0.0);
             gauge!("closehook_backfill_running").set(0.0);
             return None;

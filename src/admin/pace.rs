@@ -131,9 +131,13 @@ impl Pace {
         self.wrong.put(what, ());
     }
 
-    /// Other tokens count: what was wrong may be right now, and the other way round.
-    pub fn forget_wrong(&mut self) {
-        self.right.clear();
+    /// Other tokens count: what was wrong may be right now, and the other way round. What is still right is remembered.
+    pub fn forget_wrong(&mut self, is_right: impl Fn(&Digest) -> bool) {
+        let right = self.right.iter().map(|(known, ())| *known);
+        let gone: Vec<_> = right.filter(|(_, what)| !is_right(what)).collect();
+        for known in gone {
+            self.right.pop(&known);
+        }
         self.wrong.clear();
     }
 }
@@ -216,7 +220,9 @@ mod tests {
         looked_at(&mut pace, |_| home, now, 1000, Duration::ZERO);
         assert_eq!(pace.try_one(home, &right, now), Try::Now);
         assert_ne!(wrong(&mut pace, home, 5000, now), Try::Now, "another one waits");
-        pace.forget_wrong();
+        pace.forget_wrong(|what| *what == right);
+        assert_eq!(pace.try_one(home, &right, now), Try::Now, "it counts as before");
+        pace.forget_wrong(|_| false);
         assert_ne!(pace.try_one(home, &right, now), Try::Now, "other tokens count");
     }
 
@@ -242,7 +248,7 @@ mod tests {
             assert_eq!(wrong(&mut pace, address(1), 5, now), Try::Wrong);
         }
         assert_eq!(pace.try_one(address(1), &[0xff; 32], now), Try::Now);
-        pace.forget_wrong();
+        pace.forget_wrong(|_| true);
         assert_eq!(wrong(&mut pace, address(1), 5, now), Try::Now);
     }
 }

@@ -172,7 +172,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     let engine = build_delivery(config, &log, account.names(), mode, nodes.as_ref()).await?;
     if mode.drives() {
         // Replays may want to know what custom fields are called. It ends with the command.
-        tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new()));
+        tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new(), false));
     }
     let dir = config.log.dir.clone();
     let history = tokio::task::spawn_blocking(move || History::look(&dir)).await;

@@ -397,11 +397,16 @@ async fn start_nodes(
     Ok(nodes)
 }
 
-/// Whoever looks after Close's side: this process, or the node that has the lease for it.
+/// Whoever looks after Close's side: this process, or the node that has the lease for it. What custom fields are called each node asks for
+/// itself: its own sinks want to know.
 fn keep_close(started: &mut Started, account: &Arc<Account>, nodes: Option<Nodes>) {
     let account = account.clone();
     let settling = account.clone();
     started.push("what Close was asked for", async move { settling.settle().await });
+    let named = account.clone();
+    started.keep("close-fields", move |stop| {
+        close::follow_fields(named.clone(), stop, true)
+    });
     let Some(nodes) = nodes else {
         started.keep("close", move |stop| close::supervise(account.clone(), stop));
         return;

@@ -70,7 +70,7 @@ impl Receiving for Live {
                     domains: Vec::new(),
                     not_after,
                     next_renewal: None,
-                    last_error: None,
+                    last_error: reloader.last_error(),
                 }
             }
             Certificates::Acme(keeper) => {

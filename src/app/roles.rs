@@ -202,10 +202,14 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Few connections, and nobody to be kept out: whoever reaches this listener is on this machine or was let in.
+/// Few connections, and nobody to be kept out: whoever reaches this listener is on this machine or was let in. The proxies are those of the
+/// public listener, and say who it is that tries tokens; the PROXY protocol they speak there.
 pub(super) fn limits_of_admin(public: &Limits) -> Limits {
     Limits {
-        proxies: Arc::default(),
+        proxies: Arc::new(Proxies {
+            trusted: public.proxies.trusted.clone(),
+            proxy_protocol: false,
+        }),
         guard: Guard::off(),
         connections_max: 64,
         drain_timeout: Duration::from_secs(1),

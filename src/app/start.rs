@@ -186,9 +186,10 @@ impl Admin {
         let state = AdminState::new(Window::new(facade.clone()), auth.clone(), stop.clone());
         let (routes, limits) = (http::router(health, state), limits_of_admin(public));
         let serve = move |listener, stop| {
-            let routes = routes.clone();
+            let (routes, proxies) = (routes.clone(), limits.proxies.clone());
             let answer = move |mut request: Request<Incoming>, seat: Arc<Seat>| {
-                request.extensions_mut().insert(Peer(seat.caller.address));
+                let client = proxies.client(seat.caller, request.headers());
+                request.extensions_mut().insert(Peer(client));
                 request.extensions_mut().insert(seat.standing.clone());
                 routes.clone().oneshot(request)
             };

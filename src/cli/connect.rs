@@ -34,7 +34,10 @@ pub(super) async fn asking_close<T>(global: &Global, config: &Config, work: impl
         done = &mut work => done,
         () = tokio::time::sleep(LATE_AFTER) => {
             let host = config.close.base_url.host_str().unwrap_or_default();
-            let waits = format!("Close's API at {host} has not answered yet: it is waited for, about a minute for each request");
+            let waits = format!(
+                "Close's API at {host} has not answered yet: it is waited for, about a minute for each request, and longer where its rate \
+                 limit is used up (`closehook status` says how long)"
+            );
             report::notice(global.json, &waits);
             work.await
         }

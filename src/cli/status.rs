@@ -292,7 +292,12 @@ fn certificate(certificate: &Certificate) -> Vec<String> {
     };
     let next = when_known(certificate.next_renewal).map_or_else(String::new, |next| format!("; next order {next}"));
     let error = certificate.last_error.as_ref();
-    let error = error.map(|error| format!("           the last order failed: {}", text(error)));
+    let what_failed = if certificate.next_renewal.is_some() {
+        "the last order failed"
+    } else {
+        "its files can't be used now"
+    };
+    let error = error.map(|error| format!("           {what_failed}: {}", text(error)));
     [Some(format!("tls        {state}{next}")), error]
         .into_iter()
         .flatten()
@@ -340,13 +345,24 @@ fn close(close: &CloseStatus) -> Vec<String> {
     }
     let mut lines = vec![match &close.complete {
         Some(claim) => format!(
-            "close      complete up to {} (since {}: {})",
+            "close      complete up to {} (since {}{}: {})",
             when(claim.complete.upto),
-            when(claim.complete.from),
+            when(claim.since()),
+            if claim.kept_from.is_some() {
+                ", as far back as the log goes"
+            } else {
+                ""
+            },
             text(&claim.complete.scope)
         ),
         None => "close      not compared with Close's event log yet".to_owned(),
     }];
+    if let Some(node) = &close.looked_after_by {
+        lines.push(format!("           node {} looks after it", text(node)));
+    }
+    if let Some(at) = when_known(close.next_request_at) {
+        lines.push(format!("           Close's rate limit: the next request goes at {at}"));
+    }
     lines.extend(close.held.as_ref().map(held));
     lines.extend(close.subscriptions.iter().flat_map(subscription));
     if let Some(checked) = when_known(close.checked_at) {

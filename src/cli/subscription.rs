@@ -122,7 +122,11 @@ impl Subscription {
         match self {
             Subscription::List => list(global, connection).await,
             Subscription::Show { id } => {
-                let mut answers = connection.ask(close::Subscription { id: id.clone() }).await?;
+                let asked = close::Subscription {
+                    id: id.clone(),
+                    masks: false,
+                };
+                let mut answers = connection.ask(asked).await?;
                 let Some(subscription) = answers.next().await? else {
                     return Err(Failure::Work(format!(
                         "Close knows no subscription {}: `closehook subscription list` shows what there is",
@@ -153,7 +157,8 @@ fn done(global: &Global, what: &str) -> Outcome {
 async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -> Outcome {
     let id_text = id.to_owned();
     if active {
-        connection.ask_one(close::Resume { id: id_text }).await?;
+        let only_ours = false;
+        connection.ask_one(close::Resume { id: id_text, only_ours }).await?;
     } else {
         connection.ask_one(close::Pause { id: id_text }).await?;
     }
@@ -161,7 +166,7 @@ async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(close::Subscriptions {}).await?;
+    let mut answers = connection.ask(close::Subscriptions::default()).await?;
     let mut rows = Vec::new();
     while let Some(subscription) = answers.next().await? {
         if global.json {

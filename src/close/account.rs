@@ -1,6 +1,6 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -281,14 +281,22 @@ pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
     store.check()?;
     let client = connect(&config.close, &store, Seams::default())?;
     organization::prove(&client, &store).await?;
-    let close_has = list(&client, &store).await?;
     let policy = Policy::of(config, &rules);
+    let close_has = list(&client, &store, &policy).await?;
     policy.plan(&store, &close_has)
 }
 
-/// Every subscription there is, all of this directory's organization.
-async fn list(client: &Client, store: &CloseStore) -> Result<Vec<Subscription>, Error> {
-    let subscriptions = client.subscriptions().await?;
+/// Every subscription there is, all of this directory's organization. One of ours that is not in the list is asked for by itself: a list of
+/// several pages may have lost it on the way, and its key is retired for what is missing here.
+async fn list(client: &Client, store: &CloseStore, policy: &Policy) -> Result<Vec<Subscription>, Error> {
+    let mut subscriptions = client.subscriptions().await?;
+    let configured = policy.configured.iter().flatten().cloned();
+    let ours: BTreeSet<String> = store.keys().live_ids().into_iter().chain(configured).collect();
+    for id in ours {
+        if subscriptions.iter().all(|one| one.id != id) {
+            subscriptions.extend(client.subscription_if_there(&id).await?);
+        }
+    }
     for subscription in &subscriptions {
         organization::vouch(store, subscription.organization_id.as_deref())?;
     }
@@ -301,6 +309,12 @@ impl Account {
         let asked = self.seen().checked_at.is_some();
         let client = self.client_cell().clone().filter(|_| asked);
         client.map(|client| client.clock_offset().as_secs())
+    }
+
+    /// When the next request to Close goes, where its rate limit lets none go for long.
+    pub(super) fn next_request_at(&self) -> Option<Timestamp> {
+        let client = self.client_cell().clone();
+        client.and_then(|client| client.next_request_at())
     }
 
     /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
@@ -492,7 +506,7 @@ impl Account {
 
     /// Every subscription there is, all of the right organization.
     pub(super) async fn list(&self, client: &Client) -> Result<Vec<Subscription>, Error> {
-        let subscriptions = list(client, &self.store).await?;
+        let subscriptions = list(client, &self.store, &self.policy()).await?;
         let named = subscriptions.iter().find_map(|one| one.organization_id.clone());
         if let (None, Some(id)) = (self.store.organization()?, named) {
             let organization = Organization { id, name: None };
@@ -528,7 +542,7 @@ impl Account {
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
         let client = self.client_to_look().await?;
         let _unchanged = self.unchanged().await;
-        let subscriptions = list(&client, &self.store).await?;
+        let subscriptions = list(&client, &self.store, &self.policy()).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -540,16 +554,19 @@ impl Account {
         }))
     }
 
-    /// One subscription, as Close shows it. Writes nothing.
-    pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client_to_look().await?.subscription(id).await
+    /// One subscription, as Close shows it, and how it stands to us. Writes nothing.
+    pub async fn subscription(&self, id: &str) -> Result<(Value, Standing), Error> {
+        let shown = self.client_to_look().await?.subscription(id).await?;
+        let garbled = |error: serde_json::Error| Error::Garbled(error.to_string());
+        let subscription: Subscription = serde_json::from_value(shown.clone()).map_err(garbled)?;
+        Ok((shown, self.with_ours(|ours| ours.standing(&subscription))))
     }
 
     /// What `apply` would do. Writes nothing.
     pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
         let client = self.client_to_look().await?;
         let _unchanged = self.unchanged().await;
-        let close_has = list(&client, &self.store).await?;
+        let close_has = list(&client, &self.store, &self.policy()).await?;
         self.plan_for(&close_has)
     }
 

@@ -2,7 +2,8 @@
 //! log has (`completeness`)?
 //!
 //! Three loops run beside the daemon and never in its way. One looks at the subscriptions and compares the logs; another carries
-//! out the backfill a person has asked for; the third follows what custom fields are called. Whatever fails at Close is said once, and tried again later.
+//! out the backfill a person has asked for; where several nodes share a log, one of them does both. The third follows what custom fields
+//! are called, on every node: whoever renders has to know. Whatever fails at Close is said once, and tried again later.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::account::Account;
 use super::api::error::Error;
 use super::fields;
+use super::seen::Sightings;
 use super::shared::Shared;
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
@@ -28,19 +30,35 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
-    let look_after = async {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = account.configured() => {}
-        }
-        tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
-    };
-    tokio::join!(look_after, fields::follow(&account, &stop, true));
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = account.configured() => {}
+    }
+    let _caring = Caring::begin(&account);
+    tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
 }
 
-/// Fetches what custom fields are called when a template asks for it, until `stop`: for a command that delivers without a daemon.
-pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken) {
-    fields::follow(&account, &stop, false).await;
+/// While it is there, somebody here looks after Close's side. What was seen then says nothing of later: another node may look by now.
+struct Caring<'a>(&'a Account);
+
+impl<'a> Caring<'a> {
+    fn begin(account: &'a Account) -> Caring<'a> {
+        account.is_supervised.store(true, Ordering::Relaxed);
+        Caring(account)
+    }
+}
+
+impl Drop for Caring<'_> {
+    fn drop(&mut self) {
+        self.0.is_supervised.store(false, Ordering::Relaxed);
+        *self.0.seen() = Sightings::default();
+    }
+}
+
+/// Follows what custom fields are called, until `stop`. `at_once`: for a daemon; else, for a command that delivers without one, nothing is
+/// fetched before a template asks for it.
+pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken, at_once: bool) {
+    fields::follow(&account, &stop, at_once).await;
 }
 
 /// Follows what other nodes change, until `stop`.
@@ -102,7 +120,6 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
 }
 
 async fn run_jobs(account: &Account, stop: &CancellationToken) {
-    account.is_supervised.store(true, Ordering::Relaxed);
     loop {
         let changed = account.job_changed.notified();
         let result = tokio::select! {

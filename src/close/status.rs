@@ -21,8 +21,14 @@ pub struct CloseStatus {
     pub configured: bool,
     /// Whose all of it is; `None` while that is not known.
     pub organization: Option<Organization>,
+    /// The node that looks after it; `None` where there is one only, or none does. What was last seen there is known to that one alone.
+    #[serde(default)]
+    pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
+    /// Close's rate limit is used up, and the next request goes then; `None`: soon.
+    #[serde(default)]
+    pub next_request_at: Option<Timestamp>,
     /// When the subscriptions were last looked at.
     pub checked_at: Option<Timestamp>,
     /// When the log was last compared with Close's.
@@ -49,6 +55,9 @@ pub struct Claim {
     /// The claim.
     #[serde(flatten)]
     pub complete: Complete,
+    /// What was before this has left the log since; `None`: all that is claimed is still in it. Whoever has the log fills it in.
+    #[serde(default)]
+    pub kept_from: Option<Timestamp>,
     /// Some of these events are there without their data.
     pub lacks: Option<Held>,
 }
@@ -123,11 +132,17 @@ pub struct Vitals {
 }
 
 impl Claim {
+    /// From when on what is claimed is in the log.
+    pub fn since(&self) -> Timestamp {
+        self.kept_from.unwrap_or(self.complete.from)
+    }
+
     /// `uncounted`: what is known of the events that lack their data, where they were counted for other events than the claim is for.
     fn of(complete: Complete, held: Option<&Held>, uncounted: Option<Held>) -> Claim {
         if uncounted.is_some() {
             return Claim {
                 complete,
+                kept_from: None,
                 lacks: uncounted,
             };
         }
@@ -138,6 +153,7 @@ impl Claim {
         };
         Claim {
             lacks: held.filter(concerns).cloned(),
+            kept_from: None,
             complete,
         }
     }
@@ -205,7 +221,7 @@ impl Account {
             .collect()
     }
 
-    /// For people.
+    /// For people. Who looks after it where there are several nodes is not known here.
     pub fn status(&self) -> CloseStatus {
         let marks = self.store.marks();
         let held = self.held(&marks);
@@ -214,6 +230,8 @@ impl Account {
         let organization = self.store.organization();
         CloseStatus {
             configured: self.is_configured(),
+            looked_after_by: None,
+            next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
             checked_at: seen.checked_at,
             reconciled_at: seen.reconciled_at,

@@ -1,10 +1,16 @@
 //! How answers travel: a stream of JSON texts, each of the type that its question has.
 
 use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// An answer on its way. Text, so that numbers in it stay as they are written.
 pub type Answer = Box<RawValue>;
@@ -20,19 +26,52 @@ pub(super) fn text(error: impl std::fmt::Display) -> Refusal {
 
 /// Where answers go; a closed one means that nobody listens any more.
 #[derive(Debug, Clone)]
-pub struct Answers(Sender<Answer>);
+pub struct Answers {
+    to: Sender<Answer>,
+    /// How long it may still be waited for whoever reads them; `None`: as long as somebody listens.
+    patience: Option<Arc<Mutex<Duration>>>,
+}
 
 impl Answers {
     /// Answers go there.
     pub fn new(to: Sender<Answer>) -> Answers {
-        Answers(to)
+        Answers { to, patience: None }
+    }
+
+    /// The same for whoever reads them so fast that they do not wait for longer than this in all: what is asked holds a place.
+    #[must_use]
+    pub(super) fn read_within(self, within: Duration) -> Answers {
+        Answers {
+            patience: Some(Arc::new(Mutex::new(within))),
+            ..self
+        }
     }
 
     /// The same, for answers of one type.
     pub(super) fn of<T>(&self) -> Out<'_, T> {
         Out {
-            to: &self.0,
+            answers: self,
             of: PhantomData,
+        }
+    }
+
+    async fn send(&self, answer: Answer) -> Result<(), Refusal> {
+        let gone = |_| Refusal::new();
+        let answer = match self.to.try_send(answer) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(Refusal::new()),
+            Err(TrySendError::Full(answer)) => answer,
+        };
+        let Some(patience) = &self.patience else {
+            return self.to.send(answer).await.map_err(gone);
+        };
+        let (began, left) = (Instant::now(), *lock(patience));
+        let sent = tokio::time::timeout(left, self.to.send(answer)).await;
+        let mut left = lock(patience);
+        *left = left.saturating_sub(began.elapsed());
+        match sent {
+            Ok(sent) => sent.map_err(gone),
+            Err(_) => Err("what was found was not read in time: ask again".to_owned()),
         }
     }
 }
@@ -40,48 +79,47 @@ impl Answers {
 /// Where the answers to one question go.
 #[derive(Debug)]
 pub(super) struct Out<'a, T> {
-    to: &'a Sender<Answer>,
+    answers: &'a Answers,
     of: PhantomData<fn(&T)>,
 }
 
 impl<T: Serialize> Out<'_, T> {
     /// Gives an answer, and waits while too many are on their way.
     pub async fn say(&self, answer: &T) -> Result<(), Refusal> {
-        let answer = to_raw_value(answer).map_err(text)?;
-        self.to.send(answer).await.map_err(|_| Refusal::new())
+        self.answers.send(to_raw_value(answer).map_err(text)?).await
     }
 
     /// Gives an answer of the same type as it was given elsewhere.
     pub async fn repeat(&self, answer: Answer) -> Result<(), Refusal> {
-        self.to.send(answer).await.map_err(|_| Refusal::new())
+        self.answers.send(answer).await
     }
 
     /// The same where the thread may wait.
     pub fn say_blocking(&self, answer: &T) -> std::io::Result<()> {
         let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        self.to.blocking_send(to_raw_value(answer)?).map_err(gone)
+        self.answers.to.blocking_send(to_raw_value(answer)?).map_err(gone)
     }
 
     /// Says how it gets on, which may be dropped.
     pub fn mention(&self, answer: &T) {
         if let Ok(answer) = to_raw_value(answer) {
-            let _ = self.to.try_send(answer);
+            let _ = self.answers.to.try_send(answer);
         }
     }
 
     /// Whether nobody listens any more.
     pub fn is_closed(&self) -> bool {
-        self.to.is_closed()
+        self.answers.to.is_closed()
     }
 
     /// Waits until nobody listens any more.
     pub async fn closed(&self) {
-        self.to.closed().await;
+        self.answers.to.closed().await;
     }
 
     /// For a thread that answers by itself.
     pub fn detached(&self) -> Answers {
-        Answers(self.to.clone())
+        self.answers.clone()
     }
 }
 

@@ -13,14 +13,21 @@ use crate::close::{
 use crate::node;
 
 /// Every subscription of the organization.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Subscriptions {}
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Subscriptions {
+    /// Of others' URLs only scheme and host: the rest may be what lets whoever knows it in.
+    #[serde(default)]
+    pub masks: bool,
+}
 
 /// One subscription, as Close shows it. Without an answer Close knows none of this id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Subscription {
     /// Which.
     pub id: String,
+    /// As in [`Subscriptions`].
+    #[serde(default)]
+    pub masks: bool,
 }
 
 /// A subscription in a line.
@@ -72,6 +79,9 @@ pub struct Created {
 pub struct Resume {
     /// Which.
     pub id: String,
+    /// Only if its deliveries are accepted here: what others have is not for everybody to set going.
+    #[serde(default)]
+    pub only_ours: bool,
 }
 
 /// Stops a subscription.
@@ -151,10 +161,24 @@ impl Subscriptions {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Listed>) -> Result<(), Refusal> {
         on.account.catch_up().await.map_err(text)?;
         for (subscription, standing) in on.account.subscriptions().await.map_err(text)? {
-            out.say(&listed(subscription, standing)).await?;
+            let mut listed = listed(subscription, standing);
+            if self.masks && standing == Standing::Foreign {
+                listed.url = masked(&listed.url);
+            }
+            out.say(&listed).await?;
         }
         Ok(())
     }
+}
+
+/// What everybody may see of a stranger's URL.
+fn masked(url: &str) -> String {
+    let Ok(parsed) = reqwest::Url::parse(url) else {
+        return String::new();
+    };
+    let port = parsed.port().map_or_else(String::new, |port| format!(":{port}"));
+    let host = parsed.host_str().unwrap_or_default();
+    format!("{}://{host}{port}/…", parsed.scheme())
 }
 
 fn listed(subscription: close::Subscription, standing: Standing) -> Listed {
@@ -171,10 +195,14 @@ fn listed(subscription: close::Subscription, standing: Standing) -> Listed {
 
 impl Subscription {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Box<RawValue>>) -> Result<(), Refusal> {
-        let shown = match on.account.subscription(&self.id).await {
+        let (mut shown, standing) = match on.account.subscription(&self.id).await {
             Err(Error::NotFound(_)) => return Ok(()),
             shown => shown.map_err(text)?,
         };
+        if self.masks && standing == Standing::Foreign {
+            let url = shown["url"].as_str().map(masked);
+            shown["url"] = url.into();
+        }
         out.say(&serde_json::value::to_raw_value(&shown).map_err(text)?).await
     }
 }
@@ -210,6 +238,12 @@ impl Resume {
         let Some(own) = on.pass_to_close(self, &out).await? else {
             return Ok(());
         };
+        if own.only_ours && on.account.subscription(&own.id).await.map_err(text)?.1 != Standing::Ours {
+            return Err(format!(
+                "{} delivers to somebody else: who has it makes it active again, or `closehook subscription resume {}`",
+                own.id, own.id
+            ));
+        }
         on.account.set_active(&own.id, true).await.map_err(text)?;
         out.say(&Done::default()).await
     }
@@ -309,6 +343,25 @@ impl Watch {
                 None if job.job.state != JobState::Running => return Ok(()),
                 None => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked;
+
+    #[test]
+    fn of_a_strangers_url_scheme_and_host_are_shown() {
+        for (url, shown) in [
+            (
+                "https://hooks.example.com/in/s3cret?key=1#x",
+                "https://hooks.example.com/…",
+            ),
+            ("http://user:s3cret@example.com:8080/", "http://example.com:8080/…"),
+            ("s3cret", ""),
+        ] {
+            assert_eq!(masked(url), shown);
         }
     }
 }

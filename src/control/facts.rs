@@ -51,7 +51,7 @@ pub struct Certificate {
     /// When the next one is ordered; `None` where others see to it.
     #[serde(default)]
     pub next_renewal: Option<Timestamp>,
-    /// Why the last order failed; `None`: it did not.
+    /// Why the last order failed, or what the files hold now can't be used; `None`: nothing did.
     #[serde(default)]
     pub last_error: Option<String>,
 }

@@ -10,8 +10,10 @@ use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
-use crate::event::Event;
-use crate::log::space;
+use crate::close::CloseStatus;
+use crate::event::{Event, Seq};
+use crate::log::{Stats, space};
+use crate::node;
 
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
 const DELIVERIES_BACK: u64 = 256;
@@ -55,12 +57,23 @@ impl Show {
             removed_sinks: removed_sinks.ok().and_then(Result::ok).unwrap_or_default(),
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
-            close: on.account.status(),
+            close: CloseStatus {
+                looked_after_by: on.others.as_ref().and_then(|others| others.holder(node::CLOSE)),
+                ..on.account.status()
+            },
         };
+        if let Some(claim) = &mut status.close.complete {
+            claim.kept_from = kept_from(&status.log).filter(|kept| *kept > claim.complete.from);
+        }
         status.troubles = troubles::of(&status, now);
         status.well = status.troubles.is_empty();
         out.say(&status).await
     }
+}
+
+/// From when on the log has everything that it ever had: what happened then, and later, came later still. `None`: nothing has left it.
+pub(super) fn kept_from(stats: &Stats) -> Option<Timestamp> {
+    stats.oldest_at.filter(|_| stats.first > Seq(1))
 }
 
 /// When the last delivery came that is known of.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use super::overview::kept_from;
 use crate::close::{Chronicle, JobState, Past, PastKind};
 use crate::event::Seq;
 use crate::log::{Gap, Take};
@@ -90,6 +91,12 @@ impl Draw {
         let from = to.saturating_sub(SignedDuration::from_hours(24 * days)).map_err(text)?;
         let configured = on.account.is_configured();
         let mut stretches = drawn(&on.account.chronicle(), configured, from, to);
+        if let Some(kept) = kept_from(&on.log.stats()) {
+            stretches = stretches
+                .into_iter()
+                .flat_map(|stretch| stretch.left_from(kept))
+                .collect();
+        }
         for held in stretches.iter_mut().filter(|stretch| stretch.kind == What::Held) {
             held.last = Some(*on.log.head().borrow());
         }
@@ -258,6 +265,22 @@ impl Stretch {
         Some(self)
     }
 
+    /// What is left of it where the log has nothing from before this any more: what was claimed of that is claimed no longer.
+    fn left_from(self, kept: Timestamp) -> Vec<Stretch> {
+        if self.kind != What::Complete || self.from >= kept {
+            return vec![self];
+        }
+        let gone = Stretch {
+            kind: What::Unclaimed,
+            to: self.to.min(kept),
+            is_open: false,
+            text: "it was complete, and has left the log since".to_owned(),
+            ..self.clone()
+        };
+        let left = (self.to > kept).then_some(Stretch { from: kept, ..self });
+        std::iter::once(gone).chain(left).collect()
+    }
+
     /// Looks up which events were received in it.
     async fn find(&mut self, on: &Facade) -> Result<(), Refusal> {
         let (from, to) = match (self.kind, self.ran) {
@@ -279,6 +302,7 @@ impl Stretch {
 mod tests {
     use super::*;
     use crate::close::Complete;
+    use crate::log::Stats;
 
     fn at(day: i64) -> Timestamp {
         Timestamp::from_second(day * 86_400).unwrap()
@@ -342,5 +366,38 @@ mod tests {
                 (What::Unclaimed, 99, 100, true),
             ]
         );
+    }
+
+    #[test]
+    fn what_has_left_the_log_is_not_complete() {
+        let kept = |from: i64, to: i64| {
+            let claim = Stretch::new(What::Complete, at(from), at(to), String::new());
+            let left = claim.left_from(at(80)).into_iter();
+            left.map(|one| (one.kind, one.from, one.to)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(80, 90), [(What::Complete, at(80), at(90))]);
+        assert_eq!(kept(60, 75), [(What::Unclaimed, at(60), at(75))]);
+        assert_eq!(
+            kept(70, 90),
+            [(What::Unclaimed, at(70), at(80)), (What::Complete, at(80), at(90))]
+        );
+        let pause = Stretch::new(What::Paused, at(60), at(90), String::new());
+        assert_eq!(pause.clone().left_from(at(80)), [pause]);
+    }
+
+    #[test]
+    fn a_log_that_has_dropped_nothing_keeps_all_it_ever_had() {
+        let stats = |first: u64| Stats {
+            first: Seq(first),
+            last: Seq(9),
+            events: 10 - first,
+            received_bytes: 1,
+            disk_bytes: 1,
+            segments: 1,
+            unsealed: 1,
+            oldest_at: Some(at(80)),
+            gaps: Vec::new(),
+        };
+        assert_eq!((kept_from(&stats(1)), kept_from(&stats(2))), (None, Some(at(80))));
     }
 }

@@ -506,6 +506,19 @@ async fn who_does_not_read_what_a_try_has_found_keeps_nobody_from_trying() {
     assert!(late.unwrap_err().contains("not read in time"));
 }
 
+/// Each of the places for questions is given back, whoever reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_the_answers_keeps_nobody_from_asking() {
+    let bench = Bench::with(600).await;
+    let window = Window::new(Arc::new(bench.facade.clone())).read_within(Duration::from_millis(100));
+    let mut unread: Vec<_> = (0..32).map(|_| window.ask(newest(600, None))).collect();
+    let asked = tokio::time::timeout(Duration::from_secs(60), window.ask(newest(1, None)).last()).await;
+    assert_eq!(asked.expect("its turn comes").unwrap().seq.0, 600);
+    // Whoever reads them after all hears that they are not all there are.
+    let late = unread.remove(0).texts(usize::MAX).await;
+    assert!(late.unwrap_err().contains("not read in time"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_looked_for_when_whoever_asked_has_gone() {
     let bench = Bench::with(500).await;

@@ -16,7 +16,7 @@ use super::events::Line;
 use super::looked::{Ended, Work};
 use super::pick::Pick;
 use super::sent::{Outcome, Sent};
-use super::whole::{Node, filter_node, routes_by};
+use super::whole::{Node, aside, filter_node, routes_by};
 use crate::config::draft::{Placed, Step, line_and_column, rules_of_text, steps};
 use crate::config::{Fault, SinkConfig};
 use crate::event::{Event, Seq};
@@ -397,19 +397,6 @@ fn offset_of(text: &str, place: &str) -> usize {
     // It is a part of the text.
     let offset = node.raw().as_ptr().addr().wrapping_sub(text.as_ptr().addr());
     if offset <= text.len() { offset } else { 0 }
-}
-
-/// Explains something on a thread of its own; `None`: it takes longer than until then.
-async fn aside<T: Send + 'static>(
-    until: Instant,
-    explain: impl FnOnce(&mut Clock) -> T + Send + 'static,
-) -> Result<Option<T>, Refusal> {
-    let explain = move || {
-        let mut clock = Clock::until(until);
-        let explained = explain(&mut clock);
-        (!clock.is_over).then_some(explained)
-    };
-    tokio::task::spawn_blocking(explain).await.map_err(text)
 }
 
 impl Prepared {

@@ -123,8 +123,13 @@ fn servers(status: &Status, found: &mut Found) {
 fn certificate(status: &Status, now: Timestamp, found: &mut Found) {
     let Some(certificate) = &status.certificate else { return };
     let failed = certificate.last_error.as_ref();
-    let failed = failed.map_or_else(String::new, |error| format!(": the last order failed: {error}"));
     let is_ordered = certificate.next_renewal.is_some();
+    let what_failed = if is_ordered {
+        "the last order failed"
+    } else {
+        "what its files hold now can't be used"
+    };
+    let failed = failed.map_or_else(String::new, |error| format!(": {what_failed}: {error}"));
     let remedy = if is_ordered {
         "see that the names lead here and port 443 can be reached; it is ordered again by itself, at once after `closehook reload`"
     } else {
@@ -210,6 +215,12 @@ fn close(status: &Status, found: &mut Found) {
     let close = &status.close;
     if !close.configured {
         return;
+    }
+    if status.daemon.running && !status.nodes.is_empty() && close.looked_after_by.is_none() {
+        found.say(
+            "no node looks after Close's side now: its subscriptions are not seen to, and nothing is compared",
+            "one that lives takes it over by itself, if node.roles lets it (\"close\")",
+        );
     }
     if let Some(trouble) = &close.trouble {
         found.say(

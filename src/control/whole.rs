@@ -1,6 +1,8 @@
 //! One event whole: what came, whether it is signed, which rule says what of it and why, what became of it at each sink and what each
 //! would be sent now.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,12 @@ pub struct Whole {
 
 /// So many revisions are shown; all of them are named.
 pub const REVISIONS_MAX: usize = 20;
+
+/// So long it is looked what the rules say to all that is shown: filters and events may be as large as they like.
+const WEIGHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// So many nodes of one event's trees are shown, beside those that lead to what decided.
+const WHY_NODES_MAX: usize = 2000;
 
 /// An event with all that is known of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +67,10 @@ pub struct Found {
     pub revisions: Vec<Seq>,
     /// What each rule says to it, in the file's order. Without any rules every event goes to every sink.
     pub routes: Vec<Route>,
+    /// Nodes of these are left out, but for those that lead to what decided; or, where there are no routes at all, all of it: to find out
+    /// takes too long.
+    #[serde(default)]
+    pub routes_are_cut: bool,
     /// What became of it at each sink, in order of name.
     pub sinks: Vec<AtSink>,
     /// The replays of the last 7 days that take it in, oldest first.
@@ -173,11 +185,12 @@ impl Whole {
             Err(_) => on.log.find(id).await.map_err(text)?,
         };
         let mut shown = 0;
+        let until = Instant::now() + WEIGHED_WITHIN;
         for seq in seqs.iter().rev() {
             let Some(event) = on.log.get(*seq).await.map_err(text)? else {
                 continue;
             };
-            let found = self.found(on, event, &seqs).await?;
+            let found = self.found(on, event, &seqs, until).await?;
             out.say(&found).await?;
             shown += 1;
             if shown == REVISIONS_MAX {
@@ -187,13 +200,22 @@ impl Whole {
         Ok(())
     }
 
-    async fn found(&self, on: &Facade, event: std::sync::Arc<Event>, asked: &[Seq]) -> Result<Found, Refusal> {
+    async fn found(
+        &self,
+        on: &Facade,
+        event: std::sync::Arc<Event>,
+        asked: &[Seq],
+        until: Instant,
+    ) -> Result<Found, Refusal> {
         let view = event.view();
         let revisions = match view {
             Some(view) => on.log.find(&view.id).await.map_err(text)?,
             None => asked.to_vec(),
         };
         let text_of = |of: fn(&View) -> Option<String>| view.and_then(of);
+        let (rules, weighed) = (on.engine.rules(), event.clone());
+        let said = aside(until, move |clock| routes_by(&rules, &weighed, clock)).await?;
+        let (routes, routes_are_cut) = shortened(said, WHY_NODES_MAX);
         Ok(Found {
             kind: event.kind,
             held: event.held,
@@ -206,25 +228,30 @@ impl Whole {
             subscription_id: text_of(|view| view.subscription_id.clone()),
             signature: signature(on, &event),
             revisions,
-            routes: routes(&on.engine.rules(), &event),
-            sinks: self.at_sinks(on, &event).await,
+            routes,
+            routes_are_cut,
+            sinks: self.at_sinks(on, &event).await?,
             replays: touched(on, &event).await,
             event: Exported::of(&event),
         })
     }
 
-    async fn at_sinks(&self, on: &Facade, event: &std::sync::Arc<Event>) -> Vec<AtSink> {
+    async fn at_sinks(&self, on: &Facade, event: &std::sync::Arc<Event>) -> Result<Vec<AtSink>, Refusal> {
         let rules = on.engine.rules();
         let mut states = on.engine.event_states(event).await;
         // Where there is nothing that could be delivered, nothing would be sent.
         let is_wanted = self.send && event.view().is_some();
         let _place = if is_wanted { on.bench.place().await } else { None };
+        let configs = on.engine.configs();
+        let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
+        let (weighing, weighed) = (rules.clone(), event.clone());
+        let route = move || names.iter().map(|sink| weighing.route(sink, &weighed)).collect();
+        let routed: Vec<_> = tokio::task::spawn_blocking(route).await.map_err(text)?;
         let mut sinks = Vec::new();
-        for config in on.engine.configs() {
+        for (config, routed) in configs.into_iter().zip(routed) {
             let unknown = || EventState::Unknown {
                 reason: "the sink is being begun".into(),
             };
-            let routed = rules.route(&config.name, event);
             let sent = if is_wanted {
                 Some(on.bench.press(&config).sent(&rules, &rules, event).await)
             } else {
@@ -243,7 +270,7 @@ impl Whole {
                 sink: config.name,
             });
         }
-        sinks
+        Ok(sinks)
     }
 }
 
@@ -302,12 +329,32 @@ fn signature(on: &Facade, event: &Event) -> Signature {
     }
 }
 
-/// What each rule says to an event, as trees.
-pub(super) fn routes(rules: &RuleSet, event: &Event) -> Vec<Route> {
-    routes_by(rules, event, &mut Clock::default())
+/// What is shown of what was found out, and whether that is not all; `None`: it took too long.
+fn shortened(said: Option<Vec<Route>>, mut nodes: usize) -> (Vec<Route>, bool) {
+    let Some(mut routes) = said else {
+        return (Vec::new(), true);
+    };
+    let mut is_cut = false;
+    for route in &mut routes {
+        is_cut |= route.why.prune(&mut nodes);
+    }
+    (routes, is_cut)
 }
 
-/// The same within a time: where the clock has stopped, nothing that is said counts.
+/// Explains something on a thread of its own; `None`: it takes longer than until then.
+pub(super) async fn aside<T: Send + 'static>(
+    until: Instant,
+    explain: impl FnOnce(&mut Clock) -> T + Send + 'static,
+) -> Result<Option<T>, Refusal> {
+    let explain = move || {
+        let mut clock = Clock::until(until);
+        let explained = explain(&mut clock);
+        (!clock.is_over).then_some(explained)
+    };
+    tokio::task::spawn_blocking(explain).await.map_err(text)
+}
+
+/// What each rule says to an event, as trees, within a time: where the clock has stopped, nothing that is said counts.
 pub(super) fn routes_by(rules: &RuleSet, event: &Event, clock: &mut Clock) -> Vec<Route> {
     let type_action = event.view().and_then(View::type_action);
     let dispatches = rules.dispatches(event);
@@ -475,7 +522,7 @@ mod tests {
         let rules = RuleSet::compile(&rules, &["a"]).unwrap();
         let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated","n":1}}"#;
         let said = |kind| {
-            let routes = routes(&rules, &event(kind, body));
+            let routes = routes_by(&rules, &event(kind, body), &mut Clock::default());
             let said = |route: &Route| (route.matched, decided(&route.why).join("; "));
             routes.iter().map(said).collect::<Vec<_>>()
         };
@@ -503,10 +550,32 @@ mod tests {
         assert_eq!((decided(&node), before.len()), (before.clone(), 1));
         assert_eq!(node.children.len(), 51, "and the one that decided");
         assert!(!node.prune(&mut 200), "it is small by now");
+        let route = Route {
+            rule: "r".into(),
+            matched: true,
+            sinks: Vec::new(),
+            why: filter_node(&filter.explain(&crate::json::Doc::new(r#"{"n":1999}"#))),
+        };
+        let (routes, is_cut) = shortened(Some(vec![route.clone(), route]), 100);
+        assert!(is_cut && decided(&routes[1].why) == before, "also of those behind it");
+        assert_eq!(routes[1].why.children.len(), 1);
+        assert_eq!(shortened(None, 100), (Vec::new(), true));
         // Somebody whose time is over is told nothing.
         let mut clock = Clock::until(std::time::Instant::now());
         filter.explain_by(&crate::json::Doc::new(r#"{"n":1999}"#), &mut clock);
         assert!(clock.is_over);
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_than_it_may_is_not_waited_for() {
+        let explain = |clock: &mut Clock| {
+            let text = r#"{"type":"or","filters":[{"type":"is_null"},{"type":"non_null"}]}"#;
+            let filter = crate::rules::filter::Filter::parse(text).unwrap();
+            filter_node(&filter.explain_by(&crate::json::Doc::new("1"), clock))
+        };
+        let soon = Instant::now() + Duration::from_secs(60);
+        assert!(aside(soon, explain).await.unwrap().unwrap().matched);
+        assert_eq!(aside(Instant::now(), explain).await, Ok(None));
     }
 
     #[test]

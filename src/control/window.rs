@@ -51,6 +51,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -69,12 +70,16 @@ const PLACES: usize = 16;
 /// Tries of drafts among them: each may take as long as its program is allowed to, and others would wait behind them.
 const TRIES: usize = 2;
 
+/// Answers may wait so long in all for whoever reads them while their question has a place: others wait for that.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
 /// The daemon, for whoever may ask it and give it orders.
 #[derive(Debug, Clone)]
 pub struct Window {
     facade: Arc<Facade>,
     places: Arc<Semaphore>,
     tries: Arc<Semaphore>,
+    read_within: Duration,
 }
 
 /// The answers to one question, as they come. What is not waited for any more is not looked for any longer, unless it was an order:
@@ -94,7 +99,14 @@ impl Window {
             facade,
             places: Arc::new(Semaphore::new(PLACES)),
             tries: Arc::new(Semaphore::new(TRIES)),
+            read_within: READ_WITHIN,
         }
+    }
+
+    /// The same for whoever reads within this.
+    #[cfg(test)]
+    pub(super) fn read_within(self, read_within: Duration) -> Window {
+        Window { read_within, ..self }
     }
 
     /// Asks what changes nothing.
@@ -102,6 +114,7 @@ impl Window {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
         let tries = matches!(ask, Ask::Try(_)).then(|| self.tries.clone());
+        let read_within = self.read_within;
         let answering = tokio::spawn(async move {
             // First its turn, and then a place: what waits for its turn takes none.
             let _turn = match &tries {
@@ -109,7 +122,7 @@ impl Window {
                 None => None,
             };
             let _place = places.acquire().await.map_err(text)?;
-            facade.ask(ask, &Answers::new(out)).await
+            facade.ask(ask, &Answers::new(out).read_within(read_within)).await
         });
         Told::new(coming, answering, false)
     }

@@ -301,7 +301,7 @@ fn numbers_are_ordered_by_their_value() {
             assert_eq!(found, at.cmp(&place), "{one} {other}");
         }
     }
-    let equal = |a, b| Decimal::parse(a).compare(&Decimal::parse(b)).is_eq();
+    let equal = |a: &str, b: &str| Decimal::parse(a).compare(&Decimal::parse(b)).is_eq();
     assert!(equal("1.50", "15e-1") && equal("-0", "0.00") && equal("1e+3", "1000"));
     // Exponents that no machine number holds are numbers all the same, and every one has its place.
     let (nines, ones) = ("9".repeat(60), "1".repeat(60));

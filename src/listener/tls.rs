@@ -1,8 +1,9 @@
 //! TLS. From PEM files: loaded, checked, and exchanged without dropping a connection. A bad new pair never replaces a good one.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::Tls;
 use crate::net::pem::certificates;
 use crate::net::tls::install_crypto;
+use crate::sync::lock;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -24,6 +26,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub struct Reloader {
     files: Tls,
     loaded: ArcSwap<Loaded>,
+    looked: Mutex<Looked>,
+}
+
+/// What tells a file from another one, and from itself before it was changed in place or may be read at last.
+type Stamp = [Option<[i64; 5]>; 2];
+
+/// What the files were when they were last loaded, and why what they are since can't be.
+#[derive(Debug)]
+struct Looked {
+    loaded: Stamp,
+    error: Option<String>,
 }
 
 /// A pair that fits.
@@ -37,8 +50,16 @@ pub struct Loaded {
 impl Reloader {
     /// Loads the files. An error is one sentence.
     pub fn new(files: Tls) -> Result<Arc<Reloader>, String> {
+        let looked = Looked {
+            loaded: stamp(&files),
+            error: None,
+        };
         let loaded = ArcSwap::from_pointee(load(&files)?);
-        Ok(Arc::new(Reloader { files, loaded }))
+        Ok(Arc::new(Reloader {
+            files,
+            loaded,
+            looked: Mutex::new(looked),
+        }))
     }
 
     /// For the next connection.
@@ -51,39 +72,77 @@ impl Reloader {
         (&self.files.cert, self.loaded.load().not_after)
     }
 
+    /// Why what the files are now can't be loaded; `None`: it is.
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.looked).error.clone()
+    }
+
     /// Loads the files again; on an error the old certificate stays.
     pub fn reload(&self) -> Result<(), String> {
-        self.loaded.store(Arc::new(load(&self.files)?));
-        Ok(())
+        // Before they are read: what changes meanwhile is looked at again.
+        let stamp = stamp(&self.files);
+        let loaded = load(&self.files);
+        let mut looked = lock(&self.looked);
+        match loaded {
+            Ok(loaded) => {
+                self.loaded.store(Arc::new(loaded));
+                *looked = Looked {
+                    loaded: stamp,
+                    error: None,
+                };
+                Ok(())
+            }
+            Err(error) => {
+                looked.error = Some(error.clone());
+                Err(error)
+            }
+        }
     }
 
     /// Reloads when the files change (also when a symbolic link in their path does), until dropped.
     pub async fn watch(self: Arc<Self>) {
-        let mut seen = self.stamp();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = self.stamp();
-            if now == seen {
-                continue;
-            }
-            match self.reload() {
-                Ok(()) => tracing::info!(cert = %self.files.cert.display(), "certificate reloaded"),
-                Err(error) => tracing::error!(error, "the new certificate can't be used; the old one stays"),
-            }
-            seen = now;
+            self.look();
         }
     }
 
-    fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
-        let stamp = |path: &Path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((
-                metadata.modified().ok()?,
-                std::os::unix::fs::MetadataExt::ino(&metadata),
-            ))
+    /// Loads files that are not those that were loaded. What can't be is tried again with the next look: what kept it from being read may
+    /// leave no trace on the files.
+    fn look(&self) {
+        let before = {
+            let mut looked = lock(&self.looked);
+            if stamp(&self.files) == looked.loaded {
+                looked.error = None;
+                return;
+            }
+            looked.error.clone()
         };
-        [stamp(&self.files.cert), stamp(&self.files.key)]
+        match self.reload() {
+            Ok(()) => tracing::info!(cert = %self.files.cert.display(), "certificate reloaded"),
+            Err(error) if before.as_ref() != Some(&error) => {
+                tracing::error!(
+                    error,
+                    "the new certificate can't be used; the old one stays, and it is tried again"
+                );
+            }
+            Err(_) => {}
+        }
     }
+}
+
+fn stamp(files: &Tls) -> Stamp {
+    let stamp = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some([
+            metadata.ino() as i64,
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+        ])
+    };
+    [stamp(&files.cert), stamp(&files.key)]
 }
 
 /// Reads and checks a pair: `check` calls this too.
@@ -199,6 +258,44 @@ mod tests {
         let read = |date| validity(&certificate(date)).map(|(_, not_after)| not_after.to_string());
         assert_eq!(read((2031, 2, 3)).as_deref(), Some("2031-02-03T00:00:00Z"));
         assert_eq!(read((2063, 4, 5)).as_deref(), Some("2063-04-05T00:00:00Z"));
+    }
+
+    /// A pair as PEM, and when its certificate expires.
+    fn pair(year: i32) -> (String, String) {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 2, 3);
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_tried_again_although_nothing_of_the_files_shows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Tls {
+            cert: dir.path().join("cert"),
+            key: dir.path().join("key"),
+        };
+        let ((cert, key), (new_cert, new_key)) = (pair(2031), pair(2032));
+        std::fs::write(&files.cert, cert).unwrap();
+        std::fs::write(&files.key, key).unwrap();
+        let reloader = Reloader::new(files.clone()).unwrap();
+        let year = || reloader.certificate().1.unwrap().to_string()[..4].to_owned();
+        reloader.look();
+        assert_eq!((year().as_str(), reloader.last_error()), ("2031", None));
+
+        std::fs::write(&files.key, new_key).unwrap();
+        std::fs::write(&files.cert, "not yet").unwrap();
+        let written = std::fs::metadata(&files.cert).unwrap().modified().unwrap();
+        reloader.look();
+        let why = reloader.last_error().unwrap();
+        assert!(why.contains("cert") && year() == "2031", "{why}");
+
+        // The same file, of the same time.
+        std::fs::write(&files.cert, new_cert).unwrap();
+        let same = std::fs::File::options().write(true).open(&files.cert).unwrap();
+        same.set_modified(written).unwrap();
+        reloader.look();
+        assert_eq!((year().as_str(), reloader.last_error()), ("2032", None));
     }
 
     proptest! {

@@ -465,7 +465,10 @@ mod tests {
             path = "/tmp/b.jsonl"
         "#;
         let rules = |more: &str| {
-            let layers = crate::config::Layers::new(crate::sinks::REGISTRY, faults);
+            let layers = crate::config::Layers {
+                file: Some("closehook.toml".into()),
+                ..crate::config::Layers::new(crate::sinks::REGISTRY, faults)
+            };
             RuleSet::of(&Config::of_text(&layers, &format!("{text}{more}")).unwrap()).unwrap()
         };
         let (lead, partial) = (event(LEAD, Kind::Event), event(LEAD, Kind::Partial));

@@ -67,10 +67,11 @@ const CLOSE_STATUSES: [&str; 14] = [
 ];
 
 /// Tasks and threads that must not end.
-const TASKS: [&str; 13] = [
+const TASKS: [&str; 14] = [
     "admin listener",
     "certificates",
     "close",
+    "close-fields",
     "commit",
     "history",
     "keeper",

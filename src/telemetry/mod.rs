@@ -340,7 +340,7 @@ mod tests {
         let of_sink = "closehook_sink_paused{sink=\"b\"} 1";
         let of_old = "closehook_close_subscription_active{subscription=\"old\"} 0";
         assert_eq!(left(&there), [of_old, of_sink]);
-        // Without credentials nothing is claimed of Close.
+        // Without credentials, and where another node looks after it, nothing is claimed of Close.
         there.subscriptions = None;
         let of_new = "closehook_close_subscription_active{subscription=\"new\"} 1";
         assert_eq!(left(&there), [of_old, of_new, "closehook_close_reachable 1", of_sink]);

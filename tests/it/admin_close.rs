@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::admin_document::Document;
-use crate::admin_door::{ACT, TOKENS};
+use crate::admin_door::{ACT, READ, TOKENS};
 use crate::close::{FILE_SINK, Rig, history};
 use crate::harness::{Daemon, until};
 
@@ -191,4 +191,30 @@ async fn every_answer_about_close_is_as_the_document_says() {
             "{route} was never held against the document"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_have_at_close_is_neither_shown_whole_nor_set_going_over_http() {
+    let mut rig = Rig::new(Settings::calm(), "", TOKENS).await;
+    rig.fake.world().add_integrations(1);
+    let id = rig.only_subscription();
+    assert!(rig.fake.world().pause(&id));
+    rig.run().await;
+    let path = format!("/close/subscriptions/{id}");
+    let (_, all) = rig.daemon.api(READ, Method::GET, "/close/subscriptions", None).await;
+    assert_eq!(all["items"][0]["url"], "https://integration-0.example.com/…", "{all}");
+    let (_, one) = rig.daemon.api(READ, Method::GET, &path, None).await;
+    assert_eq!(one["url"], "https://integration-0.example.com/…", "{one}");
+    let resume = format!("{path}/resume");
+    let (status, said) = rig.daemon.api(ACT, Method::POST, &resume, None).await;
+    assert_ne!(status, StatusCode::OK, "{said}");
+    assert!(said.to_string().contains("delivers to somebody else"), "{said}");
+    let is_active = || rig.fake.world().subscription(&id).unwrap().active;
+    assert!(!is_active());
+
+    // Who has the data directory has the credentials.
+    let listed = rig.daemon.lines(&["subscription", "list"]);
+    assert_eq!(listed[0]["url"], "https://integration-0.example.com/hook");
+    rig.daemon.ok(&["subscription", "resume", &id]);
+    assert!(is_active());
 }

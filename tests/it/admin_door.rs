@@ -473,3 +473,28 @@ async fn a_token_that_can_not_be_had_keeps_nobody_from_starting() {
         StatusCode::OK
     );
 }
+
+#[tokio::test]
+async fn behind_a_proxy_who_guesses_holds_up_nobody_else() {
+    let config = format!("[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n{TOKENS}");
+    let daemon = Daemon::start(&config).await;
+    let tried = async |token: &str, client: &str| {
+        let request = daemon.admin_request(Method::GET, "/api/v1/me").bearer_auth(token);
+        let request = request.header("x-forwarded-for", client);
+        request.send().await.unwrap().status()
+    };
+    let mut guesses = 0;
+    while tried(&format!("guess-{guesses}"), "198.51.100.7").await != StatusCode::TOO_MANY_REQUESTS {
+        guesses += 1;
+        assert!(guesses < 1000, "it is slowed");
+    }
+    assert_eq!(tried(ACT, "203.0.113.9").await, StatusCode::OK);
+    // What was right from somewhere is looked at there as before, also when the tokens are taken over again.
+    assert_eq!(tried(READ, "203.0.113.9").await, StatusCode::OK);
+    while tried(&format!("guess-{guesses}"), "203.0.113.9").await != StatusCode::TOO_MANY_REQUESTS {
+        guesses += 1;
+        assert!(guesses < 1000, "it is slowed");
+    }
+    assert!(daemon.reload().await);
+    assert_eq!(tried(READ, "203.0.113.9").await, StatusCode::OK);
+}

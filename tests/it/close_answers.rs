@@ -1,6 +1,8 @@
 //! Contract, section 5: answers that Close may give and the fake does not, from a server of a few lines.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
@@ -11,6 +13,11 @@ use crate::harness::{Daemon, until};
 
 /// A Close that answers as it is told, and a daemon that asks it.
 async fn daemon_of(answer: impl Fn(&Method, &str, &str) -> Response + Send + Sync + 'static) -> Daemon {
+    daemon_with("", answer).await
+}
+
+/// The same with this behind the configuration.
+async fn daemon_with(more: &str, answer: impl Fn(&Method, &str, &str) -> Response + Send + Sync + 'static) -> Daemon {
     let answer = Arc::new(answer);
     let handler = move |request: Request| {
         let answer = answer.clone();
@@ -24,7 +31,7 @@ async fn daemon_of(answer: impl Fn(&Method, &str, &str) -> Response + Send + Syn
     tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
     let mut daemon = Daemon::new(&format!(
         "[server]\npublic_url = \"https://hooks.example.com/webhooks/close\"\n[close]\nbase_url = \"http://{address}/api/v1\"\n\
-         api_key = \"api_1.2\"\n"
+         api_key = \"api_1.2\"\n{more}"
     ));
     daemon.run().await;
     daemon
@@ -56,6 +63,62 @@ async fn a_list_of_subscriptions_in_pages_is_read_to_its_end_whatever_stands_in_
         .map(|line| line["id"].clone())
         .collect();
     assert_eq!(ids, ["whsub_1", "whsub_2", "whsub_3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_deleted_while_the_list_is_read_hides_no_other() {
+    // 1: the first one goes when the first page has been read; 2: it is gone.
+    let state = Arc::new(AtomicUsize::new(0));
+    let shared = state.clone();
+    let daemon = daemon_of(move |_, _, query| {
+        let skip = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("_skip=")?.parse::<usize>().ok());
+        let all: Vec<Value> = (usize::from(shared.load(SeqCst) == 2)..5)
+            .map(|number| json!({ "id": format!("whsub_{number}"), "url": "https://a.example.com", "status": "active", "events": [] }))
+            .collect();
+        if skip.is_none() {
+            let _ = shared.compare_exchange(1, 2, SeqCst, SeqCst);
+        }
+        let from = skip.unwrap_or(0).min(all.len());
+        let to = (from + 2).min(all.len());
+        json(&json!({ "data": all[from..to], "has_more": to < all.len() }))
+    })
+    .await;
+    until("it has looked", async || {
+        daemon.status()["close"]["checked_at"].is_string()
+    })
+    .await;
+    state.store(1, SeqCst);
+    let listed = daemon.lines(&["subscription", "list"]);
+    let ids: Vec<Value> = listed.iter().map(|line| line["id"].clone()).collect();
+    assert_eq!(ids, ["whsub_1", "whsub_2", "whsub_3", "whsub_4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_list_does_not_have_is_missing_when_close_says_so_of_it() {
+    let is_there = Arc::new(AtomicUsize::new(1));
+    let shared = is_there.clone();
+    let more = "[close.health]\ninterval = \"1s\"\n[[close.subscriptions]]\nid = \"whsub_9\"\nsignature_key_file = \"DIR/key\"\n";
+    let daemon = daemon_with(more, move |_, path, _| {
+        if !path.ends_with("/whsub_9/") {
+            return json(&json!({ "data": [], "has_more": false }));
+        }
+        if shared.load(SeqCst) == 1 {
+            let url = "https://hooks.example.com/webhooks/close";
+            return json(&json!({ "id": "whsub_9", "url": url, "status": "active", "events": [] }));
+        }
+        (StatusCode::NOT_FOUND, json(&json!({ "error": "Not found" }))).into_response()
+    })
+    .await;
+    let state = || {
+        let found = daemon.status()["close"]["subscriptions"][0].clone();
+        found["state"].as_str().map(str::to_owned)
+    };
+    until("it has looked", async || state().is_some()).await;
+    assert_eq!(state().as_deref(), Some("active"));
+    is_there.store(0, SeqCst);
+    until("it is missing", async || state().as_deref() == Some("missing")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

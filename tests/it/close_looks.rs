@@ -150,5 +150,43 @@ async fn status_waits_for_nothing_that_is_being_made_and_what_was_made_is_looked
     until("what was made is seen", async || found(&process).len() == 2).await;
     stop.cancel();
     looking.await.unwrap();
+    // Nobody here looks any more: another node may, and see something else.
+    let status = process.account.status();
+    assert!(status.subscriptions.is_empty() && status.checked_at.is_none() && status.reconciled_at.is_none());
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_fails_takes_no_mark_along_that_may_be_right() {
+    let (world, process) = begun().await;
+    process.account.apply(false).await.unwrap();
+    let id = process.account.subscriptions().await.unwrap()[0].0.id.clone();
+    let pause = async || process.account.set_active(&id, false).await;
+    let state = async || {
+        process.account.look_once(false).await.unwrap();
+        found(&process)[0].state
+    };
+    let order = |fault: Fault| {
+        let fault = fault.on(&format!("PUT /api/v1/webhook/{id}/"));
+        world.fake.world().faults.order(fault).unwrap();
+    };
+    // Close says no, and nothing was marked before.
+    order(Fault::new(Kind::Status).status(403));
+    pause().await.unwrap_err();
+    assert_eq!(state().await, Condition::Active);
+    assert!(world.fake.world().pause(&id));
+    assert_eq!(state().await, Condition::Active, "what Close has paused is resumed");
+    process.account.set_active(&id, true).await.unwrap();
+
+    // It is not known what Close did.
+    order(Fault::new(Kind::DropAnswer).times(100));
+    pause().await.unwrap_err();
+    world.fake.world().faults.clear();
+    assert_eq!(state().await, Condition::PausedByHand);
+
+    // Close says no, and it was paused by a person before.
+    order(Fault::new(Kind::Status).status(403));
+    pause().await.unwrap_err();
+    assert_eq!(state().await, Condition::PausedByHand);
     process.end().await;
 }

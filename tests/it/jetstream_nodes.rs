@@ -284,6 +284,62 @@ async fn two_nodes(cluster: &Cluster, more: &str) -> (Daemon, Daemon) {
     (all, receives)
 }
 
+/// Whether this node's status says that a node has Close's side.
+fn has_close(daemon: &Daemon, name: &str) -> bool {
+    let status = daemon.status();
+    let mut nodes = status["nodes"].as_array().unwrap().iter();
+    let leases = nodes
+        .find(|node| node["name"] == name)
+        .map(|node| node["leases"].clone());
+    leases.is_some_and(|leases| leases.as_array().unwrap().contains(&Value::from("close")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_has_the_names_of_custom_fields_on_a_node_that_does_not_look_after_close() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let fake = Fake::start(Options {
+        settings: Settings::calm(),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let field = fake.world().add_custom_field(&["lead"], "Industry", "text").unwrap();
+    let sink = "[[sinks]]\nname = \"named\"\ntype = \"file\"\npath = \"DIR/named.jsonl\"\nnode = \"b\"\nstart = \"beginning\"\n\
+                template = \"{{ (data | named) | tojson }}\"\nretry = { initial = \"100ms\", max_delay = \"1s\" }\n";
+    let of = |name: &str, roles: &str| config(&cluster, name, &format!("roles = {roles}\n{}{sink}", close(&fake)));
+    let mut cares = Daemon::new(&of("a", "[\"ingress\", \"close\"]"));
+    cares.ok(&["check", "--create"]);
+    cares.run().await;
+    let mut delivers = Daemon::new(&of("b", "[\"ingress\", \"deliver\"]"));
+    delivers.run().await;
+    until("the one looks after Close's side", async || has_close(&delivers, "a")).await;
+    let event = serde_json::json!({ "event": { "id": "ev_1", "date_updated": "2024-02-15T12:48:23.395000",
+        "object_type": "lead", "action": "updated", "lead_id": "lead_1", "data": { format!("custom.{field}"): "Paint" } },
+        "subscription_id": "whsub_1" });
+    assert_eq!(cares.send(event.to_string()).await.unwrap().0, 200);
+    let lines = || std::fs::read_to_string(delivers.path("named.jsonl")).unwrap_or_default();
+    until("it is delivered", async || !lines().is_empty()).await;
+    let made: Value = serde_json::from_str(lines().trim_end()).unwrap();
+    assert_eq!(made, serde_json::json!({ "Industry": "Paint" }));
+
+    // What the one sees at Close the other can't say, and does not.
+    until("Close is looked at", async || {
+        cares.status()["close"]["checked_at"].is_string()
+    })
+    .await;
+    for (daemon, says) in [(&cares, true), (&delivers, false)] {
+        let close = daemon.status()["close"].clone();
+        assert_eq!(close["looked_after_by"], "a");
+        assert_eq!(close["checked_at"].is_string(), says, "{close}");
+        let metrics = daemon.ask_admin("/metrics").await.text().await.unwrap();
+        assert_eq!(metrics.contains("\nclosehook_close_reachable "), says, "{metrics}");
+        let shown = daemon.run_command(&["status"]).stdout;
+        assert!(String::from_utf8_lossy(&shown).contains("node a looks after it"));
+    }
+}
+
 fn wrong(output: &std::process::Output) -> String {
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -107,14 +107,20 @@ async fn has_credentials(state: &AdminState) -> Result<status::Status, Refused> 
 pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
     asked.all_taken()?;
     has_credentials(&state).await?;
-    let told = state.ask(Subscriptions {}).texts(ITEMS_MAX + 1).await;
+    let told = state.ask(Subscriptions { masks: true }).texts(ITEMS_MAX + 1).await;
     Ok(asked::list(told.map_err(by_close)?, ITEMS_MAX))
 }
 
 /// `GET /close/subscriptions/{id}`
 pub async fn subscription(State(state): State<AdminState>, Named(id): Named, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let shown = state.ask(Subscription { id: id.clone() }).texts(1).await;
+    let shown = state
+        .ask(Subscription {
+            id: id.clone(),
+            masks: true,
+        })
+        .texts(1)
+        .await;
     match shown.map_err(by_close)?.first() {
         Some(shown) => Ok(plain(shown)),
         None => Err(Refused::missing(format!("Close knows no subscription {id}"))),
@@ -128,7 +134,7 @@ pub async fn resume_subscription(
     actor: Actor,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let told = state.order(&actor, Resume { id });
+    let told = state.order(&actor, Resume { id, only_ours: true });
     Ok(plain(&told.last_text().await.map_err(by_close)?))
 }
 

@@ -15,7 +15,7 @@ use super::said::{Form, Named, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html, to};
 use crate::admin::fields;
-use crate::close::{Ask, BackfillStatus, CloseStatus, Condition, FoundSubscription, JobState};
+use crate::close::{Ask, BackfillStatus, CloseStatus, Condition, FoundSubscription, JobState, Spec};
 use crate::control::close::{Begin, Rehearsal, Rehearse, Resume, Set};
 use crate::control::picture::Draw;
 use crate::control::status;
@@ -25,6 +25,8 @@ use crate::control::status;
 struct ClosePage {
     frame: Frame,
     done: Option<&'static str>,
+    /// The node that looks after Close's side, where that is another one.
+    elsewhere: Option<String>,
     claim: String,
     claim_more: String,
     picture: Drawing,
@@ -72,11 +74,8 @@ pub struct Wish {
 
 /// `/close`
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
-    let status = view
-        .one(status::Show {})
-        .await
-        .map_err(|error| view.refused(error))?
-        .close;
+    let shown = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
+    let (status, own) = (shown.close, shown.daemon.node);
     let frame = view.frame("/close");
     let job = Backfill {
         job: status.backfill.as_ref().map(BackfillCell::of),
@@ -92,6 +91,7 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     let (claim, claim_more) = claim(&status);
     Ok(html(&ClosePage {
         frame,
+        elsewhere: status.looked_after_by.clone().filter(|node| Some(node) != own.as_ref()),
         done: match wish.done.as_str() {
             "resumed" => Some("Close was told to deliver again."),
             "begun" => Some("The backfill has begun."),
@@ -121,8 +121,11 @@ fn claim(status: &CloseStatus) -> (String, String) {
     let mut more = format!(
         "The log has the latest revision of every event of Close's log ({}) since {}.",
         claim.complete.scope,
-        text::when(&claim.complete.from)
+        text::when(&claim.since())
     );
+    if claim.kept_from.is_some() {
+        more.push_str(" What was before has left the log.");
+    }
     if let Some(lacks) = &claim.lacks {
         let many = text::counted(&lacks.events, "event");
         let _ = write!(more, " {many} of these without their data, which Close withholds.");
@@ -208,7 +211,8 @@ impl BackfillCell {
 
 /// Has Close deliver again.
 pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
-    acting::order(&view, may, Resume { id }).await?;
+    let only_ours = true;
+    acting::order(&view, may, Resume { id, only_ours }).await?;
     Ok(to("/close?done=resumed"))
 }
 
@@ -246,6 +250,21 @@ impl Wanted {
 #[template(path = "backfill_begin.html")]
 struct AfterCount {
     fields: [(&'static str, String); 4],
+}
+
+impl AfterCount {
+    /// What was counted is what begins: `36h` means another moment each time it is read, and nothing at all is Close's oldest and newest
+    /// event of then.
+    fn of(counted: &Spec, wanted: Wanted) -> AfterCount {
+        AfterCount {
+            fields: [
+                ("since", counted.since.to_string()),
+                ("until", counted.until.to_string()),
+                ("types", wanted.types),
+                ("lead", wanted.lead),
+            ],
+        }
+    }
 }
 
 /// Counts a backfill, or begins it.
@@ -290,15 +309,7 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
                     ),
                 ];
                 ended.more.extend(lines);
-                let after = AfterCount {
-                    fields: [
-                        ("since", wanted.since),
-                        ("until", wanted.until),
-                        ("types", wanted.types),
-                        ("lead", wanted.lead),
-                    ],
-                };
-                ended.after = after.render().unwrap_or_default();
+                ended.after = AfterCount::of(&done.spec, wanted).render().unwrap_or_default();
                 ended
             }
             Ok(Rehearsal::Progress { .. }) => Ended::badly("counting did not come to an end: try again"),
@@ -323,4 +334,36 @@ pub async fn set(view: View, may: May, Form(way): Form<Way>) -> Shown {
     } else {
         "/close?done=stopped#backfill"
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_what_begins() {
+        let wanted = Wanted {
+            since: "36h".to_owned(),
+            types: "lead.*".to_owned(),
+            ..Wanted::default()
+        };
+        let counted = Spec {
+            since: "2024-02-14T00:00:00.5Z".parse().unwrap(),
+            until: "2024-02-15T12:00:00Z".parse().unwrap(),
+            types: vec!["lead.*".to_owned()],
+            lead: None,
+        };
+        let fields = AfterCount::of(&counted, wanted).fields;
+        let [(_, since), (_, until), (_, types), (_, lead)] = fields;
+        let begun = Wanted {
+            since,
+            until,
+            types,
+            lead,
+            act: "begin".to_owned(),
+        };
+        let ask = begun.ask().unwrap();
+        assert_eq!((ask.since, ask.until), (Some(counted.since), Some(counted.until)));
+        assert_eq!((ask.types, ask.lead), (counted.types, counted.lead));
+    }
 }

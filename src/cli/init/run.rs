@@ -469,7 +469,7 @@ impl Run<'_> {
             return Ok(());
         }
         let config = &self.draft.config;
-        let listed = daemon::ask_all(config, control::close::Subscriptions {}).await?;
+        let listed = daemon::ask_all(config, control::close::Subscriptions::default()).await?;
         for id in listed
             .iter()
             .filter(|one| one["standing"] == "keyless")
@@ -496,7 +496,11 @@ impl Run<'_> {
         let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());
         if !has_steps {
             let id = field(&plan, "subscription");
-            let shown = daemon::ask(config, control::close::Subscription { id: id.clone() }).await?;
+            let asked = control::close::Subscription {
+                id: id.clone(),
+                masks: false,
+            };
+            let shown = daemon::ask(config, asked).await?;
             if shown.is_null() {
                 return Err(format!("Close knows no subscription {id} any more: try again"));
             }

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 
-use super::budget::RateLimit;
+use super::budget::{self, RateLimit};
 use super::error::Error;
 use crate::json::{self, Node};
 use crate::net::http::root_cause;
@@ -67,6 +68,15 @@ impl HttpAnswer {
         let lines = self.headers.get_all("ratelimit").iter();
         let texts: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
         RateLimit::parse(&texts.join(","))
+    }
+
+    /// Of a 429, when to come again. `reset` is the better one (Close's documentation); whatever is missing costs a second.
+    pub(super) fn comes_back_in(&self, now: Timestamp) -> Duration {
+        let after = || budget::retry_after(self.headers.get(RETRY_AFTER)?.to_str().ok()?, now);
+        let reset = self.limit().map(|limit| limit.reset);
+        // To come again at once is what was refused just now.
+        let reset = reset.filter(|reset| !reset.is_zero());
+        reset.or_else(after).unwrap_or(Duration::from_secs(1))
     }
 
     /// Whether it is something that people read.

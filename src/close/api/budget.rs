@@ -104,6 +104,13 @@ impl RateBudget {
         Ok(())
     }
 
+    /// How long nothing goes at all, as far as Close has said; `None`: something may go now.
+    pub fn closed_for(&self, now: Instant) -> Option<Duration> {
+        let used_up = self.window.filter(|(remaining, _)| *remaining == 0);
+        let until = self.blocked_until.max(used_up.map(|(_, reset_at)| reset_at))?;
+        Some(until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+    }
+
     /// A request is over; `limit` is what its answer said.
     pub fn done(&mut self, now: Instant, limit: Option<RateLimit>) {
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -150,6 +157,20 @@ mod tests {
             assert_eq!([budget.take(later), budget.take(later)], [Ok(()); 2]);
             assert_eq!(budget.take(later), Err(reset));
         }
+    }
+
+    #[test]
+    fn how_long_nothing_goes_is_known() {
+        let (now, reset) = (Instant::now(), Duration::from_secs(5));
+        let mut budget = RateBudget::default();
+        assert_eq!(budget.closed_for(now), None);
+        budget.done(now, Some(RateLimit { remaining: 1, reset }));
+        assert_eq!(budget.closed_for(now), None);
+        budget.take(now).unwrap();
+        assert_eq!(budget.closed_for(now), Some(reset));
+        budget.block(now, 2 * reset);
+        assert_eq!(budget.closed_for(now + reset), Some(reset));
+        assert_eq!(budget.closed_for(now + 2 * reset), None);
     }
 
     #[test]

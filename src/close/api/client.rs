@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
 use super::answer::{HttpAnswer, REQUEST_TIMEOUT, receive};
-use super::budget::{self, RateBudget, RateLimit};
-use super::error::Error;
+use super::budget::{RateBudget, RateLimit};
+use super::error::{Error, rejected};
 use super::oauth::OAuthChain;
 use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
@@ -31,6 +31,9 @@ const TIMEOUTS_MAX: u32 = 2;
 
 /// Waits for the rate limit before one request, at the most.
 const LIMITED_MAX: u32 = 10;
+
+/// Whoever waits so long for the rate limit is told.
+const WORTH_A_WORD: Duration = Duration::from_secs(5);
 
 /// When to try again: 0.25 s, 0.5 s, ... 4 s at the most, each with full jitter.
 fn delays() -> impl Iterator<Item = Duration> {
@@ -226,8 +229,9 @@ impl Client {
     }
 
     async fn once(&self, call: &Call) -> Result<Bytes, Error> {
-        let authorization = self.authorization().await?;
         let mut flight = self.take_off().await;
+        // For whoever may go: tokens have the same limit.
+        let authorization = self.authorization().await?;
         let mut url = self
             .base
             .join(&call.path)
@@ -254,18 +258,7 @@ impl Client {
     fn judge(&self, call: &Call, answer: HttpAnswer) -> Result<Bytes, Error> {
         let status = answer.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
-            // `reset` is the better one (Close's documentation); whatever is missing costs a second.
-            let after = || {
-                let text = answer.headers.get(RETRY_AFTER)?.to_str().ok()?;
-                budget::retry_after(text, self.now())
-            };
-            let wait = answer
-                .limit()
-                .map(|limit| limit.reset)
-                // To come again at once is what was refused just now.
-                .filter(|reset| !reset.is_zero())
-                .or_else(after)
-                .unwrap_or(Duration::from_secs(1));
+            let wait = answer.comes_back_in(self.now());
             self.with_budget(|budget| budget.block(Instant::now(), wait));
             telemetry::close_limited(wait);
             return Err(Error::RateLimited(wait));
@@ -322,7 +315,12 @@ impl Client {
                     .base
                     .join("/oauth2/token/")
                     .map_err(|error| Error::Local(error.to_string()))?;
-                format!("Bearer {}", oauth.access_token(&self.http, url).await?.expose_secret())
+                let token = oauth.access_token(&self.http, url).await;
+                if let Err(Error::RateLimited(wait)) = &token {
+                    self.with_budget(|budget| budget.block(Instant::now(), *wait));
+                    telemetry::close_limited(*wait);
+                }
+                format!("Bearer {}", token?.expose_secret())
             }
         };
         let mut value =
@@ -335,6 +333,10 @@ impl Client {
     async fn take_off(&self) -> Flight<'_> {
         let mut waited = Duration::ZERO;
         while let Err(wait) = self.with_budget(|budget| budget.take(Instant::now())) {
+            if wait >= WORTH_A_WORD && waited < WORTH_A_WORD {
+                let seconds = wait.as_secs();
+                tracing::info!("Close's rate limit is used up: the next request goes in {seconds} s");
+            }
             waited += wait;
             tokio::time::sleep(wait).await;
         }
@@ -343,6 +345,13 @@ impl Client {
             client: self,
             limit: None,
         }
+    }
+
+    /// When the next request goes, where Close's rate limit lets none go for long.
+    pub fn next_request_at(&self) -> Option<Timestamp> {
+        let wait = self.with_budget(|budget| budget.closed_for(Instant::now()));
+        let wait = wait.filter(|wait| *wait >= WORTH_A_WORD)?;
+        self.seams.now().checked_add(wait).ok()
     }
 
     fn with_budget<T>(&self, work: impl FnOnce(&mut RateBudget) -> T) -> T {
@@ -393,32 +402,6 @@ fn http_client() -> Result<reqwest::Client, Error> {
     net::http::builder(REQUEST_TIMEOUT)
         .build()
         .map_err(|error| Error::Local(format!("no HTTPS client can be made: {error}")))
-}
-
-/// What Close's words about a refused request come to.
-fn rejected(status: u16, faults: String) -> Error {
-    let duplicates = if faults.contains("Duplicate active subscription") {
-        subscription_ids(&faults)
-    } else {
-        Vec::new()
-    };
-    if !duplicates.is_empty() {
-        return Error::Duplicate(duplicates);
-    }
-    let faults = Some(faults).filter(|faults| !faults.is_empty());
-    Error::Rejected {
-        status,
-        faults: faults.unwrap_or_else(|| "it does not say why".into()),
-    }
-}
-
-/// Every `whsub_...` in a sentence of Close's.
-fn subscription_ids(text: &str) -> Vec<String> {
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words
-        .filter(|word| word.len() > 6 && word.starts_with("whsub_"))
-        .map(ToOwned::to_owned)
-        .collect()
 }
 
 #[cfg(test)]

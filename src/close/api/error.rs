@@ -188,3 +188,29 @@ impl Error {
         }
     }
 }
+
+/// What Close's words about a refused request come to.
+pub(super) fn rejected(status: u16, faults: String) -> Error {
+    let duplicates = if faults.contains("Duplicate active subscription") {
+        subscription_ids(&faults)
+    } else {
+        Vec::new()
+    };
+    if !duplicates.is_empty() {
+        return Error::Duplicate(duplicates);
+    }
+    let faults = Some(faults).filter(|faults| !faults.is_empty());
+    Error::Rejected {
+        status,
+        faults: faults.unwrap_or_else(|| "it does not say why".into()),
+    }
+}
+
+/// Every `whsub_...` in a sentence of Close's.
+fn subscription_ids(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words
+        .filter(|word| word.len() > 6 && word.starts_with("whsub_"))
+        .map(ToOwned::to_owned)
+        .collect()
+}

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::answer;
-use super::error::Error;
+use super::answer::{self, HttpAnswer};
+use super::error::{Error, rejected};
 use crate::close::files;
 use crate::close::shared::{Shared, write_shared};
 use crate::config::{self, Secret};
@@ -218,11 +219,7 @@ impl OAuthChain {
             .header("content-type", "application/x-www-form-urlencoded")
             .body(form.query().unwrap_or_default().to_owned());
         let answer = answer::receive(request, url.host_str().unwrap_or_default()).await?;
-        match answer.status.as_u16() {
-            200..300 => {}
-            400 | 401 | 403 => return Err(Error::RefreshRefused(answer.faults())),
-            status => return Err(Error::Server(status)),
-        }
+        answer.granted()?;
         let body = answer::text(&answer.body)?;
         crate::json::validate(&answer.body).map_err(|error| Error::Garbled(error.to_string()))?;
         let node = Node::new(body);
@@ -239,6 +236,26 @@ impl OAuthChain {
                 .and_then(|life| life.raw().parse().ok())
                 .filter(|life| *life > 0)
                 .map_or(LIFE_DEFAULT, Duration::from_secs),
+        })
+    }
+}
+
+impl HttpAnswer {
+    /// Whether tokens were given. Only Close itself refuses a token: what stands in front of it says nothing of that.
+    fn granted(&self) -> Result<(), Error> {
+        Err(match self.status.as_u16() {
+            200..300 if !self.is_text() => return Ok(()),
+            429 => Error::RateLimited(self.comes_back_in(Timestamp::now())),
+            // Not as what is missing at Close: whose the credentials are would count for untold.
+            404 => rejected(
+                404,
+                "there is no /oauth2/token/ there, check [close] base_url".to_owned(),
+            ),
+            500.. if !self.is_text() || self.body.is_empty() => Error::Server(self.status.as_u16()),
+            _ if self.is_text() => self.not_close(),
+            400 | 401 | 403 => Error::RefreshRefused(self.faults()),
+            300..400 => self.not_close(),
+            status => rejected(status, self.faults()),
         })
     }
 }
@@ -288,6 +305,39 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
         tokens
+    }
+
+    #[test]
+    fn only_close_itself_refuses_a_refresh_token() {
+        let judged = |status: u16, kind: &'static str, body: &'static str| {
+            let mut headers = reqwest::header::HeaderMap::new();
+            headers.insert("content-type", kind.parse().unwrap());
+            headers.insert("retry-after", "7".parse().unwrap());
+            let answer = HttpAnswer {
+                status: reqwest::StatusCode::from_u16(status).unwrap(),
+                headers,
+                body: body.into(),
+            };
+            answer.granted()
+        };
+        let (json, html) = ("application/json", "text/html");
+        assert_eq!(judged(200, json, "{}"), Ok(()));
+        let refused = judged(400, json, r#"{"error":"invalid_grant"}"#);
+        assert_eq!(refused, Err(Error::RefreshRefused("invalid_grant".into())));
+        for status in [200, 302, 400, 401, 403, 502] {
+            let page = judged(status, html, "<html>Attention required");
+            assert!(matches!(page, Err(Error::NotClose { .. })), "{status}: {page:?}");
+        }
+        assert_eq!(
+            judged(429, html, "slow down"),
+            Err(Error::RateLimited(Duration::from_secs(7)))
+        );
+        assert_eq!(judged(503, json, "{}"), Err(Error::Server(503)));
+        let missing = judged(404, html, "<html>");
+        assert!(
+            matches!(missing, Err(Error::Rejected { status: 404, .. })),
+            "{missing:?}"
+        );
     }
 
     #[tokio::test]

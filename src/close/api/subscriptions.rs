@@ -16,6 +16,9 @@ pub(in crate::close) const SUBSCRIPTIONS_DOCUMENTED: usize = 40;
 /// A list longer than this is none of Close's.
 const LISTED_MAX: usize = 100_000;
 
+/// A list that changes while it is read is begun so often; then what is read is taken as it is.
+const BEGINNINGS_MAX: u32 = 5;
+
 /// One kind of event a subscription asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EventSpec {
@@ -186,16 +189,29 @@ fn read<'b, T: Deserialize<'b>>(answer: &'b [u8]) -> Result<T, Error> {
 
 impl Client {
     /// Every subscription of the organization, page by page where Close gives several (its documentation, "Pagination").
+    ///
+    /// Pages count from the beginning of what there is when each is asked for: where one is deleted meanwhile, another moves over to a page
+    /// that was read already. So the last of each page is asked for again as the first of the next, and where it is not, all is read anew.
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, Error> {
         let mut all: Vec<Subscription> = Vec::new();
+        let (mut beginnings, mut longest) = (1, 0);
         loop {
+            let known = all.len();
+            // Pages of one would have nothing new then.
+            let overlap = usize::from(longest > 1);
             let mut call = Call::get("webhook/");
-            if !all.is_empty() {
-                call = call.query("_skip", all.len().to_string());
+            if known > 0 {
+                call = call.query("_skip", (known - overlap).to_string());
             }
             let answer = self.send(&call).await?;
             let page: Listing = read(&answer)?;
-            let before = all.len();
+            longest = longest.max(page.data.len());
+            let is_next = |last: &Subscription| page.data.first().is_some_and(|first| first.id == last.id);
+            if beginnings < BEGINNINGS_MAX && overlap > 0 && !all.last().is_none_or(is_next) {
+                beginnings += 1;
+                all.clear();
+                continue;
+            }
             for subscription in page.data {
                 // One that was made meanwhile moves the others to the next page.
                 if all.iter().all(|known| known.id != subscription.id) {
@@ -205,13 +221,26 @@ impl Client {
             if !page.has_more {
                 return Ok(all);
             }
-            if all.len() == before || all.len() > LISTED_MAX {
+            if all.len() == known || all.len() > LISTED_MAX {
                 // To overlook one is to make it twice.
                 return Err(Error::Garbled(format!(
                     "it lists {} subscriptions and does not come to an end",
                     all.len()
                 )));
             }
+        }
+    }
+
+    /// One subscription; `None` only where Close says that it does not have it.
+    pub async fn subscription_if_there(&self, id: &str) -> Result<Option<Subscription>, Error> {
+        let call = match path_of(id) {
+            Ok(path) => Call::get(path),
+            Err(_) => return Ok(None),
+        };
+        match self.send(&call).await {
+            Ok(answer) => read(&answer).map(Some),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

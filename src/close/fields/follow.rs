@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_retry::strategy::jitter;
 use tokio_util::sync::CancellationToken;
 
+use super::Fields;
 use super::schema::Schema;
 use crate::close::account::Account;
 use crate::event::Seq;
@@ -67,10 +68,26 @@ pub(super) fn after(times: u32, (first, most): (Duration, Duration)) -> Duration
     jitter(bound).max(bound / 4)
 }
 
+/// While it is there, somebody follows the schema. However that ends, nobody waits for a fetch that does not come.
+pub(super) struct Followed<'f>(&'f Fields);
+
+impl<'f> Followed<'f> {
+    pub(super) fn begin(fields: &'f Fields) -> Followed<'f> {
+        fields.change(|known| known.is_followed = true);
+        Followed(fields)
+    }
+}
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        self.0.change(|known| known.is_followed = false);
+    }
+}
+
 /// Follows the schema until `stop`. `at_once`: else nothing is fetched before somebody asks.
 pub(in crate::close) async fn follow(account: &Account, stop: &CancellationToken, at_once: bool) {
     let fields = &account.fields;
-    fields.change(|known| known.is_followed = true);
+    let _followed = Followed::begin(fields);
     let mut head = account.log.head();
     let mut next = head.borrow_and_update().next();
     let mut plan = Plan {

@@ -62,6 +62,16 @@ fn schema(lacking: Option<&str>) -> Schema {
     serde_json::from_value(text).unwrap()
 }
 
+#[test]
+fn when_nobody_follows_the_schema_any_more_nobody_waits_for_it() {
+    let (_dir, fields) = fields(true);
+    let is_followed = || fields.book().now().is_followed;
+    let followed = super::follow::Followed::begin(&fields);
+    assert!(is_followed());
+    drop(followed);
+    assert!(!is_followed());
+}
+
 #[tokio::test]
 async fn names_come_with_the_schema_and_stay_when_it_can_not_be_fetched_again() {
     let (_dir, fields) = fields(true);

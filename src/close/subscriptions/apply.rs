@@ -273,6 +273,7 @@ impl Account {
         let client = self.client().await?;
         // Remembered first: in between, the health check must not undo it.
         let paused = id.to_owned();
+        let was_marked = self.store.keys().paused.contains(id);
         if !active {
             self.store
                 .change_keys(move |keys| {
@@ -286,7 +287,13 @@ impl Account {
             ..SubscriptionChange::default()
         };
         let changed = client.change_subscription(id, &change).await;
-        if active == changed.is_ok() {
+        let is_over = match &changed {
+            Ok(()) => active,
+            // What was paused before stays so; and what Close may have paused after all is not to be resumed unasked. Where it did not, the
+            // mark goes with the next look.
+            Err(error) => !active && !was_marked && !error.is_unclear(),
+        };
+        if is_over {
             let id = id.to_owned();
             self.store
                 .change_keys(move |keys| {

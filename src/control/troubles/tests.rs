@@ -14,7 +14,7 @@ fn status(change: impl FnOnce(&mut Value)) -> Status {
         "log": { "first": 1, "last": 1, "events": 1, "received_bytes": 1, "disk_bytes": 1, "segments": 1, "unsealed": 1,
             "oldest_at": null, "gaps": [] },
         "retention": null, "sinks": [], "removed_sinks": [], "rules": [],
-        "close": { "configured": true, "subscriptions": [{ "id": "whsub_1", "state": "active", "verify_ssl": true }] },
+        "close": { "configured": true, "looked_after_by": "n1", "subscriptions": [{ "id": "whsub_1", "state": "active", "verify_ssl": true }] },
     });
     change(&mut value);
     serde_json::from_value(value).unwrap()
@@ -74,6 +74,15 @@ fn each_trouble_is_said_with_what_to_do() {
         ),
         (
             Box::new(|s| {
+                s["close"]["looked_after_by"] = Value::Null;
+                s["nodes"] = json!([{ "name": "n1", "roles": [], "state": "alive", "started_at": "2024-02-15T12:29:59Z",
+                    "version": "1", "leases": [] }]);
+            }),
+            "no node looks after Close's side now",
+            "node.roles",
+        ),
+        (
+            Box::new(|s| {
                 s["ready"] = json!(false);
                 s["not_ready_because"] = json!("the data directory /data is at log.max_size: ...");
             }),
@@ -110,6 +119,14 @@ fn each_trouble_is_said_with_what_to_do() {
             }),
             "no certificate yet: the last order failed: refused",
             "port 443",
+        ),
+        (
+            Box::new(|s| {
+                s["certificate"] =
+                    json!({ "file": "c", "not_after": "2034-02-20T00:00:00Z", "last_error": "k can't be read" })
+            }),
+            "the certificate expires at 2034-02-20T00:00:00Z: what its files hold now can't be used: k can't be read",
+            "renew the files",
         ),
         (
             Box::new(|s| {
