@@ -301,21 +301,11 @@ fn read_generations(dir: &Path, generations: &[u64]) -> Result<Picture, FrameErr
     let mut picture = Picture::default();
     for generation in generations {
         let path = path_of(dir, *generation);
-        let mut changes = Vec::new();
-        let mut complete = false;
-        let scanned = framefile::scan(&path, FORMAT, |frame| match frame.tag {
-            TAG_COMPLETE => complete = true,
-            TAG_PUT => {
-                changes.extend(split(frame.payload).map(|(key, value)| (key, Some(value.to_vec()))));
-            }
-            TAG_REMOVE => changes.extend(split(frame.payload).map(|(key, _)| (key, None))),
-            _ => {}
-        });
-        let damaged = match scanned {
-            Ok(scan) => !scan.damage.is_empty(),
-            Err(FrameError::Alien(_) | FrameError::Damaged { .. }) => true,
-            Err(error) => return Err(error),
-        };
+        let Content {
+            changes,
+            complete,
+            damaged,
+        } = read_generation(&path)?;
         if damaged {
             tracing::error!(
                 file = %path.display(),
@@ -337,6 +327,53 @@ fn read_generations(dir: &Path, generations: &[u64]) -> Result<Picture, FrameErr
         picture.complete = Some(*generation);
     }
     Ok(picture)
+}
+
+/// What can be read of a state file.
+#[derive(Debug, Default)]
+struct Content {
+    changes: Vec<(String, Option<Vec<u8>>)>,
+    /// The full picture is in it.
+    complete: bool,
+    /// There may be more in it.
+    damaged: bool,
+}
+
+impl Content {
+    fn take(&mut self, frame: &framefile::Frame<'_>) {
+        let changes = &mut self.changes;
+        match frame.tag {
+            TAG_COMPLETE => self.complete = true,
+            TAG_PUT => changes.extend(split(frame.payload).map(|(key, value)| (key, Some(value.to_vec())))),
+            TAG_REMOVE => changes.extend(split(frame.payload).map(|(key, _)| (key, None))),
+            _ => {}
+        }
+    }
+}
+
+/// Reads one file. Its name says what it is, so that a damaged header alone costs nothing.
+fn read_generation(path: &Path) -> Result<Content, FrameError> {
+    let mut content = Content::default();
+    let is_damage = |error: &FrameError| match error {
+        FrameError::Alien(_) | FrameError::Damaged { .. } => true,
+        FrameError::Io { source, .. } => framefile::is_bad_medium(source),
+        FrameError::Newer { .. } | FrameError::Poisoned(_) => false,
+    };
+    match framefile::scan(path, FORMAT, |frame| content.take(&frame)) {
+        Ok(scan) => content.damaged = !scan.damage.is_empty(),
+        Err(error) if is_damage(&error) => {
+            content = Content::default();
+            let scanned = framefile::scan_behind_header(path, |frame| content.take(&frame));
+            content.damaged = match scanned {
+                Ok(scan) => scan.damage.len() > 1 || !content.complete,
+                Err(error) if is_damage(&error) => true,
+                Err(error) => return Err(error),
+            };
+            tracing::error!(file = %path.display(), "the header of a state file is damaged; what is behind it is read all the same");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(content)
 }
 
 fn split(payload: &[u8]) -> Option<(String, &[u8])> {
