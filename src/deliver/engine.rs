@@ -235,7 +235,7 @@ impl Engine {
         for config in sinks {
             self.start_worker(config).await;
         }
-        self.inner.store.mended();
+        self.note_mended().await;
         self.detach_missing(sinks).await?;
         self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {

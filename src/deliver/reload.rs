@@ -240,6 +240,8 @@ impl Engine {
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
         usable(changed.iter().copied())?;
+        // Else what is new would be taken for something that was lost.
+        self.note_mended().await;
         self.forget_detached(Timestamp::now(), &current.keys().cloned().collect())
             .await;
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));

@@ -391,6 +391,7 @@ impl Engine {
 
     /// Forgets the positions of sinks that were removed too long ago, and replays.
     pub(super) async fn forget_what_is_old(&self, now: Timestamp) {
+        self.note_mended().await;
         {
             // A reload may be about to bring one back.
             let _changing = self.inner.changing.lock().await;
