@@ -330,6 +330,24 @@ impl Engine {
         }
     }
 
+    /// What could not be added to the files of letters does not count after the next start.
+    async fn mend_letters(&self) {
+        let all = lock(&self.inner.letters).clone();
+        let mend = move || {
+            for (sink, letters) in all.iter().filter(|(_, letters)| !letters.is_shared()) {
+                if let Err(error) = letters.mend() {
+                    tracing::error!(sink, %error, "dead letters that could not be stored may be there after the next start, and be delivered as well");
+                }
+            }
+        };
+        if tokio::time::timeout(OBEY_WITHIN, tokio::task::spawn_blocking(mend))
+            .await
+            .is_err()
+        {
+            tracing::error!("the dead letters could not be put in order: the disk does not answer");
+        }
+    }
+
     /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
@@ -341,6 +359,7 @@ impl Engine {
         let stop = async |name: &String| self.tell_to_stop(name).await.wait().await;
         join_all(names.iter().map(stop)).await;
         self.workers().by_sink.clear();
+        self.mend_letters().await;
         self.inner.store.close().await;
     }
 }

@@ -185,6 +185,19 @@ impl FrameFile {
         }
     }
 
+    /// Takes everything from this frame on back, durably. Where that fails the file is poisoned.
+    pub fn take_back(&mut self, offset: u64) -> Result<(), FrameError> {
+        if self.poisoned {
+            return Err(FrameError::Poisoned(self.path.clone()));
+        }
+        (self.len, self.end) = (offset, offset);
+        let cut = self.file.set_len(offset).and_then(|()| self.file.sync_all());
+        cut.map_err(|source| {
+            self.poisoned = true;
+            self.io(source)
+        })
+    }
+
     /// Makes a little more room, durably, where half of it is used up: for moments in which nobody waits, so that no append has to
     /// make all of it at once. Where there is no space for it nothing is done. A failure to sync poisons the file.
     pub fn top_up(&mut self) -> Result<(), FrameError> {

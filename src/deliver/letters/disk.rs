@@ -321,6 +321,14 @@ impl Disk {
         Ok((file, fresh))
     }
 
+    /// Whether nothing of what was to be added together is in the file any more: after a restart it would count.
+    fn take_back(&mut self, offsets: &[u64]) -> bool {
+        match (offsets.first(), &mut self.file) {
+            (Some(first), Some(file)) => file.take_back(*first).is_ok(),
+            (first, _) => first.is_none(),
+        }
+    }
+
     fn sync_name(&mut self) -> Result<(), FrameError> {
         let synced = self.may("name").and_then(|()| framefile::sync_parent(&self.path));
         synced.map_err(|source| self.io(source))?;
@@ -397,7 +405,7 @@ impl Keeper for Disk {
             }
         };
         if let Err(error) = append() {
-            self.is_unsure |= !offsets.is_empty();
+            self.is_unsure |= !self.take_back(&offsets);
             return Err(error);
         }
         if let Some(index) = &mut *lock(known) {
