@@ -344,13 +344,18 @@ impl Retention {
         self.make_room(&plan);
         self.tell(&sight, &plan);
         self.readers.allow_letters(sight.cap / LETTERS_SHARE);
-        self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
-        if let Some(before) = plan.drop_before {
-            let Ok(_dropping) = self.dropping.try_lock() else {
+        let wants_room = plan.drop_before.is_some() || plan.bury.is_some();
+        let Ok(_dropping) = self.dropping.try_lock() else {
+            // What becomes a dead letter now makes no room.
+            self.readers.bury(Seq::ZERO);
+            if wants_room {
                 lock(&self.standing).waits_for =
                     Some("old events stay until the backup that is being made has ended".into());
-                return Ok(());
-            };
+            }
+            return Ok(());
+        };
+        self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
+        if let Some(before) = plan.drop_before {
             self.secure_letters(before)
                 .await
                 .map_err(|error| format!("dead letters before event {before} can't be copied: {error}"))?;
