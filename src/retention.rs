@@ -61,6 +61,11 @@ pub trait Readers: Send + Sync {
     /// round anew; [`Seq::ZERO`] when nothing has to be buried (any more).
     fn bury(&self, upto: Seq);
 
+    /// Who is not done with anything before the floor, as a person may know it; `None`: nobody, or that is not known.
+    async fn holder(&self) -> Option<String> {
+        None
+    }
+
     /// All dead letters together may take up so many bytes, beside what each sink is allowed. Said in each round anew.
     fn allow_letters(&self, bytes: u64) {
         let _ = bytes;
@@ -340,7 +345,12 @@ impl Retention {
     /// One round: looks, and does what follows.
     pub async fn round(&self) -> Result<(), String> {
         let sight = self.look().await?;
-        let plan = plan(&sight);
+        let mut plan = plan(&sight);
+        if let (Some(waits_for), Floor::Known(_)) = (&mut plan.waits_for, &sight.floor)
+            && let Some(holder) = self.readers.holder().await
+        {
+            *waits_for = format!("{waits_for} ({holder} is furthest back)");
+        }
         self.make_room(&plan);
         self.tell(&sight, &plan);
         self.readers.allow_letters(sight.cap / LETTERS_SHARE);

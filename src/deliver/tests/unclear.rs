@@ -10,6 +10,8 @@ struct Unclear {
     gives_up: AtomicBool,
     /// What is to be removed is not.
     keeps: AtomicBool,
+    /// That a sink was removed is not saved.
+    forgets: AtomicBool,
 }
 
 fn failing<T>() -> Result<T, StoreError> {
@@ -23,6 +25,10 @@ impl Store for Unclear {
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        let json: serde_json::Value = serde_json::from_slice(&value).unwrap();
+        if json["detached_at"].is_string() && self.forgets.load(Ordering::SeqCst) {
+            return failing();
+        }
         let put = self.inner.put(key, value, expected).await?;
         if key.starts_with("replay/") && self.gives_up.load(Ordering::SeqCst) {
             return failing();
@@ -60,6 +66,7 @@ async fn engine_on(bench: &Bench) -> (Engine, Arc<Unclear>) {
         inner: super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
         gives_up: AtomicBool::new(false),
         keeps: AtomicBool::new(false),
+        forgets: AtomicBool::new(false),
     });
     let engine = bench
         .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
@@ -162,5 +169,28 @@ async fn a_replay_parts_with_a_sink_and_stays_as_it_is_otherwise() {
     engine.part_for_good("a").await.unwrap();
     let record = stored(&store, &id).await;
     assert!(record.forgotten.contains_key("a") && !record.running);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_sink_that_can_not_be_noted_is_named_and_noted_as_soon_as_that_works() {
+    let (here, gone) = (Receiver::new(), Receiver::new());
+    gone.says(|_| Err(Unavailable::new("busy")));
+    let mut other = sink_on(&gone, Commit::Acknowledge);
+    other.name = "b".into();
+    let bench = Bench::new(vec![sink_on(&here, Commit::Acknowledge), other]);
+    let (engine, store) = engine_on(&bench).await;
+    store.forgets.store(true, Ordering::SeqCst);
+    engine.reload(engine.rules(), &bench.sinks[..1]).await.unwrap();
+    until("only the removed one is behind", async || {
+        engine
+            .holder()
+            .await
+            .is_some_and(|holder| holder.contains("sink \"b\", which is not configured any more"))
+    })
+    .await;
+    assert_eq!(engine.floor().await, Floor::Known(Seq(1)));
+    store.forgets.store(false, Ordering::SeqCst);
+    durable(&engine, 5).await;
     engine.shutdown().await;
 }
