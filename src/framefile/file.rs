@@ -70,7 +70,8 @@ impl FrameFile {
         FrameFile { room, ..self }
     }
 
-    /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced.
+    /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced. All of it is durable, but
+    /// where the file is poisoned.
     pub fn open(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<(FrameFile, Scan), FrameError> {
         let fail = |source| FrameError::Io {
             path: path.to_owned(),
@@ -80,10 +81,14 @@ impl FrameFile {
         let file_len = file.metadata().map_err(fail)?.len();
         let scan = scan_file(&file, file_len, path, format, each)?;
         let len = scan.good_len;
-        if file_len > len {
+        // Whoever wrote the last frames may have been killed before it synced them: they are read and relied on from now on.
+        let poisoned = if file_len > len {
             file.set_len(len).map_err(fail)?;
             file.sync_all().map_err(fail)?;
-        }
+            false
+        } else {
+            file.sync_data().is_err()
+        };
         Ok((
             FrameFile {
                 file,
@@ -92,7 +97,7 @@ impl FrameFile {
                 end: len,
                 room: 0,
                 grown: false,
-                poisoned: false,
+                poisoned,
                 scratch: Vec::new(),
             },
             scan,
