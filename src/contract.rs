@@ -207,6 +207,8 @@ pub struct Context {
     pub renderer: Option<Guard>,
     /// Nothing may go before an event that waits (`order = "strict"`): a sink that answers for each event of a batch has to stop there.
     pub is_strict: bool,
+    /// The oldest event that the log has and its newest, so that a sink knows what can't come again; `None`: that is not known.
+    pub kept: Option<(Seq, Seq)>,
 }
 
 /// An opened sink.

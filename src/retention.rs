@@ -61,6 +61,11 @@ pub trait Readers: Send + Sync {
     /// round anew; [`Seq::ZERO`] when nothing has to be buried (any more).
     fn bury(&self, upto: Seq);
 
+    /// Who is not done with anything before the floor, as a person may know it; `None`: nobody, or that is not known.
+    async fn holder(&self) -> Option<String> {
+        None
+    }
+
     /// All dead letters together may take up so many bytes, beside what each sink is allowed. Said in each round anew.
     fn allow_letters(&self, bytes: u64) {
         let _ = bytes;
@@ -340,17 +345,27 @@ impl Retention {
     /// One round: looks, and does what follows.
     pub async fn round(&self) -> Result<(), String> {
         let sight = self.look().await?;
-        let plan = plan(&sight);
+        let mut plan = plan(&sight);
+        if let (Some(waits_for), Floor::Known(_)) = (&mut plan.waits_for, &sight.floor)
+            && let Some(holder) = self.readers.holder().await
+        {
+            *waits_for = format!("{waits_for} ({holder} is furthest back)");
+        }
         self.make_room(&plan);
         self.tell(&sight, &plan);
         self.readers.allow_letters(sight.cap / LETTERS_SHARE);
-        self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
-        if let Some(before) = plan.drop_before {
-            let Ok(_dropping) = self.dropping.try_lock() else {
+        let wants_room = plan.drop_before.is_some() || plan.bury.is_some();
+        let Ok(_dropping) = self.dropping.try_lock() else {
+            // What becomes a dead letter now makes no room.
+            self.readers.bury(Seq::ZERO);
+            if wants_room {
                 lock(&self.standing).waits_for =
                     Some("old events stay until the backup that is being made has ended".into());
-                return Ok(());
-            };
+            }
+            return Ok(());
+        };
+        self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
+        if let Some(before) = plan.drop_before {
             self.secure_letters(before)
                 .await
                 .map_err(|error| format!("dead letters before event {before} can't be copied: {error}"))?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
@@ -94,10 +95,13 @@ impl<T: Serialize> Out<'_, T> {
         self.answers.send(answer).await
     }
 
-    /// The same where the thread may wait.
-    pub fn say_blocking(&self, answer: &T) -> std::io::Result<()> {
-        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        self.answers.to.blocking_send(to_raw_value(answer)?).map_err(gone)
+    /// The same where the thread may wait, but only so long: whoever listens may have stopped to read.
+    pub fn say_within(&self, answer: &T, within: Duration) -> std::io::Result<()> {
+        let sent = self.answers.to.send(to_raw_value(answer)?);
+        match Handle::current().block_on(async { tokio::time::timeout(within, sent).await }) {
+            Ok(sent) => sent.map_err(|_| std::io::ErrorKind::BrokenPipe.into()),
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Says how it gets on, which may be dropped.

@@ -140,7 +140,9 @@ impl Erase {
         let doomed = Arc::new(move |event: &Event| meant.is_in(event));
         let erased = on.log.erase(place, doomed).await;
         // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
-        let seqs = erased.as_ref().ok().map(|erased| erased.seqs.clone());
+        // An earlier erasure may not have come to its end: what it made a tombstone may still be in memory.
+        let seqs = erased.as_ref().ok();
+        let seqs = seqs.map(|erased| erased.seqs.iter().chain(&erased.before).copied().collect());
         let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
         let erased = erased.map_err(text)?;
         let mut answer = Erased {

@@ -236,8 +236,10 @@ impl Engine {
         for config in sinks {
             self.start_worker(config).await;
         }
-        self.inner.store.mended();
-        self.detach_missing(sinks).await?;
+        self.note_mended().await;
+        if !self.detach_missing(sinks).await? {
+            self.detach_later();
+        }
         self.forget_old_replays(Timestamp::now()).await;
         if mode == Mode::Follow {
             self.tell_stranded();
@@ -512,6 +514,13 @@ impl Engine {
         let names = lock(&self.inner.configured).clone();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         mark::floor(&*self.inner.store, &names).await
+    }
+
+    /// Who is furthest back of those.
+    pub(super) async fn holder(&self) -> Option<String> {
+        let names = lock(&self.inner.configured).clone();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        mark::holder(&*self.inner.store, &names).await
     }
 
     /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace.

@@ -353,12 +353,24 @@ fn unfinished(saved: &Saved) -> Seq {
 /// durable records; writes nothing.
 pub async fn floor(store: &dyn Store, configured: &[&str]) -> Floor {
     match least(store, configured).await {
-        Ok(seq) => Floor::Known(seq),
+        Ok((seq, _)) => Floor::Known(seq),
         Err(why) => Floor::Unknown(why),
     }
 }
 
-async fn least(store: &dyn Store, configured: &[&str]) -> Result<Seq, String> {
+/// Who is not done with what is at the floor, in words; `None`: nobody, or that can't be known now.
+pub(super) async fn holder(store: &dyn Store, configured: &[&str]) -> Option<String> {
+    let (_, sink) = least(store, configured).await.ok()?;
+    let sink = sink?;
+    Some(if configured.contains(&&*sink) {
+        format!("sink \"{sink}\"")
+    } else {
+        format!("sink \"{sink}\", which is not configured any more, and that could not be noted yet,")
+    })
+}
+
+/// What must stay, and for which sink.
+async fn least(store: &dyn Store, configured: &[&str]) -> Result<(Seq, Option<String>), String> {
     let mut jobs = BTreeMap::new();
     for key in store.keys(JOBS).await.map_err(|error| error.to_string())? {
         let job: JobRecord = read(store, &key).await?.ok_or_else(|| format!("{key} has just gone"))?;
@@ -372,7 +384,7 @@ async fn least(store: &dyn Store, configured: &[&str]) -> Result<Seq, String> {
     if let Some(missing) = configured.iter().find(|name| !records.contains_key(**name)) {
         return Err(format!("the position of sink \"{missing}\" is not known"));
     }
-    let mut least = Seq(u64::MAX);
+    let (mut least, mut holder) = (Seq(u64::MAX), None);
     for (name, record) in &records {
         let is_configured = configured.contains(&name.as_str());
         if record.detached_at.is_some() && !is_configured {
@@ -380,19 +392,22 @@ async fn least(store: &dyn Store, configured: &[&str]) -> Result<Seq, String> {
         }
         let main = record.main.as_ref();
         let main = main.ok_or_else(|| format!("the start of sink \"{name}\" is not settled"))?;
-        least = least.min(unfinished(main));
+        let mut own = unfinished(main);
         for (id, job) in &jobs {
             if !job.running || !job.is_for(name) {
                 continue;
             }
             match record.replays.get(id) {
                 Some(replay) if replay.done => {}
-                Some(replay) => least = least.min(unfinished(&replay.saved)),
-                None => least = least.min(job.spec.from),
+                Some(replay) => own = own.min(unfinished(&replay.saved)),
+                None => own = own.min(job.spec.from),
             }
         }
+        if own < least {
+            (least, holder) = (own, Some(name.clone()));
+        }
     }
-    Ok(least)
+    Ok((least, holder))
 }
 
 /// A value; an error names its key.
@@ -452,6 +467,8 @@ mod tests {
             ..record(1, &[])
         };
         put(&store, "sink/c", &detached).await;
+        let holder = holder(&store, &["a"]).await.unwrap();
+        assert!(holder.contains("\"b\", which is not configured any more"), "{holder}");
         assert_eq!(floor(&store, &["a", "b"]).await, Floor::Known(Seq(40)));
         assert_eq!(floor(&store, &["a", "b", "c"]).await, Floor::Known(Seq(1)));
         assert!(matches!(floor(&store, &["a", "d"]).await, Floor::Unknown(why) if why.contains("\"d\"")));

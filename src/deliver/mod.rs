@@ -20,6 +20,7 @@ mod engine;
 mod fates;
 mod feed;
 mod finished;
+mod jobs;
 mod judges;
 mod letters;
 pub mod mark;

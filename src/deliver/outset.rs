@@ -15,7 +15,7 @@ use super::engine::Engine;
 use super::mark::{Record, record_key};
 use super::reading::{end_of, within};
 use super::reload::is_too_long_gone;
-use super::types::{EngineError, failed};
+use super::types::{EngineError, Mode, failed};
 use super::worker::Command;
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
@@ -165,6 +165,25 @@ impl Engine {
             Err(_) if is_missing => self.inner.outset.miss(),
             // It is looked again in a moment.
             Err(_) => {}
+        }
+    }
+
+    /// Notes that whatever damage took of the state is settled, as soon as it is: when every sink has a durable position. Until then one
+    /// without is not taken for new, also after the next start.
+    pub(super) async fn note_mended(&self) {
+        let store = &self.inner.store;
+        if self.inner.mode != Mode::Follow || !store.is_damaged() {
+            return;
+        }
+        let configured = lock(&self.inner.configured).clone();
+        for sink in configured {
+            if !matches!(self.record(&record_key(&sink)).await, Ok(Some((record, _))) if record.main.is_some()) {
+                tracing::debug!(sink, "where the sink goes on after damage is not saved yet");
+                return;
+            }
+        }
+        if let Err(error) = store.mended().await {
+            tracing::warn!(%error, "that every sink has a position again can't be noted now; this is tried again");
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -25,6 +26,9 @@ use crate::render::Guard;
 use crate::rules::RuleSet;
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
+
+/// That a sink was removed is tried to be noted again after so long.
+const DETACH_EVERY: Duration = Duration::from_secs(2);
 
 /// A worker that was told to stop.
 pub(super) struct Stopping {
@@ -207,9 +211,11 @@ impl Engine {
     }
 
     /// Sinks that are no longer configured keep their position for a week from now on.
-    pub(super) async fn detach_missing(&self, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+    /// `false`: of one of them that could not be noted, so that it keeps the log for now.
+    pub(super) async fn detach_missing(&self, sinks: &[SinkConfig]) -> Result<bool, EngineError> {
+        let mut is_done = true;
         if self.inner.mode != Mode::Follow {
-            return Ok(());
+            return Ok(is_done);
         }
         let now = Timestamp::now();
         for key in self.record_keys().await? {
@@ -217,8 +223,18 @@ impl Engine {
             if sinks.iter().any(|sink| sink.name == name) {
                 continue;
             }
-            let Ok(Some((mut record, revision))) = self.record(&key).await else {
-                continue;
+            let (mut record, revision) = match self.record(&key).await {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(
+                        sink = name,
+                        error,
+                        "a removed sink's position can't be read now; this is tried again"
+                    );
+                    is_done = false;
+                    continue;
+                }
             };
             if record.detached_at.is_some() {
                 continue;
@@ -226,10 +242,32 @@ impl Engine {
             record.detached_at = Some(now);
             let expected = Expected::Revision(revision);
             if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
-                tracing::warn!(sink = name, %error, "a removed sink's position could not be updated");
+                tracing::warn!(sink = name, %error, "that a sink was removed could not be noted; this is tried again, and it keeps the log until then");
+                is_done = false;
             }
         }
-        Ok(())
+        Ok(is_done)
+    }
+
+    /// Tries again to note which sinks were removed, until that is done: the log is kept for them.
+    pub(super) fn detach_later(&self) {
+        let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
+        tokio::spawn(async move {
+            while stop
+                .run_until_cancelled(tokio::time::sleep(DETACH_EVERY))
+                .await
+                .is_some()
+            {
+                let Some(inner) = inner.upgrade() else { return };
+                let engine = Engine { inner };
+                // A reload may be about to bring one back.
+                let _changing = engine.inner.changing.lock().await;
+                let sinks = lock(&engine.inner.sinks).clone();
+                if let Ok(true) = engine.detach_missing(&sinks).await {
+                    return;
+                }
+            }
+        });
     }
 
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
@@ -240,6 +278,8 @@ impl Engine {
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
         usable(changed.iter().copied())?;
+        // Else what is new would be taken for something that was lost.
+        self.note_mended().await;
         self.forget_detached(Timestamp::now(), &current.keys().cloned().collect())
             .await;
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
@@ -282,9 +322,13 @@ impl Engine {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         });
         tokio::join!(join_all(renew), join_all(remove));
-        if let Err(error) = self.detach_missing(sinks).await {
-            // What is removed keeps its position a little longer.
-            tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
+        // What is removed keeps its position a little longer.
+        let is_noted = self.detach_missing(sinks).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "removed sinks could not be noted; this is tried again");
+            false
+        });
+        if !is_noted {
+            self.detach_later();
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         for handle in self.workers().by_sink.values() {
@@ -328,6 +372,24 @@ impl Engine {
         }
     }
 
+    /// What could not be added to the files of letters does not count after the next start.
+    async fn mend_letters(&self) {
+        let all = lock(&self.inner.letters).clone();
+        let mend = move || {
+            for (sink, letters) in all.iter().filter(|(_, letters)| !letters.is_shared()) {
+                if let Err(error) = letters.mend() {
+                    tracing::error!(sink, %error, "dead letters that could not be stored may be there after the next start, and be delivered as well");
+                }
+            }
+        };
+        if tokio::time::timeout(OBEY_WITHIN, tokio::task::spawn_blocking(mend))
+            .await
+            .is_err()
+        {
+            tracing::error!("the dead letters could not be put in order: the disk does not answer");
+        }
+    }
+
     /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
@@ -339,6 +401,7 @@ impl Engine {
         let stop = async |name: &String| self.tell_to_stop(name).await.wait().await;
         join_all(names.iter().map(stop)).await;
         self.workers().by_sink.clear();
+        self.mend_letters().await;
         self.inner.store.close().await;
     }
 }

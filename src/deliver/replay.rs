@@ -128,11 +128,35 @@ type Listed = BTreeMap<String, (Arc<Job>, JobRecord)>;
 
 /// Every durable replay, by id: the one list of them, which workers read whenever they begin or go back.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Jobs(Arc<Mutex<Listed>>);
+pub(super) struct Jobs {
+    listed: Arc<Mutex<Listed>>,
+    /// Of these it is not known what is durable, and why.
+    unclear: Arc<Mutex<BTreeMap<String, &'static str>>>,
+    /// Held while a record is changed.
+    changing: Arc<tokio::sync::Mutex<()>>,
+}
 
 impl Jobs {
     pub fn lock(&self) -> MutexGuard<'_, Listed> {
-        lock(&self.0)
+        lock(&self.listed)
+    }
+
+    /// Only one changes records while this is held.
+    pub async fn changing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Why it is not known how a replay stands; `None`: it is.
+    pub fn unclear(&self, id: &str) -> Option<String> {
+        lock(&self.unclear).get(id).map(|why| (*why).to_owned())
+    }
+
+    pub fn set_unclear(&self, id: &str, why: &'static str) {
+        lock(&self.unclear).insert(id.to_owned(), why);
+    }
+
+    pub fn set_clear(&self, id: &str) {
+        lock(&self.unclear).remove(id);
     }
 
     /// Those that send anything to this sink.

@@ -1,6 +1,7 @@
 //! Replay jobs, as people ask for them.
 
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +16,15 @@ use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
 use crate::rules::RuleSet;
-use crate::state::{Expected, StoreError, put_json};
+use crate::state::{Expected, StoreError};
 use crate::sync::lock;
 
 /// How often it is looked which replays are not kept any more.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
-/// The last place that has one behind it, which a reader can have come to.
-const LAST: Seq = Seq(u64::MAX - 1);
-
 impl JobRecord {
     /// The same, ending at this place at the latest, with no more planned than there can be.
-    fn ending_by(mut self, end: Seq) -> JobRecord {
+    pub(super) fn ending_by(mut self, end: Seq) -> JobRecord {
         self.spec.to = self.spec.to.min(end);
         let most = self.spec.to.next().0.saturating_sub(self.spec.from.0);
         for count in self.planned.values_mut() {
@@ -124,8 +122,10 @@ impl Engine {
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(failed)?;
         let id = format!("rp_{}", hex::encode(random));
-        self.begin_replay(&id, spec, planned, Expected::Anything).await?;
-        Ok(id)
+        let begun = self.begin_replay(&id, spec, planned, Expected::Anything).await?;
+        begun
+            .map(|_| id)
+            .ok_or_else(|| EngineError("another replay has the id that was made up for this one: try again".into()))
     }
 
     /// The same of one that is to be once, under this id, whichever node is first to start it; gives where it ends.
@@ -138,7 +138,9 @@ impl Engine {
         if let Some(ends) = self.begin_replay(id, spec, planned, Expected::Nothing).await? {
             return Ok(ends);
         }
-        self.know_replay(id).await;
+        if !self.inner.jobs.lock().contains_key(id) {
+            self.follow_jobs().await;
+        }
         let entry = self.inner.store.get(&format!("{JOBS}{id}")).await.map_err(failed)?;
         let entry = entry.ok_or_else(|| EngineError(format!("the replay {id} is gone, just after it was begun")))?;
         entry
@@ -165,22 +167,35 @@ impl Engine {
         let mut record = record.ending_by(*self.inner.log.head().borrow());
         // What was gone before it was asked for is nothing that it loses.
         record.spec.from = record.spec.from.max(self.inner.log.first());
-        let job = Job::new(id, record.spec.clone(), true, self.inner.log.clone());
+        // Nobody carries it out before it is durable. It is known from now on: whether it is durable may not be known for a while.
+        let job = Job::new(id, record.spec.clone(), false, self.inner.log.clone());
         let job = Arc::new(job.map_err(EngineError)?);
-        match self.put_job(id, &record, expected).await {
-            Err(StoreError::Conflict(_)) => return Ok(None),
-            put => put.map_err(failed)?,
-        }
-        self.inner
-            .jobs
-            .lock()
-            .insert(id.to_owned(), (job.clone(), record.clone()));
-        for sink in record.planned.keys() {
-            // It is durable and in the list: a sink that can't be told now (it is being reloaded) finds it there when it begins.
-            if let Err(error) = self.order(sink, Command::Replay(job.clone())).await {
-                tracing::warn!(sink, replay = id, %error, "the replay begins there when the sink starts again");
+        match self.inner.jobs.lock().entry(id.to_owned()) {
+            Entry::Occupied(_) => return Ok(None),
+            Entry::Vacant(place) => {
+                place.insert((job, record.clone()));
             }
         }
+        // Also where whoever asked for it has gone meanwhile.
+        let (engine, id) = (self.clone(), id.to_owned());
+        let put = tokio::spawn(async move { engine.put_begun(&id, record, expected).await });
+        put.await.map_err(failed)?
+    }
+
+    /// Makes a replay durable that is to begin, and lets it go on; see [`Engine::begin_replay`].
+    async fn put_begun(&self, id: &str, record: JobRecord, expected: Expected) -> Result<Option<Seq>, EngineError> {
+        match self.put_job(id, &record, expected).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict(_)) => {
+                self.inner.jobs.lock().remove(id);
+                return Ok(None);
+            }
+            Err(error) => {
+                self.settle_begun(id, expected);
+                return Err(EngineError(format!("the replay {id} could not be begun: {error}")));
+            }
+        }
+        self.let_go_on(id).await;
         Ok(Some(record.spec.to))
     }
 
@@ -188,8 +203,8 @@ impl Engine {
     pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
         let rules = self.rules();
         let (job, record) = {
-            let mut jobs = self.inner.jobs.lock();
-            let (job, record) = jobs.get_mut(id).ok_or_else(|| {
+            let jobs = self.inner.jobs.lock();
+            let (job, record) = jobs.get(id).ok_or_else(|| {
                 EngineError(format!(
                     "there is no replay {id}: `closehook replay list` shows those there are"
                 ))
@@ -201,10 +216,20 @@ impl Engine {
                     "the replay {id} can't go on: there is no rule \"{rule}\" any more; it goes on where that is put back"
                 )));
             }
-            record.running = running;
             (job.clone(), record.clone())
         };
-        self.put_job(id, &record, Expected::Anything).await.map_err(failed)?;
+        if let Some(why) = self.inner.jobs.unclear(id) {
+            return Err(EngineError(format!("the replay {id}: {why}")));
+        }
+        match self.change_job(id, |record| record.running = running).await {
+            Ok(true) => {}
+            Ok(false) => return Err(EngineError(format!("the replay {id} is gone"))),
+            Err(error) => {
+                // It may become durable later: what is so here is what is to be so there.
+                self.settle_running(id);
+                return Err(error);
+            }
+        }
         job.set_running(running);
         for sink in record.planned.keys() {
             // A sink that has left the configuration meanwhile gets nothing more.
@@ -216,11 +241,18 @@ impl Engine {
     /// Every replay of the last 7 days, and those of before that are not over, oldest first.
     pub fn replays(&self) -> Vec<ReplayStatus> {
         let sinks = self.sinks_seen();
-        let jobs = self.inner.jobs.lock();
-        let mut replays: Vec<ReplayStatus> = jobs
-            .iter()
-            .map(|(id, (_, record))| status(id, record, &sinks))
-            .collect();
+        let jobs = self.inner.jobs.lock().clone();
+        let stands = |(id, (job, record)): (&String, &(Arc<Job>, JobRecord))| {
+            let mut status = status(id, record, &sinks);
+            if let Some(why) = self.inner.jobs.unclear(id) {
+                if !job.is_running() {
+                    "interrupted".clone_into(&mut status.state);
+                }
+                status.waits_for = Some(why);
+            }
+            status
+        };
+        let mut replays: Vec<ReplayStatus> = jobs.iter().map(stands).collect();
         replays.sort_by_key(|replay| replay.created_at);
         replays
     }
@@ -314,61 +346,20 @@ impl Engine {
     pub(super) async fn part_for_good(&self, sink: &str) -> Result<(), EngineError> {
         let record = self.record(&record_key(sink)).await.map_err(EngineError)?;
         let mut had = record.map(|(record, _)| record.replays).unwrap_or_default();
-        let concerned: Vec<(String, JobRecord)> = {
+        let concerned: Vec<String> = {
             let jobs = self.inner.jobs.lock();
             let concerned = jobs.iter().filter(|(_, (_, record))| record.is_for(sink));
-            concerned
-                .map(|(id, (_, record))| (id.clone(), record.clone()))
-                .collect()
+            concerned.map(|(id, _)| id.clone()).collect()
         };
-        for (id, mut record) in concerned {
+        for id in concerned {
             let part = had.remove(&id).unwrap_or_default();
-            record.forgotten.insert(sink.to_owned(), part.clone());
             // What can't be stored is not so: the sink may still be put back.
-            self.put_job(&id, &record, Expected::Anything).await.map_err(failed)?;
-            if let Some((_, record)) = self.inner.jobs.lock().get_mut(&id) {
-                record.forgotten.insert(sink.to_owned(), part);
-            }
+            self.change_job(&id, |record| {
+                drop(record.forgotten.insert(sink.to_owned(), part.clone()))
+            })
+            .await?;
         }
         lock(&self.inner.parted).remove(sink);
-        Ok(())
-    }
-
-    async fn put_job(&self, id: &str, record: &JobRecord, expected: Expected) -> Result<(), StoreError> {
-        let key = format!("{JOBS}{id}");
-        put_json(&*self.inner.store, &key, record, expected).await.map(drop)
-    }
-
-    pub(super) async fn load_jobs(&self) -> Result<(), EngineError> {
-        let now = Timestamp::now();
-        let store = &self.inner.store;
-        for key in store.keys(JOBS).await.map_err(failed)? {
-            let id = key.trim_start_matches(JOBS).to_owned();
-            let Some(entry) = store.get(&key).await.map_err(failed)? else {
-                continue;
-            };
-            // What the log has now says nothing about where an earlier one's end was, but an end it must have.
-            let record = match entry.json::<JobRecord>() {
-                Ok(record) => record.ending_by(LAST),
-                Err(error) => {
-                    tracing::error!(key, error, "a replay's record can't be read");
-                    continue;
-                }
-            };
-            // Whether it is old says nothing about whether it is done: that is known when the sinks' records were read.
-            match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
-                Ok(job) => drop(self.inner.jobs.lock().insert(id, (Arc::new(job), record))),
-                Err(error) if now.duration_since(record.created_at) > KEPT && self.inner.mode == Mode::Follow => {
-                    tracing::warn!(
-                        replay = id,
-                        error,
-                        "an old replay that can't be carried out any more is forgotten"
-                    );
-                    drop(store.remove(&key, Expected::Anything).await);
-                }
-                Err(error) => tracing::error!(replay = id, error, "the replay can't be carried out"),
-            }
-        }
         Ok(())
     }
 }
@@ -391,6 +382,7 @@ impl Engine {
 
     /// Forgets the positions of sinks that were removed too long ago, and replays.
     pub(super) async fn forget_what_is_old(&self, now: Timestamp) {
+        self.note_mended().await;
         {
             // A reload may be about to bring one back.
             let _changing = self.inner.changing.lock().await;

@@ -16,6 +16,10 @@ impl Readers for Engine {
         Engine::floor(self).await
     }
 
+    async fn holder(&self) -> Option<String> {
+        Engine::holder(self).await
+    }
+
     fn bury(&self, upto: Seq) {
         Engine::bury(self, upto);
     }

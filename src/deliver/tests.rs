@@ -45,6 +45,7 @@ mod retries;
 mod ruled;
 mod settling;
 mod states;
+mod unclear;
 mod waiting;
 
 use faulty::{Faulty, Slow};

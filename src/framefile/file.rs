@@ -70,7 +70,8 @@ impl FrameFile {
         FrameFile { room, ..self }
     }
 
-    /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced.
+    /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced. All of it is durable, but
+    /// where the file is poisoned.
     pub fn open(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<(FrameFile, Scan), FrameError> {
         let fail = |source| FrameError::Io {
             path: path.to_owned(),
@@ -80,10 +81,14 @@ impl FrameFile {
         let file_len = file.metadata().map_err(fail)?.len();
         let scan = scan_file(&file, file_len, path, format, each)?;
         let len = scan.good_len;
-        if file_len > len {
+        // Whoever wrote the last frames may have been killed before it synced them: they are read and relied on from now on.
+        let poisoned = if file_len > len {
             file.set_len(len).map_err(fail)?;
             file.sync_all().map_err(fail)?;
-        }
+            false
+        } else {
+            file.sync_data().is_err()
+        };
         Ok((
             FrameFile {
                 file,
@@ -92,7 +97,7 @@ impl FrameFile {
                 end: len,
                 room: 0,
                 grown: false,
-                poisoned: false,
+                poisoned,
                 scratch: Vec::new(),
             },
             scan,
@@ -183,6 +188,19 @@ impl FrameFile {
                 Err(self.io(source))
             }
         }
+    }
+
+    /// Takes everything from this frame on back, durably. Where that fails the file is poisoned.
+    pub fn take_back(&mut self, offset: u64) -> Result<(), FrameError> {
+        if self.poisoned {
+            return Err(FrameError::Poisoned(self.path.clone()));
+        }
+        (self.len, self.end) = (offset, offset);
+        let cut = self.file.set_len(offset).and_then(|()| self.file.sync_all());
+        cut.map_err(|source| {
+            self.poisoned = true;
+            self.io(source)
+        })
     }
 
     /// Makes a little more room, durably, where half of it is used up: for moments in which nobody waits, so that no append has to

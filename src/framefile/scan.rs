@@ -63,7 +63,22 @@ pub fn scan(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<
     scan_file(&file, file_len, path, format, each)
 }
 
-/// The same for a file whose header is damaged: what it is, its owner knows from elsewhere. The header counts as damage.
+/// Whether a file begins as one of this format, of whatever version. Nothing else of it is looked at.
+pub fn has_header(path: &Path, format: Format) -> Result<bool, FrameError> {
+    let fail = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = crate::files::open(path).map_err(fail)?;
+    let end = file.metadata().map_err(fail)?.len();
+    match check_header(&Surface::new(&file, end), path, format) {
+        Ok(()) | Err(FrameError::Newer { .. }) => Ok(true),
+        Err(FrameError::Alien(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Hands every whole frame to `each` of a file whose header is damaged: what it is, its owner knows from elsewhere. The header counts as damage.
 pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
     let fail = |source| FrameError::Io {
         path: path.to_owned(),

@@ -273,6 +273,8 @@ pub struct ChangeError(pub String);
 pub struct Erased {
     /// The Seqs that are tombstones now.
     pub seqs: Vec<Seq>,
+    /// Those that were made tombstones since the process began: whoever read them before may still have them in memory.
+    pub before: Vec<Seq>,
     /// What may hold some of it and was left: a sentence for each, with its place and the reason.
     pub left: Vec<String>,
 }

@@ -4,11 +4,12 @@
 //! A file begins with the full picture and goes on with changes; when it has grown, a new generation is written and synced.
 //! The one before it stays: what damage takes from the newer is then taken from the older. Losing the newest changes (a torn
 //! tail, damage) repeats a few deliveries; losing everything would take both generations, and even that is known
-//! ([`Store::is_damaged`]) and so not mistaken for a first start.
+//! ([`Store::is_damaged`]) and so not mistaken for a first start: a value says so until what was lost is settled ([`Store::mended`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+#[cfg(test)]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -52,6 +53,9 @@ const CLOSE_LOOK: Duration = Duration::from_millis(2);
 /// After a panic the thread that saves rests so long: one that comes at once again must not take the machine.
 const REST_AFTER_PANIC: Duration = Duration::from_millis(50);
 
+/// The key under which it stands that damage may have taken values: what is read of a damaged file goes into a whole one.
+const DAMAGED: &str = "damaged";
+
 /// Its name, as restarts are counted.
 const TASK: &str = "state";
 
@@ -79,7 +83,6 @@ pub struct LocalStore {
     entries: Arc<Mutex<Entries>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    damaged: Arc<AtomicBool>,
     /// How long whoever waits for a change, or for the end, does so.
     patience: Duration,
     /// Makes the next group of changes panic when it is in the file and not yet seen.
@@ -96,10 +99,13 @@ impl LocalStore {
         };
         let generations = generations(dir).map_err(fail)?;
         let Picture {
-            values,
+            mut values,
             complete,
             damaged,
         } = read_generations(dir, &generations)?;
+        if damaged {
+            values.insert(DAMAGED.to_owned(), b"true".to_vec());
+        }
         let revision = |(index, (key, value)): (usize, (&String, &Vec<u8>))| {
             let revision = Revision(index as u64 + 1);
             let value = value.clone().into();
@@ -111,7 +117,6 @@ impl LocalStore {
             entries: Arc::new(Mutex::new(entries)),
             changes: None,
             thread: Arc::default(),
-            damaged: Arc::new(damaged.into()),
             patience: SAVED_WITHIN,
             #[cfg(test)]
             trap: Arc::default(),
@@ -198,7 +203,7 @@ impl Store for LocalStore {
     }
 
     fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Relaxed)
+        lock(&self.entries).contains_key(DAMAGED)
     }
 
     async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
@@ -207,8 +212,11 @@ impl Store for LocalStore {
         Ok(all.collect())
     }
 
-    fn mended(&self) {
-        self.damaged.store(false, Ordering::Relaxed);
+    async fn mended(&self) -> Result<(), StoreError> {
+        if self.is_damaged() {
+            self.remove(DAMAGED, Expected::Anything).await?;
+        }
+        Ok(())
     }
 
     async fn close(&self) {
@@ -301,21 +309,11 @@ fn read_generations(dir: &Path, generations: &[u64]) -> Result<Picture, FrameErr
     let mut picture = Picture::default();
     for generation in generations {
         let path = path_of(dir, *generation);
-        let mut changes = Vec::new();
-        let mut complete = false;
-        let scanned = framefile::scan(&path, FORMAT, |frame| match frame.tag {
-            TAG_COMPLETE => complete = true,
-            TAG_PUT => {
-                changes.extend(split(frame.payload).map(|(key, value)| (key, Some(value.to_vec()))));
-            }
-            TAG_REMOVE => changes.extend(split(frame.payload).map(|(key, _)| (key, None))),
-            _ => {}
-        });
-        let damaged = match scanned {
-            Ok(scan) => !scan.damage.is_empty(),
-            Err(FrameError::Alien(_) | FrameError::Damaged { .. }) => true,
-            Err(error) => return Err(error),
-        };
+        let Content {
+            changes,
+            complete,
+            damaged,
+        } = read_generation(&path)?;
         if damaged {
             tracing::error!(
                 file = %path.display(),
@@ -337,6 +335,53 @@ fn read_generations(dir: &Path, generations: &[u64]) -> Result<Picture, FrameErr
         picture.complete = Some(*generation);
     }
     Ok(picture)
+}
+
+/// What can be read of a state file.
+#[derive(Debug, Default)]
+struct Content {
+    changes: Vec<(String, Option<Vec<u8>>)>,
+    /// The full picture is in it.
+    complete: bool,
+    /// There may be more in it.
+    damaged: bool,
+}
+
+impl Content {
+    fn take(&mut self, frame: &framefile::Frame<'_>) {
+        let changes = &mut self.changes;
+        match frame.tag {
+            TAG_COMPLETE => self.complete = true,
+            TAG_PUT => changes.extend(split(frame.payload).map(|(key, value)| (key, Some(value.to_vec())))),
+            TAG_REMOVE => changes.extend(split(frame.payload).map(|(key, _)| (key, None))),
+            _ => {}
+        }
+    }
+}
+
+/// Reads one file. Its name says what it is, so that a damaged header alone costs nothing.
+fn read_generation(path: &Path) -> Result<Content, FrameError> {
+    let mut content = Content::default();
+    let is_damage = |error: &FrameError| match error {
+        FrameError::Alien(_) | FrameError::Damaged { .. } => true,
+        FrameError::Io { source, .. } => framefile::is_bad_medium(source),
+        FrameError::Newer { .. } | FrameError::Poisoned(_) => false,
+    };
+    match framefile::scan(path, FORMAT, |frame| content.take(&frame)) {
+        Ok(scan) => content.damaged = !scan.damage.is_empty(),
+        Err(error) if is_damage(&error) => {
+            content = Content::default();
+            let scanned = framefile::scan_behind_header(path, |frame| content.take(&frame));
+            content.damaged = match scanned {
+                Ok(scan) => scan.damage.len() > 1 || !content.complete,
+                Err(error) if is_damage(&error) => true,
+                Err(error) => return Err(error),
+            };
+            tracing::error!(file = %path.display(), "the header of a state file is damaged; what is behind it is read all the same");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(content)
 }
 
 fn split(payload: &[u8]) -> Option<(String, &[u8])> {

@@ -98,8 +98,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Whether damage may have taken values: what is not there may have been.
     fn is_damaged(&self) -> bool;
 
-    /// Everything that may have been there has a value again: what is not there from now on is new.
-    fn mended(&self);
+    /// Everything that may have been there has a value again: what is not there from now on is new. Durable when it returns; until then it
+    /// is damaged, however often it is opened.
+    async fn mended(&self) -> Result<(), StoreError>;
 
     /// Saves what waits, and lets go.
     async fn close(&self);

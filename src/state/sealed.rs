@@ -150,7 +150,9 @@ impl Store for SealedStore {
         self.store.is_damaged()
     }
 
-    fn mended(&self) {}
+    async fn mended(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     async fn close(&self) {}
 }

@@ -205,8 +205,8 @@ impl Store for GatedStore {
         self.inner.is_damaged()
     }
 
-    fn mended(&self) {
-        self.inner.mended();
+    async fn mended(&self) -> Result<(), StoreError> {
+        self.inner.mended().await
     }
 
     async fn close(&self) {

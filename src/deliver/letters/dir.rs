@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Letters, is_gone};
+use super::{Letters, is_gone, names};
 use crate::deliver::reading::{aside, detached, within};
 use crate::deliver::types::DEAD;
 use crate::event::{Event, Seq};
@@ -21,8 +21,7 @@ pub(in crate::deliver) fn listed(dir: &Path) -> std::io::Result<Vec<(String, Pat
     for entry in entries(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_aside = [".damaged", ".new", ".tmp"].iter().any(|end| name.ends_with(end));
-        if !is_aside && entry.file_type()?.is_file() {
+        if entry.file_type()?.is_file() && names::is_of_sink(&entry.path(), &name)? {
             found.push((name, entry.path()));
         }
     }
@@ -33,9 +32,9 @@ pub(in crate::deliver) fn listed(dir: &Path) -> std::io::Result<Vec<(String, Pat
 pub(in crate::deliver) fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in entries(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "damaged") {
-            found.push(path);
+        let entry = entry?;
+        if names::is_aside(&entry.path(), &entry.file_name().to_string_lossy())? {
+            found.push(entry.path());
         }
     }
     Ok(found)

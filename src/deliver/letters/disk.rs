@@ -13,7 +13,7 @@ use super::record::{
     self, FORMAT, Giver, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED,
     TAG_REPLAYED,
 };
-use super::{BLOCK_BYTES, Blocks, is_gone};
+use super::{BLOCK_BYTES, Blocks, is_gone, names};
 use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
@@ -155,9 +155,9 @@ impl Disk {
             Some(reader) => reader.read(offset),
             None => Err(FrameError::Poisoned(self.path.clone())),
         };
-        let unnamed = framefile::beside(&self.path, ".new");
+        let unnamed = names::unnamed(&self.path);
         let (file, fresh) = self.build(&unnamed, known, &read)?;
-        let aside = self.free_aside();
+        let aside = names::free_aside(&self.path);
         std::fs::hard_link(&self.path, &aside).map_err(|source| self.io(source))?;
         std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
         tracing::error!(
@@ -172,18 +172,8 @@ impl Disk {
         Ok(fresh)
     }
 
-    fn free_aside(&self) -> PathBuf {
-        let mut aside = framefile::beside(&self.path, ".damaged");
-        let mut number = 0;
-        while aside.symlink_metadata().is_ok() {
-            number += 1;
-            aside = framefile::beside(&self.path, &format!(".{number}.damaged"));
-        }
-        aside
-    }
-
     fn set_aside(&self) -> Result<Index, FrameError> {
-        let aside = self.free_aside();
+        let aside = names::free_aside(&self.path);
         let bytes = std::fs::symlink_metadata(&self.path).map_or(0, |metadata| metadata.len());
         tracing::error!(
             file = %self.path.display(),
@@ -243,9 +233,10 @@ impl Disk {
             };
             framefile::make_dir(dir).map_err(fail)?;
         }
+        let unnamed = names::unnamed(&self.path);
+        let file = FrameFile::create(&unnamed, FORMAT)?.named(&self.path);
         self.is_name_new = true;
-        let file = FrameFile::create(&self.path, FORMAT)?;
-        self.is_name_new = false;
+        std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
         let reader = file.reader().map_err(|source| self.io(source))?;
         let damage = lock(index).as_mut().and_then(|index| index.damage.take());
         *lock(index) = Some(Index {
@@ -274,7 +265,7 @@ impl Disk {
             self.writer(index)?;
             self.rewrite(index)?;
         }
-        match std::fs::remove_file(framefile::beside(&self.path, ".new")) {
+        match std::fs::remove_file(names::unnamed(&self.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),
             _ => Ok(()),
         }
@@ -296,7 +287,7 @@ impl Disk {
         let Some(known) = lock(index).clone() else {
             return Ok(());
         };
-        let unnamed = framefile::beside(&self.path, ".new");
+        let unnamed = names::unnamed(&self.path);
         let built = self.build(&unnamed, &known, &|offset| old.read(offset));
         let named = built.and_then(|built| {
             std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
@@ -328,6 +319,14 @@ impl Disk {
         let reader = file.reader().map_err(|source| self.io(source))?;
         fresh.reader = Some(Arc::new(reader));
         Ok((file, fresh))
+    }
+
+    /// Whether nothing of what was to be added together is in the file any more: after a restart it would count.
+    fn take_back(&mut self, offsets: &[u64]) -> bool {
+        match (offsets.first(), &mut self.file) {
+            (Some(first), Some(file)) => file.take_back(*first).is_ok(),
+            (first, _) => first.is_none(),
+        }
     }
 
     fn sync_name(&mut self) -> Result<(), FrameError> {
@@ -406,7 +405,7 @@ impl Keeper for Disk {
             }
         };
         if let Err(error) = append() {
-            self.is_unsure |= !offsets.is_empty();
+            self.is_unsure |= !self.take_back(&offsets);
             return Err(error);
         }
         if let Some(index) = &mut *lock(known) {
@@ -442,7 +441,8 @@ impl Keeper for Disk {
     }
 
     fn remove_all(&mut self, _known: &Known) -> Result<(), FrameError> {
-        for path in [framefile::beside(&self.path, ".damaged"), self.path.clone()] {
+        let beside = names::all_beside(&self.path).map_err(|source| self.io(source))?;
+        for path in beside.into_iter().chain([self.path.clone()]) {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io(error)),
                 _ => {}

@@ -6,10 +6,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Desk, Letters, is_gone, listed};
+use super::{Desk, Letters, is_gone, listed, names};
 use crate::deliver::DeadLetter;
 use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError};
+use crate::framefile::FrameError;
 
 /// Letters that go together, and bytes of the events that go with them.
 const TOGETHER: usize = 256;
@@ -29,7 +29,7 @@ pub(in crate::deliver) fn import(dir: &Path, desk: &Arc<Desk>) -> Result<u64, St
         count += moved.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
         // What was damaged stays where a person finds it.
         if own.trouble().is_some() {
-            let aside = framefile::beside(&path, ".damaged");
+            let aside = names::free_aside(&path);
             std::fs::rename(&path, aside).map_err(|error| format!("{}: {error}", path.display()))?;
         } else {
             std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -65,3 +65,28 @@ pub(super) trait Keeper: Debug + Send {
     #[cfg(test)]
     fn fail_at(&mut self, step: Option<&'static str>);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Letters;
+    use super::super::tests::letter;
+
+    /// Whoever was told that they are not stored delivers their events.
+    #[test]
+    fn letters_that_could_not_be_added_are_not_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Letters::open(dir.path(), "a", false).unwrap();
+        store.add(&[letter(1)]).unwrap();
+        store.fail_at(Some("add"));
+        store.add(&[letter(2), letter(3)]).unwrap_err();
+        assert_eq!(store.len(), 1);
+        drop(store);
+        let store = Letters::open(dir.path(), "a", false).unwrap();
+        assert_eq!(store.len(), 1);
+        store.add(&[letter(3)]).unwrap();
+        assert_eq!(
+            store.all_seqs(crate::event::Seq::ZERO, 9),
+            [1, 3].map(crate::event::Seq)
+        );
+    }
+}

@@ -19,6 +19,7 @@
 //! | `import` | from the file of an older version into it |
 //! | `carry` | from one to the other, where the log goes |
 //! | `dir` | the directory of all sinks' files |
+//! | `names` | what these are called, and what stands beside them |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
 //! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
@@ -30,6 +31,7 @@ mod given;
 mod import;
 mod index;
 mod keeper;
+mod names;
 mod reader;
 mod record;
 mod stream;

@@ -201,8 +201,8 @@ impl Store for Slow {
         self.inner.is_damaged()
     }
 
-    fn mended(&self) {
-        self.inner.mended();
+    async fn mended(&self) -> Result<(), StoreError> {
+        self.inner.mended().await
     }
 
     async fn close(&self) {

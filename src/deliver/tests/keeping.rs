@@ -97,6 +97,50 @@ async fn nothing_goes_while_a_backup_is_made() {
     engine.shutdown().await;
 }
 
+/// A reader that has done nothing, and hears what is to be buried.
+#[derive(Default)]
+struct Behind(Mutex<Vec<Seq>>);
+
+#[async_trait]
+impl Readers for Behind {
+    async fn floor(&self) -> Floor {
+        Floor::Known(Seq(1))
+    }
+
+    fn bury(&self, upto: Seq) {
+        lock(&self.0).push(upto);
+    }
+
+    async fn secure_letters(&self, _before: Seq) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// What became a dead letter meanwhile would make no room.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_buried_while_a_backup_is_made() {
+    let (bench, engine) = full().await;
+    let behind = Arc::new(Behind::default());
+    let options = Keep {
+        dir: bench.dir.path().to_owned(),
+        keep: Duration::from_secs(24 * 3600),
+        max_size: Some(64 << 10),
+        on_servers: false,
+        round: Duration::from_secs(3600),
+    };
+    let log = Arc::new(bench.log.clone());
+    let retention = Retention::new(options, log, behind.clone(), Arc::new(jiff::Timestamp::now));
+    until("there is something to drop", async || !Log::cuts(&bench.log).is_empty()).await;
+    let held = retention.hold().await;
+    retention.round().await.unwrap();
+    assert_eq!(*lock(&behind.0), [Seq::ZERO]);
+    assert!(retention.standing().waits_for.unwrap().contains("backup"));
+    drop(held);
+    retention.round().await.unwrap();
+    assert!(lock(&behind.0)[1] > Seq::ZERO);
+    engine.shutdown().await;
+}
+
 /// One sink's letters that can't be read keep the log from dropping what they may refer to, and nobody else's from being copied.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_can_not_be_read_postpone_and_are_named() {

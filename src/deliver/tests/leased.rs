@@ -117,7 +117,9 @@ impl Store for Watched {
         false
     }
 
-    fn mended(&self) {}
+    async fn mended(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     // It outlives the first node that stops.
     async fn close(&self) {}

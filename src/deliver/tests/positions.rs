@@ -50,8 +50,8 @@ impl Store for Late {
         self.store.is_damaged()
     }
 
-    fn mended(&self) {
-        self.store.mended();
+    async fn mended(&self) -> Result<(), StoreError> {
+        self.store.mended().await
     }
 
     async fn close(&self) {
@@ -185,5 +185,64 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
         engine.sinks().remove(1).cursor == Seq(7)
     })
     .await;
+    engine.shutdown().await;
+}
+
+/// Both files of the state are gone, or what is in them is.
+fn ruin_state(bench: &Bench) {
+    for entry in std::fs::read_dir(bench.dir.path().join("state")).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"nonsense").unwrap();
+    }
+}
+
+/// A command opens the state before the daemon does, and settles nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_damage_took_is_missed_however_often_the_state_is_opened() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=5).await;
+    caught_up(&engine, 5).await;
+    engine.shutdown().await;
+    ruin_state(&bench);
+    bench.store(6..=8).await;
+    for _ in 0..2 {
+        bench.engine(Mode::Jobs).await.shutdown().await;
+    }
+    lock(&receiver.has).clear();
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 8).await;
+    assert_eq!(
+        receiver.sorted(),
+        (1..=8).collect::<Vec<_>>(),
+        "everything again rather than something never"
+    );
+    // Now that it has a position what is new is new.
+    assert!(!engine.inner.store.is_damaged());
+    engine.shutdown().await;
+}
+
+/// What could not be saved is not settled.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_settled_only_when_every_sink_has_a_durable_position() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    for _ in 0..2 {
+        bench.engine(Mode::Follow).await.shutdown().await;
+    }
+    ruin_state(&bench);
+    // In the place of the next file, as if the disk were full.
+    let in_the_way = bench.dir.path().join("state/00000000000000000003.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let engine = bench.engine(Mode::Follow).await;
+    assert!(
+        engine.inner.store.is_damaged(),
+        "the sink's position could not be saved"
+    );
+    std::fs::remove_dir(&in_the_way).unwrap();
+    bench.store(1..=2).await;
+    durable(&engine, 2).await;
+    engine.note_mended().await;
+    assert!(!engine.inner.store.is_damaged());
     engine.shutdown().await;
 }

@@ -109,7 +109,11 @@ impl DeadTo {
 fn add(own: &Letters, letters: &[DeadLetter], waits: BTreeSet<Seq>, max: u64) -> Outcome {
     let made = letters.iter().filter(|letter| !waits.contains(&letter.seq));
     let made: Vec<DeadLetter> = made.cloned().collect();
-    let dropped = own.add_within(&made, max).map_err(Failed::wholly)?;
+    let dropped = own.add_within(&made, max).map_err(|error| Failed {
+        why: error.to_string(),
+        // What may stand in the file all the same would be a letter after a restart.
+        by_half: own.mend().is_err(),
+    })?;
     Ok(Did { dropped, waits })
 }
 
@@ -129,7 +133,8 @@ pub(super) type Outcome = Result<Did, Failed>;
 #[derive(Debug)]
 pub(super) struct Failed {
     why: String,
-    /// Another sink has them, and this one could not let go of them: only this is tried again, nothing of it is delivered here.
+    /// Another sink has them, and this one could not let go of them; or they may stand in this one's file, although they could not be added:
+    /// only this is tried again, nothing of it is delivered here.
     by_half: bool,
 }
 

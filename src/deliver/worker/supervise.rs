@@ -318,6 +318,9 @@ impl Worker<'_> {
         self.opening = true;
         let kind = self.kit.config.options.clone();
         let mut context = context(&self.kit.config, self.kit.log.id(), self.kit.log.epoch(), &self.record);
+        if self.kit.log.absent().is_none() {
+            context.kept = Some((self.kit.log.first(), *self.kit.log.head().borrow()));
+        }
         context.renderer = Some(self.kit.rendering.renderer());
         let (limit, name) = (self.limit(), self.kit.name().to_owned());
         self.tasks.spawn(async move {
@@ -343,6 +346,7 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         answers: None,
         renderer: None,
         is_strict: config.order == crate::config::Order::Strict,
+        kept: None,
     }
 }
 

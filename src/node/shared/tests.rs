@@ -153,7 +153,9 @@ impl Store for Road {
         false
     }
 
-    fn mended(&self) {}
+    async fn mended(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     async fn close(&self) {}
 }

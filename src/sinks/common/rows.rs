@@ -197,6 +197,7 @@ pub(in crate::sinks) mod tests {
             answers: None,
             renderer: None,
             is_strict: false,
+            kept: None,
         }
     }
 

@@ -4,7 +4,8 @@
 //! a crash the file may be longer than that; the surplus holds events beyond the saved cursor, which will come again, so it
 //! is cut off, also when the file was moved away meanwhile but not out of its directory. It is cut only if it is surely ours:
 //! same file ([`FileId`]) and same log (epoch), and nothing but lines of our form in it. A file that somebody else has changed
-//! is only ever appended to. What a template or transform makes has no form that could be told from somebody else's: behind a crash such
+//! is only ever appended to. Nor is anything cut off that the log does not have (any more), as where the data directory was put back from a
+//! copy: it would be nowhere. What a template or transform makes has no form that could be told from somebody else's: behind a crash such
 //! lines stay, and come once more.
 //!
 //! Moving on to a new file happens in [`Sink::committed`] only, when everything written so far is saved:
@@ -272,7 +273,7 @@ impl FileSink {
                     "the daemon's own log goes there: name another file, or send the log somewhere else",
                 ));
             }
-            let file = OpenFile::resume(&target, context.position.as_ref(), &context.epoch)?;
+            let file = OpenFile::resume(&target, context.position.as_ref(), &context.epoch, context.kept)?;
             // What is in it is not waited for later: the position covers it.
             file.file.sync_all()?;
             let position = file.position(&context.epoch)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::event::Seq;
 use crate::framefile;
 use crate::json::Node;
 use crate::sinks::Position;
@@ -107,7 +108,12 @@ impl OpenFile {
     }
 
     /// Opens it, and cuts off what a saved position does not cover.
-    pub(super) fn resume(path: &Path, position: Option<&Position>, epoch: &str) -> io::Result<OpenFile> {
+    pub(super) fn resume(
+        path: &Path,
+        position: Option<&Position>,
+        epoch: &str,
+        kept: Option<(Seq, Seq)>,
+    ) -> io::Result<OpenFile> {
         let saved: Option<Saved> = position.and_then(|position| serde_json::from_value(position.0.clone()).ok());
         let mut open = OpenFile::create(path, None)?;
         let Some(saved) = saved.filter(|saved| saved.epoch == epoch) else {
@@ -116,13 +122,13 @@ impl OpenFile {
         if saved.id.is(open.id) {
             open.since = saved.since;
             tell_what_is_missing(&open.file, path, saved.len)?;
-            if cut_off(&mut open.file, path, saved.len)? {
+            if cut_off(&mut open.file, path, saved.len, kept)? {
                 open.broken_line = false;
             }
         } else if let Some(moved) = find(path, &saved)? {
             // Moved away by a rotation that did not come to its end, or by somebody else, and written to since.
             let mut file = OpenOptions::new().read(true).write(true).open(&moved)?;
-            cut_off(&mut file, &moved, saved.len)?;
+            cut_off(&mut file, &moved, saved.len, kept)?;
             if open.is_new {
                 resemble(&open.file, &file, path);
             }
@@ -205,19 +211,31 @@ pub(super) fn tell_what_is_missing(file: &File, path: &Path, saved: u64) -> io::
     Ok(missing)
 }
 
-/// Cuts off what is behind `len`, if it is surely ours; `true` if anything was.
-fn cut_off(file: &mut File, path: &Path, len: u64) -> io::Result<bool> {
+/// Cuts off what is behind `len`, if it is surely ours and comes again; `true` if anything was.
+fn cut_off(file: &mut File, path: &Path, len: u64, kept: Option<(Seq, Seq)>) -> io::Result<bool> {
     let surplus = file.metadata()?.len().saturating_sub(len);
     if surplus == 0 {
         return Ok(false);
     }
-    if !is_ours(file, len)? {
-        tracing::warn!(
-            path = %path.display(),
-            "what was written last is not surely ours (somebody else's, or made by a template): nothing is cut off, and the newest events may \
-             stand in it twice"
-        );
-        return Ok(false);
+    match judge(file, len, kept)? {
+        Surplus::Ours => {}
+        Surplus::NotOurs => {
+            tracing::warn!(
+                path = %path.display(),
+                "what was written last is not surely ours (somebody else's, or made by a template): nothing is cut off, and the newest events may \
+                 stand in it twice"
+            );
+            return Ok(false);
+        }
+        Surplus::Gone(seq) => {
+            tracing::error!(
+                path = %path.display(),
+                seq = seq.0,
+                "what was written last is of events that the log does not have (was the data directory put back from a copy?): nothing is cut \
+                 off, for it would not come again; the newest events may stand in it twice, and their Seqs be given to others"
+            );
+            return Ok(false);
+        }
     }
     tracing::debug!(path = %path.display(), bytes = surplus, "cut off lines that were not saved yet; they come again");
     file.set_len(len)?;
@@ -225,19 +243,27 @@ fn cut_off(file: &mut File, path: &Path, len: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether everything behind `from` is lines as this sink writes them; the last one may be torn.
-fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
+/// What is behind the place up to which a file was secured.
+enum Surplus {
+    /// Lines as this sink writes them; the last one may be torn.
+    Ours,
+    NotOurs,
+    /// This event is among them, and the log does not have it.
+    Gone(Seq),
+}
+
+fn judge(file: &mut File, from: u64, kept: Option<(Seq, Seq)>) -> io::Result<Surplus> {
     // What is written between two checkpoints; more than this is not ours to judge.
     const SURPLUS_MAX: u64 = 1 << 30;
     if from > 0 {
         let mut before = [0];
         file.read_exact_at(&mut before, from - 1)?;
         if before != [b'\n'] {
-            return Ok(false);
+            return Ok(Surplus::NotOurs);
         }
     }
     if file.metadata()?.len() - from > SURPLUS_MAX {
-        return Ok(false);
+        return Ok(Surplus::NotOurs);
     }
     file.seek(SeekFrom::Start(from))?;
     let mut reader = io::BufReader::new(file);
@@ -246,7 +272,7 @@ fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
         text.clear();
         let read = io::BufRead::read_until(&mut reader, b'\n', &mut text)?;
         if read == 0 {
-            return Ok(true);
+            return Ok(Surplus::Ours);
         }
         // A power cut leaves zeros where the length was on disk and the data was not.
         if text.contains(&0) {
@@ -254,16 +280,20 @@ fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
         }
         let start: &[u8] = br#"{"seq":"#;
         if text.last() != Some(&b'\n') {
-            return Ok(text.starts_with(start) || start.starts_with(&text));
+            let is_torn = text.starts_with(start) || start.starts_with(&text);
+            return Ok(if is_torn { Surplus::Ours } else { Surplus::NotOurs });
         }
-        let ours = crate::json::validate(&text).is_ok_and(|text| {
-            let node = Node::new(text);
-            ["seq", "received_at", "source", "rules", "event"]
-                .iter()
-                .all(|key| node.get(key).is_some())
-        });
-        if !ours {
-            return Ok(false);
+        let Ok(line) = crate::json::validate(&text) else {
+            return Ok(Surplus::NotOurs);
+        };
+        let node = Node::new(line);
+        let keys = ["seq", "received_at", "source", "rules", "event"];
+        let seq = node.get("seq").and_then(|seq| seq.raw().parse().ok().map(Seq));
+        let Some(seq) = seq.filter(|_| keys.iter().all(|key| node.get(key).is_some())) else {
+            return Ok(Surplus::NotOurs);
+        };
+        if kept.is_some_and(|(first, head)| seq < first || seq > head) {
+            return Ok(Surplus::Gone(seq));
         }
     }
 }

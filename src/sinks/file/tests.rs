@@ -8,7 +8,7 @@ use super::super::common::line::tests::delivery;
 use super::open::tell_what_is_missing;
 use super::rotation::rotated_files;
 use super::*;
-use crate::event::Delivery;
+use crate::event::{Delivery, Seq};
 use crate::sinks::tests::deliver;
 
 fn options(path: &Path, rotate: &str) -> Options {
@@ -36,6 +36,16 @@ async fn build(options: &Options, position: Option<Position>) -> Box<dyn Sink> {
 }
 
 async fn build_in(epoch: &str, options: &Options, position: Option<Position>) -> Box<dyn Sink> {
+    build_on(epoch, options, position, None).await
+}
+
+/// `kept`: the oldest event that the log has, and the newest.
+async fn build_on(
+    epoch: &str,
+    options: &Options,
+    position: Option<Position>,
+    kept: Option<(Seq, Seq)>,
+) -> Box<dyn Sink> {
     let context = Context {
         name: "t".into(),
         timeout: Duration::from_secs(60),
@@ -45,6 +55,7 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         answers: None,
         renderer: None,
         is_strict: false,
+        kept,
     };
     options.open(context).await.unwrap().sink
 }
@@ -182,6 +193,27 @@ async fn what_was_not_saved_is_cut_off_in_a_file_that_was_moved_too() {
     let sink = build(&options, saved).await;
     write(&*sink, 4..=5).await;
     assert_eq!((seqs(&moved), seqs(&path)), (vec![1, 2, 3], vec![4, 5]));
+}
+
+/// The data directory was put back from a copy: nobody else has these lines any more.
+#[tokio::test]
+async fn what_the_log_does_not_have_is_not_cut_off() {
+    for (kept, left) in [
+        ((1, 5), vec![1, 2, 3]),
+        ((1, 4), vec![1, 2, 3, 4, 5]),
+        ((5, 9), vec![1, 2, 3, 4, 5]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let options = options(&path, "{}");
+        let sink = build(&options, None).await;
+        write(&*sink, 1..=3).await;
+        let saved = sink.checkpoint().await.unwrap();
+        write(&*sink, 4..=5).await;
+        drop(sink);
+        drop(build_on("one", &options, saved, Some((Seq(kept.0), Seq(kept.1)))).await);
+        assert_eq!(seqs(&path), left, "{kept:?}");
+    }
 }
 
 /// An inode is given out again when its file is gone; the new file's lines are not ours to cut.

@@ -241,7 +241,9 @@ impl Store for JetStreamStore {
         false
     }
 
-    fn mended(&self) {}
+    async fn mended(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     async fn close(&self) {
         self.inner.closed.store(true, Ordering::Relaxed);

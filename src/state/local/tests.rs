@@ -87,11 +87,44 @@ async fn damage_anywhere_costs_the_newest_changes_at_most() {
         std::fs::write(original.path().join(name), b"nonsense").unwrap();
     }
     let state = LocalStore::open(original.path(), false).unwrap();
-    assert!(state.is_damaged() && state.keys("").await.unwrap().is_empty());
+    assert!(state.is_damaged() && state.keys("sink/").await.unwrap().is_empty());
+    state.close().await;
+    // It is whole from now on, and what was lost is lost all the same.
+    let state = LocalStore::open(original.path(), false).unwrap();
+    assert!(state.is_damaged(), "nobody has settled what is gone");
+    state.mended().await.unwrap();
+    assert!(!state.is_damaged());
     state.close().await;
     let state = LocalStore::open(original.path(), false).unwrap();
-    assert!(!state.is_damaged(), "it is whole from now on");
+    assert!(!state.is_damaged());
     state.close().await;
+}
+
+/// What a file is its name says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_header_costs_nothing_of_what_is_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=3_u32 {
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        put(&state, "a", &round).await.unwrap();
+        put(&state, "b", &round).await.unwrap();
+        state.remove("b", Expected::Anything).await.unwrap();
+        state.close().await;
+    }
+    let newest = path_of(dir.path(), *generations(dir.path()).unwrap().last().unwrap());
+    let mut bytes = std::fs::read(&newest).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&newest, &bytes).unwrap();
+    let state = LocalStore::open(dir.path(), true).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(3));
+    assert_eq!(state.keys("").await.unwrap(), ["a"]);
+    assert!(!state.is_damaged());
+    // With more of it: the key of the first change.
+    bytes[framefile::HEADER_LEN as usize + 19] ^= 1;
+    std::fs::write(&newest, &bytes).unwrap();
+    let state = LocalStore::open(dir.path(), true).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(3));
+    assert!(state.is_damaged());
 }
 
 #[tokio::test(flavor = "multi_thread")]

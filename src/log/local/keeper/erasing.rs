@@ -20,10 +20,13 @@ impl Keeper {
     /// `doomed` is asked about each event, whether it can be read as a delivery or not.
     pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SegmentError> {
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
-        let mut erased = Erased::default();
+        let mut erased = Erased {
+            before: self.erased.iter().copied().collect(),
+            ..Erased::default()
+        };
         for (first, _) in self.shared.complete_segments() {
-            match self.giving_way(|keeper| keeper.erase_in(first, &doomed)) {
-                Ok(seqs) => erased.seqs.extend(seqs),
+            match self.giving_way(|keeper| keeper.erase_in(first, &doomed, &mut erased.seqs)) {
+                Ok(()) => {}
                 Err(error) if erased.seqs.is_empty() => return Err(error),
                 // What is erased by now has to be forgotten everywhere else as well.
                 Err(error) => {
@@ -44,26 +47,31 @@ impl Keeper {
         Ok(erased)
     }
 
-    /// The same in the segment that begins with `first`, if it is still there.
-    fn erase_in(&mut self, first: Seq, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<Seq>, SegmentError> {
+    /// The same in the segment that begins with `first`, if it is still there. What became a tombstone is noted, whatever follows.
+    fn erase_in(
+        &mut self,
+        first: Seq,
+        doomed: &dyn Fn(&Event) -> bool,
+        erased: &mut Vec<Seq>,
+    ) -> Result<(), SegmentError> {
         let mut tries = 0;
         loop {
             let Some(segment) = self.shared.segment(first) else {
-                return Ok(Vec::new());
+                return Ok(());
             };
             self.shared
                 .desk
                 .begin(format!("erasing in the segment from event {first} on"));
-            let erased = match &segment {
-                Segment::Sealed(sealed) => self.erase_sealed(first, sealed, doomed),
-                Segment::Open(open) => self.erase_journal(first, open, doomed),
+            let done = match &segment {
+                Segment::Sealed(sealed) => self.erase_sealed(first, sealed, doomed, erased),
+                Segment::Open(open) => self.erase_journal(first, open, doomed, erased),
             };
-            match erased {
+            match done {
                 Err(SegmentError::Damaged(_)) if tries < TRIES_MAX => {
                     tries += 1;
                     self.put_right(first, &segment)?;
                 }
-                erased => return erased,
+                done => return done,
             }
         }
     }
@@ -84,7 +92,8 @@ impl Keeper {
         first: Seq,
         sealed: &Arc<SealedSegment>,
         doomed: &dyn Fn(&Event) -> bool,
-    ) -> Result<Vec<Seq>, SegmentError> {
+        erased: &mut Vec<Seq>,
+    ) -> Result<(), SegmentError> {
         let mut seqs = Vec::new();
         self.shared.databases.touch(sealed);
         for index in 0..sealed.manifest.packs.len() {
@@ -94,7 +103,7 @@ impl Keeper {
         }
         if seqs.is_empty() {
             sealed.close_idle(std::time::Duration::ZERO);
-            return Ok(seqs);
+            return Ok(());
         }
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let mut change = |event: Event| if doomed(&event) { event.erased() } else { event };
@@ -105,8 +114,8 @@ impl Keeper {
         });
         let manifest = Self::or_undone(&staging, built)?;
         self.replace(first, sealed, Some(manifest), swap::Old::Removed)?;
-        self.finish_erasure(first)?;
-        Ok(seqs)
+        self.are_tombstones(seqs, erased);
+        self.finish_erasure(first)
     }
 
     /// A journal keeps the identities of its events beside them, so that they stay known.
@@ -115,7 +124,8 @@ impl Keeper {
         first: Seq,
         open: &Arc<OpenSegment>,
         doomed: &dyn Fn(&Event) -> bool,
-    ) -> Result<Vec<Seq>, SegmentError> {
+        erased: &mut Vec<Seq>,
+    ) -> Result<(), SegmentError> {
         let mut seqs = Vec::new();
         let _open = open.opened()?;
         for block in open.blocks() {
@@ -124,7 +134,7 @@ impl Keeper {
             seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
         }
         if seqs.is_empty() {
-            return Ok(seqs);
+            return Ok(());
         }
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let built = self.with_reserve(open.disk_bytes(), |keeper| {
@@ -134,8 +144,13 @@ impl Keeper {
         open.retire();
         swap::swap(&self.shared.log_dir, first, swap::Old::Removed).inspect_err(|_| open.reinstate())?;
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
-        self.finish_erasure(first)?;
-        Ok(seqs)
+        self.are_tombstones(seqs, erased);
+        self.finish_erasure(first)
+    }
+
+    fn are_tombstones(&mut self, seqs: Vec<Seq>, erased: &mut Vec<Seq>) {
+        self.erased.extend(&seqs);
+        erased.extend(seqs);
     }
 
     /// The bytes of the old form must go before this is done, and no reader may have kept them.

@@ -11,7 +11,7 @@ mod mending;
 mod remains;
 mod sealing;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,6 +72,8 @@ pub(super) struct Keeper {
     urgent: bool,
     /// Directories that could not be removed at once.
     leftovers: Vec<Seq>,
+    /// What became a tombstone since the start. Whether everybody who had it in memory has let go of it is not known here.
+    erased: BTreeSet<Seq>,
 }
 
 impl Keeper {
@@ -91,6 +93,7 @@ impl Keeper {
             said_of_merging: Paced::default(),
             urgent: false,
             leftovers: Vec::new(),
+            erased: BTreeSet::new(),
         }
     }
 

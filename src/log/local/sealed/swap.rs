@@ -67,14 +67,14 @@ pub(in crate::log::local) fn swap(log_dir: &Path, first: Seq, old: Old) -> io::R
     Ok(())
 }
 
-/// Takes a segment's name from it; from then on it is not in the log any more.
+/// Takes a segment's name from it; from then on it is not in the log any more. An error: it has its name. Durable only after
+/// [`finish_old`].
 pub(in crate::log::local) fn take_away(log_dir: &Path, first: Seq, old: Old) -> io::Result<()> {
     // Else it would take the name again.
     remove_dir(&named(log_dir, NEW, first))?;
     let aside = named(log_dir, old.prefix(), first);
     remove_dir(&aside)?;
-    std::fs::rename(journal::segment_dir(log_dir, first), aside)?;
-    framefile::sync_dir(log_dir)
+    std::fs::rename(journal::segment_dir(log_dir, first), aside)
 }
 
 /// Makes the swap last, and does with the old directory what is to be done; gives the place where it was set aside.

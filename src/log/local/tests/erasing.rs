@@ -41,6 +41,35 @@ async fn what_is_erased_is_in_no_file_any_more() {
     );
 }
 
+/// An earlier erasure may have failed half way, or not everybody have heard of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_erased_before_is_told_with_every_later_erasure() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    seal(&log).await;
+    // The second segment can't be built anew: something that is no directory stands in the way.
+    let in_the_way = dir.path().join(format!("log/new-{:020}", 11));
+    std::fs::write(&in_the_way, "").unwrap();
+    let erase = async || {
+        let doomed = Arc::new(|event: &Event| [3, 17].contains(&event.seq.0));
+        LocalLog::erase(&log, Narrow::default(), doomed).await.unwrap()
+    };
+    let erased = erase().await;
+    assert_eq!(
+        (erased.seqs, erased.before, erased.left.len()),
+        (vec![Seq(3)], vec![], 1)
+    );
+    std::fs::remove_file(&in_the_way).unwrap();
+    let erased = erase().await;
+    assert_eq!((erased.seqs, erased.before), (vec![Seq(17)], vec![Seq(3)]));
+    let erased = erase().await;
+    assert_eq!((erased.seqs, erased.before), (vec![], vec![Seq(3), Seq(17)]));
+    log.close();
+}
+
 const LAST: u64 = 3000;
 
 #[tokio::test(flavor = "multi_thread")]
