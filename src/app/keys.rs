@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use secrecy::ExposeSecret;
 
 use crate::close::{self, Account};
-use crate::config::{Config, Fault};
+use crate::config::{Config, Fault, Secret};
 use crate::framefile;
 use crate::ingress::verify::{Key, Verifier};
 
@@ -57,11 +57,14 @@ pub fn readable_keys(config: &Config, make: bool) -> (Verifier, Vec<Fault>) {
     (verifier, faults)
 }
 
-/// Notes the keys of the configuration in the data directory: when they have left it, what they signed can still be checked. That this
-/// can't be done now keeps nothing from being received.
+/// Notes the keys of the configuration in the data directory: when they have left it, what they signed can still be checked. But not those
+/// that somebody keeps off the disk, as credentials or in the environment. That this can't be done now keeps nothing from being received.
 pub(super) async fn note(config: &Config, account: &Account) {
     let mut keys = Vec::new();
     for subscription in &config.close.subscriptions {
+        if matches!(subscription.signature_key, Secret::Credential(_) | Secret::Env(_)) {
+            continue;
+        }
         keys.extend(
             subscription
                 .signature_key
@@ -71,7 +74,7 @@ pub(super) async fn note(config: &Config, account: &Account) {
         );
     }
     if config.close.local_key {
-        let text = crate::config::Secret::File(local_key_path(config)).resolve();
+        let text = Secret::File(local_key_path(config)).resolve();
         keys.extend(text.ok().map(|text| (None, text)));
     }
     if let Err(error) = account.note_keys(&keys).await {
@@ -97,7 +100,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = crate::config::Secret::File(path.clone()).resolve()?;
+    let text = Secret::File(path.clone()).resolve()?;
     let key = Key::from_hex(None, text.expose_secret()).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(Some(key))
 }
@@ -105,7 +108,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Secret, SubscriptionKey};
+    use crate::config::SubscriptionKey;
 
     const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
 
