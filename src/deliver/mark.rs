@@ -416,6 +416,7 @@ mod tests {
             lead: None,
             received_at: None,
             held: None,
+            parked: None,
         };
         Saved {
             next: Seq(next),

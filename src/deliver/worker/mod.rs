@@ -16,6 +16,7 @@
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
+//! | `parked` | letters that can't be made before earlier ones for the same events have gone |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `status` | what is seen from outside |
@@ -34,6 +35,7 @@ mod hanging;
 mod lanes;
 mod letters;
 mod outcome;
+mod parked;
 mod progress;
 mod releasing;
 mod status;
@@ -259,6 +261,8 @@ struct Worker<'a> {
     looked_up: BTreeSet<Seq>,
     /// What is looked for there.
     ahead: Option<ahead::Ahead>,
+    /// When it is tried again to make letters that could not be made yet.
+    make_parked_at: Option<Instant>,
     /// The event at which the main feed stops reading, because it is not due yet.
     undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
@@ -335,6 +339,7 @@ impl<'a> Worker<'a> {
             unread: true,
             looked_up: BTreeSet::new(),
             ahead: None,
+            make_parked_at: None,
             undue: None,
             last_error: None,
             stumbled: Paced::default(),
@@ -407,6 +412,7 @@ impl<'a> Worker<'a> {
         self.end_erasing();
         self.open_if_due();
         self.try_chores_again().await;
+        self.make_parked().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();
