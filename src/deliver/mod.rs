@@ -35,6 +35,7 @@ mod seqs;
 mod setback;
 mod sharing;
 mod states;
+mod trail;
 mod types;
 mod worker;
 

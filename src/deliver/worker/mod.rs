@@ -19,6 +19,7 @@
 //! | `parked` | letters that can't be made before earlier ones for the same events have gone |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
+//! | `setback` | what a receiver's mark says of a log that was set back |
 //! | `status` | what is seen from outside |
 //! | `hanging` | how long what runs has been running |
 //! | `stop` | coming to an end |
@@ -38,6 +39,7 @@ mod outcome;
 mod parked;
 mod progress;
 mod releasing;
+mod setback;
 mod status;
 mod stop;
 mod supervise;
@@ -66,6 +68,7 @@ use super::memory::Memory;
 use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
+use super::trail::Trail;
 use super::types::Waiter;
 use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
@@ -212,6 +215,8 @@ struct Worker<'a> {
     /// What templates know custom fields by.
     names: watch::Receiver<Arc<Names>>,
     lanes: Lanes,
+    /// Of a sink whose receiver keeps the mark.
+    trail: Trail,
     breaker: Breaker,
     suspects: Suspects,
     throttle: Option<Throttle>,
@@ -306,6 +311,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             names: kit.rendering.names().changes(),
             lanes: kit.lanes(&record),
+            trail: record.trail(),
             breaker: Breaker::new(kit.config.breaker),
             suspects: Suspects::default(),
             throttle: rate.map(|rate| Throttle::new(rate, now)),
