@@ -4,17 +4,21 @@
 //! open events are all there is to save. The cursor, the low-water mark below which everything is finished, follows from
 //! them and can't pass an event that is neither delivered nor dead (invariant I4).
 
+mod parked;
+mod saved;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
 use super::memory::{Held as InMemory, Memory};
 use crate::config::Order;
 use crate::event::{Event, Seq};
+use parked::Letter;
+pub(super) use parked::{Parked, why_parked};
+pub(super) use saved::{Saved, SavedItem, Tries};
 pub(super) use settle::Held;
 use settle::Span;
 
@@ -32,6 +36,8 @@ enum Stage {
     Ready,
     InFlight,
     Waiting(Timestamp),
+    /// Given up; making its letter is tried again then.
+    Parked(Timestamp),
 }
 
 #[derive(Debug)]
@@ -46,6 +52,8 @@ struct Item {
     held: Option<Held>,
     /// Its data was erased while it was being delivered: it is not tried again.
     erased: bool,
+    /// `None` unless it is parked.
+    letter: Option<Box<Letter>>,
 }
 
 impl Item {
@@ -54,86 +62,19 @@ impl Item {
             seq,
             tries: self.tries.clone(),
             due: match self.stage {
-                Stage::Waiting(due) => Some(due),
+                Stage::Waiting(due) | Stage::Parked(due) => Some(due),
                 Stage::Ready | Stage::InFlight => None,
             },
             lead: self.lead.clone(),
             received_at: self.received_at,
             held: self.held.clone(),
+            parked: self.letter.as_ref().map(|letter| letter.parked.clone()),
         }
     }
 
     /// Nothing was done with it yet.
     fn is_untouched(&self) -> bool {
         self.stage == Stage::Ready && self.tries == Tries::default() && !self.erased && self.held.is_none()
-    }
-}
-
-/// What happened to an open event so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Tries {
-    pub attempts: u32,
-    pub first_attempt: Option<Timestamp>,
-    pub reason: String,
-}
-
-/// An open event as it is saved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedItem {
-    pub seq: Seq,
-    #[serde(flatten)]
-    pub tries: Tries,
-    /// `None`: at once.
-    pub due: Option<Timestamp>,
-    pub lead: Option<String>,
-    /// `None` where it was not known, or an older closehook saved it.
-    #[serde(default)]
-    pub received_at: Option<Timestamp>,
-    /// `None` where it does not wait for its object to settle.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<Held>,
-}
-
-/// A feed as it is saved.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Saved {
-    pub next: Seq,
-    pub open: Vec<SavedItem>,
-}
-
-impl Saved {
-    /// Whether nothing is open.
-    pub fn is_idle(&self) -> bool {
-        self.open.is_empty()
-    }
-
-    /// The machine's clock shows `by` less than when this was saved: what is waited for comes as much earlier by it.
-    pub fn set_back(&mut self, by: SignedDuration) {
-        let back = |at: &mut Timestamp| *at = at.checked_sub(by).unwrap_or(Timestamp::MIN);
-        for item in &mut self.open {
-            item.due.as_mut().map(back);
-            item.tries.first_attempt.as_mut().map(back);
-        }
-    }
-
-    /// What is left of both when what either has finished is finished. What is known of the tries here counts more.
-    pub fn united_with(&self, theirs: &Saved) -> Saved {
-        let (behind, ahead) = if self.next < theirs.next {
-            (self, theirs)
-        } else {
-            (theirs, self)
-        };
-        let ours: HashMap<Seq, &SavedItem> = self.open.iter().map(|item| (item.seq, item)).collect();
-        let open_behind: BTreeSet<Seq> = behind.open.iter().map(|item| item.seq).collect();
-        let open = ahead
-            .open
-            .iter()
-            .filter(|item| item.seq >= behind.next || open_behind.contains(&item.seq))
-            .map(|item| ours.get(&item.seq).copied().unwrap_or(item).clone());
-        Saved {
-            next: ahead.next,
-            open: open.collect(),
-        }
     }
 }
 
@@ -145,6 +86,7 @@ pub(super) struct Feed {
     open: BTreeMap<Seq, Item>,
     ready: BTreeSet<Seq>,
     waiting: BTreeSet<(Timestamp, Seq)>,
+    parked: BTreeSet<Seq>,
     in_flight: usize,
     /// Nothing behind this was tried or finished, only read.
     touched: Seq,
@@ -167,6 +109,7 @@ impl Feed {
             open: BTreeMap::new(),
             ready: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            parked: BTreeSet::new(),
             in_flight: 0,
             touched: saved.next.prev(),
             bytes: 0,
@@ -179,7 +122,11 @@ impl Feed {
             feed.insert(
                 item.seq,
                 Item {
-                    stage: item.due.map_or(Stage::Ready, Stage::Waiting),
+                    stage: match (item.due, &item.parked) {
+                        (due, Some(_)) => Stage::Parked(due.unwrap_or_default()),
+                        (Some(due), None) => Stage::Waiting(due),
+                        (None, None) => Stage::Ready,
+                    },
                     loaded: None,
                     // An older closehook kept them whole.
                     lead: item.lead.as_deref().map(kept),
@@ -187,6 +134,7 @@ impl Feed {
                     tries: item.tries.clone(),
                     held: item.held.as_ref().map(Held::kept),
                     erased: false,
+                    letter: item.parked.clone().map(|parked| Box::new(parked.into())),
                 },
             );
         }
@@ -214,7 +162,8 @@ impl Feed {
 
     /// The same of a feed whose events were admitted: those that were tried. Others are admitted again.
     pub fn save_tried(&self) -> Saved {
-        let tried = self.open.iter().filter(|(_, item)| item.tries.attempts > 0);
+        let was_tried = |item: &Item| item.tries.attempts > 0 || item.letter.is_some();
+        let tried = self.open.iter().filter(|(_, item)| was_tried(item));
         Saved {
             next: Seq::ZERO,
             open: tried.map(|(seq, item)| item.save(*seq)).collect(),
@@ -275,6 +224,7 @@ impl Feed {
             tries: Tries::default(),
             held: None,
             erased: false,
+            letter: None,
         };
         self.insert(seq, item);
     }
@@ -296,6 +246,7 @@ impl Feed {
             tries: Tries::default(),
             held: None,
             erased: false,
+            letter: None,
         };
         if !self.has(seq) {
             self.insert(seq, item);
@@ -311,6 +262,7 @@ impl Feed {
         match item.stage {
             Stage::Ready => drop(self.ready.insert(seq)),
             Stage::Waiting(due) => drop(self.waiting.insert((due, seq))),
+            Stage::Parked(_) => drop(self.parked.insert(seq)),
             Stage::InFlight => self.in_flight += 1,
         }
         if let Some(lead) = &item.lead {
@@ -444,7 +396,7 @@ impl Feed {
         self.ready.insert(seq);
     }
 
-    /// Up to `max` events, none of them being delivered, whose first try, or first held-up dispatch (`held_since`, or when they might
+    /// Up to `max` events, none of them being delivered or given up, whose first try, or first held-up dispatch (`held_since`, or when they might
     /// go, which is `apart` after they came), was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by
     /// the clock of `now`, which nobody sets; events by the machine's, which shows `wall` at this moment and may have been set since.
     pub fn overdue(
@@ -464,7 +416,7 @@ impl Feed {
                 continue;
             };
             let end = first.checked_add(max_age).unwrap_or(Timestamp::MAX);
-            if item.stage == Stage::InFlight {
+            if matches!(item.stage, Stage::InFlight | Stage::Parked(_)) {
                 continue;
             }
             if end <= now && found.len() < max {
@@ -502,11 +454,7 @@ impl Feed {
         self.let_go(seq, item.held.take());
         self.touched = self.touched.max(seq);
         self.bytes -= weight(&item);
-        match item.stage {
-            Stage::Ready => drop(self.ready.remove(&seq)),
-            Stage::Waiting(due) => drop(self.waiting.remove(&(due, seq))),
-            Stage::InFlight => self.in_flight -= 1,
-        }
+        self.leaves(seq, item.stage);
         if let Some(lead) = item.lead
             && let Some(seqs) = self.leads.get_mut(&lead)
         {
@@ -514,6 +462,16 @@ impl Feed {
             if seqs.is_empty() {
                 self.leads.remove(&lead);
             }
+        }
+    }
+
+    /// An open event is in this stage no more.
+    fn leaves(&mut self, seq: Seq, stage: Stage) {
+        match stage {
+            Stage::Ready => drop(self.ready.remove(&seq)),
+            Stage::Waiting(due) => drop(self.waiting.remove(&(due, seq))),
+            Stage::Parked(_) => drop(self.parked.remove(&seq)),
+            Stage::InFlight => self.in_flight -= 1,
         }
     }
 
@@ -542,14 +500,12 @@ impl Feed {
     /// A try failed; the next one is due then. The body is let go meanwhile.
     pub fn failed(&mut self, seq: Seq, due: Timestamp, reason: String) {
         let Some(item) = self.open.get_mut(&seq) else { return };
-        if item.stage == Stage::InFlight {
-            self.in_flight -= 1;
-        }
-        self.ready.remove(&seq);
         self.bytes -= weight(item);
         item.loaded = None;
-        item.stage = Stage::Waiting(due);
         item.tries.reason = reason;
+        item.letter = None;
+        let before = std::mem::replace(&mut item.stage, Stage::Waiting(due));
+        self.leaves(seq, before);
         self.waiting.insert((due, seq));
     }
 
@@ -581,12 +537,12 @@ impl Feed {
         self.open.is_empty()
     }
 
-    /// The oldest open Seqs up to and with `upto` that are not being delivered, at most `max`.
+    /// The oldest open Seqs up to and with `upto` that are not being delivered, nor given up, at most `max`.
     pub fn idle_upto(&self, upto: Seq, max: usize) -> Vec<Seq> {
         let idle = self
             .open
             .range(..=upto)
-            .filter(|(_, item)| item.stage != Stage::InFlight);
+            .filter(|(_, item)| !matches!(item.stage, Stage::InFlight | Stage::Parked(_)));
         idle.map(|(seq, _)| *seq).take(max).collect()
     }
 
@@ -604,7 +560,7 @@ impl Feed {
     pub fn stage(&self, seq: Seq) -> Option<(bool, Option<Timestamp>)> {
         self.open.get(&seq).map(|item| match item.stage {
             Stage::InFlight => (true, None),
-            Stage::Waiting(due) => (false, Some(due)),
+            Stage::Waiting(due) | Stage::Parked(due) => (false, Some(due)),
             Stage::Ready => (false, None),
         })
     }

@@ -17,6 +17,7 @@ use super::ReplaySpec;
 use super::fates::Fates;
 use super::feed::Saved;
 use super::seqs::Seqs;
+use super::trail::{Last, Trail};
 use crate::event::Seq;
 use crate::retention::Floor;
 use crate::sinks::{Mark, Position};
@@ -85,6 +86,9 @@ pub(super) struct Record {
     /// The log whose Seqs these are, where several nodes share one; `None` where an older closehook saved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_id: Option<String>,
+    /// The newest event below where the main feed goes on, of a sink whose receiver keeps the mark; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Last>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -182,6 +186,11 @@ impl Record {
         });
     }
 
+    /// What is known of the log where the main feed goes on.
+    pub fn trail(&self) -> Trail {
+        Trail::at(self.main.as_ref().map(|main| main.next), self.last.as_ref())
+    }
+
     /// Everything up to here is finished; `None` while the start is not settled.
     pub fn cursor(&self) -> Option<Seq> {
         Some(unfinished(self.main.as_ref()?).prev())
@@ -220,7 +229,12 @@ impl Record {
 
     /// Whether the mark that a receiver keeps is of a node that had the sink later.
     pub fn is_behind(&self, mark: &Mark, epoch: &str) -> bool {
-        mark.epoch == epoch && record_of(mark).is_some_and(|theirs| theirs.fence > self.fence)
+        mark.epoch == epoch && Record::of_mark(mark).is_some_and(|theirs| theirs.fence > self.fence)
+    }
+
+    /// What a mark that a receiver keeps says; `None` where it is not what it should be.
+    pub fn of_mark(mark: &Mark) -> Option<Record> {
+        serde_json::from_slice(&unpacked(&mark.text)?).ok()
     }
 
     /// The record as a receiver keeps it, with the data.
@@ -247,12 +261,13 @@ impl Record {
         let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
             return Ok(self.clone());
         };
-        let theirs = record_of(mark).ok_or("the mark that the receiver keeps for this sink can't be read")?;
+        let theirs = Record::of_mark(mark).ok_or("the mark that the receiver keeps for this sink can't be read")?;
         Ok(match theirs.commits.cmp(&self.commits) {
             Ordering::Equal => self.clone(),
             Ordering::Greater => self.united_with(theirs, is_dead),
             Ordering::Less => Record {
                 main: theirs.main,
+                last: theirs.last,
                 replays: theirs.replays,
                 commits: theirs.commits,
                 fates: self.fates.set_back_to(&theirs.fates),
@@ -268,7 +283,9 @@ impl Record {
         let mut remove: BTreeSet<Seq> = self.remove.iter().chain(&theirs.remove).copied().collect();
         remove.extend(theirs.delivered.iter().filter(|seq| is_dead(*seq)));
         let next = |record: &Record| record.main.as_ref().map(|main| main.next);
-        let fates = self.fates.united_with(&theirs.fates, next(self) > next(&theirs));
+        let ours_is_ahead = next(self) > next(&theirs);
+        let fates = self.fates.united_with(&theirs.fates, ours_is_ahead);
+        let last = if ours_is_ahead { self.last.clone() } else { theirs.last };
         let main = match (&self.main, theirs.main) {
             (Some(ours), Some(theirs)) => Some(ours.united_with(&theirs)),
             (ours, theirs) => theirs.or_else(|| ours.clone()),
@@ -283,6 +300,7 @@ impl Record {
         }
         let mut united = Record {
             main,
+            last,
             replays,
             fates,
             commits: theirs.commits,
@@ -320,11 +338,6 @@ fn packed(text: String) -> String {
         Ok(packed) => format!("{PACKED}{}", STANDARD_NO_PAD.encode(packed)),
         Err(_) => text,
     }
-}
-
-/// What a receiver's mark says; `None` where it is not what it should be.
-fn record_of(mark: &Mark) -> Option<Record> {
-    serde_json::from_slice(&unpacked(&mark.text)?).ok()
 }
 
 /// The text of a mark as it was before it was packed; `None` where it is not what it should be.
@@ -431,6 +444,7 @@ mod tests {
             lead: None,
             received_at: None,
             held: None,
+            parked: None,
         };
         Saved {
             next: Seq(next),

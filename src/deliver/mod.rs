@@ -37,6 +37,7 @@ mod seqs;
 mod setback;
 mod sharing;
 mod states;
+mod trail;
 mod types;
 mod worker;
 

@@ -16,7 +16,7 @@ const ASKED: u32 = 12;
 const REST: Duration = Duration::from_millis(250);
 
 /// Nodes' clocks are no further apart, and no mark is saved later, than this.
-const APART: SignedDuration = SignedDuration::from_mins(10);
+pub(super) const APART: SignedDuration = SignedDuration::from_mins(10);
 
 /// What a mark has seen.
 pub(super) fn seen(record: &Record) -> Seq {

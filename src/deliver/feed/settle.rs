@@ -113,11 +113,11 @@ impl Feed {
         due.map(|(object, seq)| (object.clone(), *seq)).collect()
     }
 
-    /// Whether it is ready, and nothing that goes before it waits for another try: it goes as soon as what is under way has ended.
+    /// Whether it is ready, and nothing that goes before it waits for another try, or for its letter: it goes as soon as what is under way has ended.
     pub fn goes_soon(&self, seq: Seq) -> bool {
         let waits = |seq: &Seq| {
             let item = self.open.get(seq);
-            item.is_some_and(|item| matches!(item.stage, Stage::Waiting(_)))
+            item.is_some_and(|item| matches!(item.stage, Stage::Waiting(_) | Stage::Parked(_)))
         };
         let first = match self.order {
             Order::None => None,
@@ -184,11 +184,8 @@ impl Feed {
             let wait = wait.max(delay).max(SignedDuration::ZERO);
             let left = (wait - wall.duration_since(newest)).clamp(SignedDuration::ZERO, wait);
             let due = now.checked_add(left).unwrap_or(Timestamp::MAX);
-            match std::mem::replace(&mut item.stage, Stage::Waiting(due)) {
-                Stage::Waiting(before) => drop(self.waiting.remove(&(before, seq))),
-                Stage::Ready => drop(self.ready.remove(&seq)),
-                Stage::InFlight => self.in_flight -= 1,
-            }
+            let before = std::mem::replace(&mut item.stage, Stage::Waiting(due));
+            self.leaves(seq, before);
             self.waiting.insert((due, seq));
             if span.is_none()
                 && let Some(item) = self.open.get_mut(&seq)
@@ -210,6 +207,7 @@ impl Feed {
             tries: Tries::default(),
             held,
             erased: false,
+            letter: None,
         };
         self.insert(event.seq, item);
     }

@@ -172,6 +172,63 @@ fn ids_of_any_length_take_no_more_room_than_short_ones_and_stay_apart() {
     assert_eq!(Feed::restore(&older, Order::Lead).save(), saved);
 }
 
+/// It was refused: nothing is left to be tried but its letter.
+#[test]
+fn what_was_given_up_and_has_no_letter_yet_stays_open_and_does_not_go_again() {
+    let mut feed = Feed::restore(&Saved::default(), Order::Lead);
+    for seq in 1..=3 {
+        feed.offer(&event(seq, seq / 3), Arc::default());
+    }
+    feed.started(Seq(1), at(0));
+    let letter = crate::deliver::types::dead_letter("a", &event(1, 0), "no".into(), 1, Some(at(0)));
+    feed.park(letter.clone(), false, at(5));
+    let is_right = |feed: &mut Feed, due: i64| {
+        assert_eq!(
+            feed.deliverable(at(9999), 9),
+            [Seq(3)],
+            "what is behind it waits, and it does not go"
+        );
+        assert_eq!((feed.in_flight(), feed.next_due(), feed.cursor()), (0, None, Seq(0)));
+        assert_eq!(feed.stage(Seq(1)), Some((false, Some(at(due)))));
+        assert_eq!((feed.parked_len(), feed.is_parked(Seq(1))), (1, true));
+        let clocks = (at(9999), at(9999));
+        let (overdue, _) = feed.overdue(
+            Some(at(0)),
+            SignedDuration::from_secs(1),
+            SignedDuration::ZERO,
+            clocks,
+            9,
+        );
+        assert!(!overdue.contains(&Seq(1)), "once is enough");
+        assert_eq!(feed.idle_upto(Seq(2), 9), [Seq(2)]);
+    };
+    is_right(&mut feed, 5);
+    feed.park(letter.clone(), false, at(6));
+    is_right(&mut feed, 6);
+    assert_eq!(feed.parked()[0].2, Some(letter));
+    feed.started(Seq(3), at(0));
+    feed.finished(Seq(3));
+    let mut feed = Feed::restore(&feed.save(), Order::Lead);
+    feed.offer(&event(4, 4), Arc::default());
+    feed.finished(Seq(4));
+    assert_eq!(feed.parked()[0].2, None, "it is made again");
+    assert_eq!(feed.tries(Seq(1)).unwrap().reason, "no");
+    assert_eq!(feed.deliverable(at(9999), 9), [] as [Seq; 0]);
+    assert!(feed.erase(&[Seq(1)].into()));
+    assert_eq!((feed.parked_len(), feed.deliverable(at(9999), 9)), (0, vec![Seq(2)]));
+}
+
+#[test]
+fn what_waits_for_another_try_can_be_put_off_further() {
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    feed.offer(&event(1, 1), Arc::default());
+    feed.started(Seq(1), at(0));
+    feed.failed(Seq(1), at(10), "no".into());
+    feed.failed(Seq(1), at(20), "no".into());
+    assert_eq!((feed.deliverable(at(10), 9), feed.next_due()), (vec![], Some(at(20))));
+    assert_eq!(feed.deliverable(at(20), 9), [Seq(1)]);
+}
+
 #[test]
 fn what_may_not_go_yet_is_not_held_up_while_it_waits_for_that() {
     let mut feed = Feed::restore(&Saved::default(), Order::None);

@@ -465,6 +465,47 @@ async fn a_mark_beyond_the_end_of_the_log_passes_nothing_that_comes() {
     one.engine.shutdown().await;
 }
 
+/// The receiver's mark had seen more than the sink's own, which the log goes on behind: new events come at Seqs that it speaks of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_of_a_receiver_passes_nothing_that_comes_after_the_log_was_set_back() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let ahead = |next: u64, commits: u64| {
+        let mut record = Record {
+            fence: 1,
+            commits,
+            saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
+            ..Record::default()
+        };
+        record.begin_at(Seq(next));
+        record
+    };
+    let lost = crate::event::Event::new(
+        Seq(100),
+        jiff::Timestamp::UNIX_EPOCH,
+        Source::Webhook,
+        crate::event::Kind::Event,
+        None,
+        r#"{"event":{"id":"ev_lost"}}"#.into(),
+    );
+    let theirs = Record {
+        last: Some(crate::deliver::trail::Last::of(&lost)),
+        ..ahead(101, 9)
+    };
+    lock(&receiver.marks).push(theirs.to_mark(pair.bench.log.epoch()));
+    crate::state::put_json(&*pair.store, &record_key("a"), &ahead(51, 5), Expected::Anything)
+        .await
+        .unwrap();
+    pair.bench.store(1..=3).await;
+    let one = pair.node("one", &receiver, Commit::Transaction).await;
+    pair.bench.store(4..=103).await;
+    one.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 103).await;
+    caught_up(&one.engine, 150).await;
+    assert_eq!(receiver.sorted(), (1..=3).chain(51..=150).collect::<Vec<_>>());
+    one.engine.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_vanishes_is_written_again_by_whoever_drives_the_sink() {
     let pair = Pair::new().await;

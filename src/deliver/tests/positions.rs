@@ -105,11 +105,9 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// The data directory was set back to a copy of itself: the receiver has got further than the log.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
-    let receiver = Receiver::new();
-    let sinks = vec![sink_on(&receiver, Commit::Transaction)];
+/// The data directory was set back to a copy of itself, with twenty events: the receiver has got sixty.
+async fn set_back(receiver: &Arc<Receiver>) -> Bench {
+    let sinks = vec![sink_on(receiver, Commit::Transaction)];
     let mut bench = Bench::new(sinks.clone());
     bench.store(1..=20).await;
     let engine = bench.engine(Mode::Follow).await;
@@ -123,13 +121,18 @@ async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
     let engine = bench.engine(Mode::Follow).await;
     caught_up(&engine, 60).await;
     engine.shutdown().await;
-
-    let bench = Bench {
+    Bench {
         log: open_log(copy.path()),
         dir: copy,
         rules: bench.rules.clone(),
         sinks,
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
+    let receiver = Receiver::new();
+    let bench = set_back(&receiver).await;
     // Some come before the receiver is asked, and some afterwards.
     bench.store(101..=110).await;
     let engine = bench.engine(Mode::Follow).await;
@@ -140,6 +143,32 @@ async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
         receiver.seqs()[70..].iter().all(|seq| *seq > 60),
         "no Seq is given out twice"
     );
+    engine.shutdown().await;
+}
+
+/// As where the receiver can't be reached meanwhile: nothing shows in how far both are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_was_ahead_of_the_log_gets_what_has_come_at_the_seqs_that_it_knows() {
+    let receiver = Receiver::new();
+    let bench = set_back(&receiver).await;
+    *lock(&receiver.fail_open) = Some("nobody is there".into());
+    bench.store(101..=130).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it can't be reached", async || {
+        status(&engine).last_error.is_some_and(|why| why == "nobody is there")
+    })
+    .await;
+    bench.store(131..=160).await;
+    engine.shutdown().await;
+    *lock(&receiver.fail_open) = None;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it has all that has come", async || receiver.seqs().len() >= 120).await;
+    durable(&engine, 80).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(161..=161).await;
+    caught_up(&engine, 81).await;
+    assert_eq!(receiver.seqs()[60..], (21..=81).collect::<Vec<_>>(), "each once");
     engine.shutdown().await;
 }
 

@@ -33,9 +33,6 @@ const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 /// That letters can't be stored is said for so long: by then it was tried again, or there are none any more.
 const UNSTORED_FOR: Duration = Duration::from_secs(15);
 
-/// A letter that waits until an earlier one for the same event has gone is tried to be made again after so long.
-const GONE_AFTER: Duration = Duration::from_secs(1);
-
 /// The same of something that was done by half.
 const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -340,8 +337,9 @@ impl Worker<'_> {
                 if buried {
                     self.count_buried(letters.len() as u64);
                 }
-                self.wait_until_gone(&lane, &waiting);
-                waiting.is_empty()
+                let is_done = waiting.is_empty();
+                self.park(&lane, waiting, buried);
+                is_done
             }
             (chore, Err(Failed { why, by_half: true })) => {
                 self.chores.waiting.push_front(chore);
@@ -350,13 +348,14 @@ impl Worker<'_> {
                 self.stumble(&format!("a dead letter could not be stored: {why}"));
                 false
             }
-            (Chore::Make { lane, letters, .. }, Err(Failed { why, .. })) => {
+            (Chore::Make { lane, letters, buried }, Err(Failed { why, .. })) => {
                 let later = schedule::now() + AGAIN_AFTER;
                 for letter in letters {
                     if self.lanes.ends_erased(&lane, letter.seq) {
                         continue;
                     }
                     match self.lanes.feed(&lane) {
+                        Some(feed) if feed.is_parked(letter.seq) => feed.park(letter, buried, later),
                         Some(feed) => feed.failed(letter.seq, later, "its dead letter could not be stored".into()),
                         None => self.lanes.letters.failed(letter.seq, &letter.reason),
                     }
@@ -367,40 +366,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Of letters that this sink is to keep itself, those for whose events an earlier one is about to go. What is one already, or was given
-    /// here, is made anew of itself.
-    fn waits_for_gone(&self, lane: &Lane, letters: &[DeadLetter]) -> BTreeSet<Seq> {
-        if matches!(lane, Lane::Letters | Lane::Given) {
-            return BTreeSet::new();
-        }
-        self.note_leaving();
-        self.kit.letters.leaving(letters.iter().map(|letter| letter.seq))
-    }
-
-    /// These come again in a moment.
-    fn wait_until_gone(&mut self, lane: &Lane, letters: &[DeadLetter]) {
-        if letters.is_empty() {
-            return;
-        }
-        let due = SignedDuration::try_from(GONE_AFTER).unwrap_or_default();
-        let due = schedule::now() + due;
-        for letter in letters {
-            if self.lanes.ends_erased(lane, letter.seq) {
-                continue;
-            }
-            let why = format!(
-                "{}; its dead letter waits until an earlier one, which is being delivered, has gone",
-                letter.reason
-            );
-            if let Some(feed) = self.lanes.feed(lane) {
-                feed.failed(letter.seq, due, why);
-            }
-        }
-        self.wakes.push(Instant::now() + GONE_AFTER);
-    }
-
     /// Where what a lane gives up goes, if it does not become a dead letter. What is one already stays one.
-    fn dead_to(&self, lane: &Lane) -> Option<&DeadTo> {
+    pub(super) fn dead_to(&self, lane: &Lane) -> Option<&DeadTo> {
         self.kit.dead_to.as_ref().filter(|_| *lane != Lane::Letters)
     }
 

@@ -13,6 +13,7 @@ use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
+use crate::sinks::Commit;
 use crate::telemetry;
 
 /// Events read from the log at a time, and bytes of their bodies.
@@ -102,7 +103,11 @@ impl Worker<'_> {
             let names = names.filter(|_| !self.kit.letters.is_dead(event.seq));
             (event, names)
         });
-        let wanted = wanted.collect();
+        let wanted: Vec<(Arc<Event>, Option<Rules>)> = wanted.collect();
+        if self.drive.commit == Commit::Transaction {
+            self.trail.forget_before(self.lanes.main.next_saved());
+            self.trail.read(from, &wanted, batch.next.max(from));
+        }
         match settle_of(&self.kit.config) {
             Some(span) => self.settle(span, wanted),
             None => offer(&mut self.lanes.main, wanted),

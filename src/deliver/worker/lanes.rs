@@ -279,10 +279,11 @@ impl Lanes {
         self.given_up.retain(|seq, _| given.has(*seq));
     }
 
-    /// Those of which the letter is being delivered, or was and has not gone yet.
+    /// Those of which the letter is being delivered, or was and has not gone yet; or is to go on to another sink.
     pub fn leaving(&self) -> BTreeSet<Seq> {
-        let is_in_flight = |seq: &Seq| self.given.stage(*seq).is_some_and(|(is_in_flight, _)| is_in_flight);
-        let given = self.given.open_seqs().into_iter().filter(is_in_flight);
+        let is_in_flight = |seq: Seq| self.given.stage(seq).is_some_and(|(is_in_flight, _)| is_in_flight);
+        let is_leaving = |seq: &Seq| is_in_flight(*seq) || self.given.is_parked(*seq);
+        let given = self.given.open_seqs().into_iter().filter(is_leaving);
         given.chain(self.letters.handed()).collect()
     }
 
@@ -388,6 +389,22 @@ impl Lanes {
     pub fn in_flight(&self) -> usize {
         let replays = self.replays.iter().map(|replay| replay.feed.in_flight());
         self.main.in_flight() + self.given.in_flight() + replays.sum::<usize>() + self.letters.running.len()
+    }
+
+    /// The lanes with events that were given up and have no letter yet.
+    pub fn with_parked(&self, with_main: bool) -> Vec<Lane> {
+        let own = [(Lane::Main, &self.main), (Lane::Given, &self.given)].into_iter();
+        let own = own.filter(|_| with_main);
+        let replays = self.replays.iter();
+        let replays = replays.map(|replay| (Lane::Replay(replay.job.id.clone()), &replay.feed));
+        let all = own.chain(replays).filter(|(_, feed)| feed.parked_len() > 0);
+        all.map(|(lane, _)| lane).collect()
+    }
+
+    /// How many these are.
+    pub fn parked_len(&self) -> usize {
+        let replays = self.replays.iter().map(|replay| replay.feed.parked_len());
+        self.main.parked_len() + self.given.parked_len() + replays.sum::<usize>()
     }
 
     pub fn retrying(&self) -> usize {

@@ -16,8 +16,10 @@
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
+//! | `parked` | letters that can't be made before earlier ones for the same events have gone |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
+//! | `setback` | what a receiver's mark says of a log that was set back |
 //! | `status` | what is seen from outside |
 //! | `hanging` | how long what runs has been running |
 //! | `stop` | coming to an end |
@@ -34,8 +36,10 @@ mod hanging;
 mod lanes;
 mod letters;
 mod outcome;
+mod parked;
 mod progress;
 mod releasing;
+mod setback;
 mod status;
 mod stop;
 mod supervise;
@@ -65,6 +69,7 @@ use super::outset::Outset;
 use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
+use super::trail::Trail;
 use super::types::Waiter;
 use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
@@ -223,6 +228,8 @@ struct Worker<'a> {
     /// What templates know custom fields by.
     names: watch::Receiver<Arc<Names>>,
     lanes: Lanes,
+    /// Of a sink whose receiver keeps the mark.
+    trail: Trail,
     breaker: Breaker,
     suspects: Suspects,
     throttle: Option<Throttle>,
@@ -272,6 +279,8 @@ struct Worker<'a> {
     looked_up: BTreeSet<Seq>,
     /// What is looked for there.
     ahead: Option<ahead::Ahead>,
+    /// When it is tried again to make letters that could not be made yet.
+    make_parked_at: Option<Instant>,
     /// The event at which the main feed stops reading, because it is not due yet.
     undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
@@ -315,6 +324,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             names: kit.rendering.names().changes(),
             lanes: kit.lanes(&record),
+            trail: record.trail(),
             breaker: Breaker::new(kit.config.breaker),
             suspects: Suspects::default(),
             throttle: rate.map(|rate| Throttle::new(rate, now)),
@@ -348,6 +358,7 @@ impl<'a> Worker<'a> {
             unread: true,
             looked_up: BTreeSet::new(),
             ahead: None,
+            make_parked_at: None,
             undue: None,
             last_error: None,
             stumbled: Paced::default(),
@@ -420,6 +431,7 @@ impl<'a> Worker<'a> {
         self.end_erasing();
         self.open_if_due();
         self.try_chores_again().await;
+        self.make_parked().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();

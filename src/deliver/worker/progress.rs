@@ -306,7 +306,12 @@ impl Securing {
 impl Worker<'_> {
     /// The mark as it is now, not yet durable.
     pub(super) fn snapshot(&self) -> Record {
-        self.lanes.save(&self.record, self.kit.follow)
+        let record = self.lanes.save(&self.record, self.kit.follow);
+        let next = record.main.as_ref().map(|main| main.next);
+        Record {
+            last: next.and_then(|next| self.trail.below(next)),
+            ..record
+        }
     }
 
     /// Whether progress has to be saved before more is made.
@@ -399,6 +404,7 @@ impl Worker<'_> {
         if let Some((record, revision)) = secured.saved {
             if secured.taken {
                 self.record.position.clone_from(&record.position);
+                self.record.saved_at = record.saved_at;
                 self.progress.saving_deliveries = Seqs::default();
                 let secured = self.progress.secures();
                 self.count_delivered(secured);
@@ -558,7 +564,8 @@ impl Worker<'_> {
                     self.lanes.letters.deny_doubted();
                     return Ok(());
                 }
-                let settled = self.settled_with_log(&ours, settled).await?;
+                let theirs = opened.mark.as_ref().and_then(Record::of_mark).unwrap_or_default();
+                let settled = self.settled_with_log(&ours, &theirs, settled).await?;
                 tracing::info!(
                     sink = self.kit.name(),
                     ours = ours.commits,
@@ -568,6 +575,7 @@ impl Worker<'_> {
                 let mut asked = std::mem::take(&mut self.lanes.letters);
                 asked.adopt(&settled.remove, "the receiver was set back");
                 self.lanes = self.kit.lanes(&settled);
+                self.trail = settled.trail();
                 self.settle_anew(schedule::now());
                 self.lanes.letters = asked;
                 self.record = settled;
@@ -593,43 +601,6 @@ impl Worker<'_> {
         tracing::error!(sink = name, "{}", unmarked.words(name));
         self.record.unmarked = Some(unmarked);
         self.progress.dirty = true;
-    }
-
-    /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what
-    /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
-    /// passed: better some again than one never. Where nodes share the log, this one may only not have heard yet of what others have delivered.
-    pub(super) async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
-        let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
-            return Ok(settled);
-        };
-        let seen = main.next.prev();
-        if seen <= *self.kit.log.head().borrow() {
-            return Ok(settled);
-        }
-        let end = self.log_end().await;
-        let end = end.map_err(|error| Unavailable::new(format!("the log does not say how far it is: {error}")))?;
-        let head = end.prev();
-        if seen <= head {
-            return Ok(settled);
-        }
-        tracing::error!(
-            sink = self.kit.name(),
-            head = head.0,
-            receiver = seen.0,
-            "the receiver has got further than the log, which was set back: some events may repeat, and those that only the receiver has are not here"
-        );
-        let skipped = tokio::time::timeout(self.limit(), self.kit.log.skip_past(seen)).await;
-        let trouble = match skipped {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("it does not answer".into()),
-        };
-        if let Some(error) = trouble {
-            let reason = format!("the log can't go on behind what the receiver has got: {error}");
-            return Err(Unavailable::new(reason));
-        }
-        main.clone_from(own);
-        Ok(settled)
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::hanging::{Activity, hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
-use crate::deliver::feed::{Feed, SavedItem};
+use crate::deliver::feed::{Feed, SavedItem, Tries, why_parked};
 use crate::deliver::finished::{Finished, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
@@ -175,7 +175,7 @@ impl Worker<'_> {
         } else if self.progress.settle {
             Some("its position is being saved".into())
         } else {
-            None
+            self.waits_with_parked()
         }
     }
 
@@ -334,15 +334,24 @@ pub(in crate::deliver) async fn oldest_of(record: &Record, log: &dyn Log) -> Opt
 /// What is going on with an event that is open.
 fn open_state(feed: &Feed, seq: Seq) -> Option<EventState> {
     let ((in_flight, due), tries) = (feed.stage(seq)?, feed.tries(seq)?);
+    let is_parked = feed.is_parked(seq);
     Some(match due {
         _ if in_flight => EventState::InFlight,
-        Some(due) if tries.attempts > 0 => EventState::Retrying {
+        Some(due) if tries.attempts > 0 || is_parked => EventState::Retrying {
             attempts: tries.attempts,
             due,
-            reason: tries.reason.clone(),
+            reason: said(tries, is_parked),
         },
         _ => EventState::Waiting,
     })
+}
+
+/// Why an event goes later, or not any more.
+fn said(tries: &Tries, is_parked: bool) -> String {
+    if is_parked {
+        return why_parked(&tries.reason);
+    }
+    tries.reason.clone()
 }
 
 /// What somebody has to see to at the receiver, and since when.
@@ -417,10 +426,10 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
         return finished(record, letters, seq);
     };
     Finished::Is(match item.due {
-        Some(due) if item.tries.attempts > 0 => EventState::Retrying {
+        Some(due) if item.tries.attempts > 0 || item.parked.is_some() => EventState::Retrying {
             attempts: item.tries.attempts,
             due,
-            reason: item.tries.reason.clone(),
+            reason: said(&item.tries, item.parked.is_some()),
         },
         _ => EventState::Waiting,
     })

@@ -196,6 +196,7 @@ fn what_is_dead_is_not_open_again() {
         lead: None,
         received_at: None,
         held: None,
+        parked: None,
     };
     let record = Record {
         main: Some(Saved {

@@ -4,6 +4,7 @@ use super::*;
 use crate::deliver::feed::Saved;
 use crate::deliver::replay::Job;
 use crate::deliver::tests::faulty::Faulty;
+use crate::deliver::trail::Last;
 use crate::deliver::types::{ReplaySpec, RetryProgress, dead_letter};
 use crate::node::Lease;
 use lanes::Lane;
@@ -204,13 +205,59 @@ async fn what_a_receiver_has_is_believed_where_the_log_has_it_after_all() {
         ..Record::default()
     };
     for (theirs, believed) in [(11, 11), (21, 5)] {
-        let settled = worker.settled_with_log(&ending(5), ending(theirs)).await.unwrap();
-        assert_eq!(settled.main.unwrap().next, Seq(believed), "{theirs}");
+        let (ours, theirs) = (ending(5), ending(theirs));
+        let settled = worker.settled_with_log(&ours, &theirs, theirs.clone()).await.unwrap();
+        assert_eq!(settled.main.unwrap().next, Seq(believed));
     }
     store(&log, 11..=11).await;
     assert!(
         log.get(Seq(21)).unwrap().is_some(),
         "what the receiver has got is used up"
     );
+    kit.store.close().await;
+}
+
+/// By the newest event that a mark of a receiver's names it is known whether it speaks of what the log has.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_receiver_has_is_not_believed_where_the_log_has_other_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    store(&log, 1..=10).await;
+    log.skip_past(Seq(20)).await.unwrap();
+    store(&log, 11..=20).await;
+    let kit = kit(dir.path(), &log, config());
+    let worker = Worker::new(&kit, kit.initial.clone(), None);
+    let event = |seq: u64, id: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}"}}}}"#);
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        crate::event::Event::new(Seq(seq), jiff::Timestamp::UNIX_EPOCH, source, kind, None, body.into())
+    };
+    let ending = |commits: u64, next: u64, last: Option<(u64, u64)>| {
+        let mut record = Record {
+            commits,
+            last: last.map(|(seq, id)| Last::of(&event(seq, id))),
+            saved_at: Some(jiff::Timestamp::now() - SignedDuration::from_hours(1)),
+            ..Record::default()
+        };
+        record.begin_at(Seq(next));
+        record
+    };
+    for (commits, last, believed, why) in [
+        (9, Some((8, 8)), 9, "it is the same"),
+        (9, None, 9, "it says nothing"),
+        (9, Some((8, 108)), 5, "another one is there"),
+        (9, Some((15, 108)), 5, "that was never given out"),
+        (1, Some((8, 8)), 9, "the receiver was set back"),
+        (1, Some((8, 108)), 1, "both were set back: what came since comes again"),
+    ] {
+        let ours = ending(4, 5, None);
+        let theirs = ending(commits, 9, last);
+        let settled = worker.settled_with_log(&ours, &theirs, theirs.clone()).await.unwrap();
+        assert_eq!(
+            (settled.main.unwrap().next, settled.commits),
+            (Seq(believed), commits),
+            "{why}"
+        );
+    }
     kit.store.close().await;
 }

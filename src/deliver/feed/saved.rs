@@ -1,0 +1,80 @@
+//! A feed as it is saved, and what follows from what two sides have saved of it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Held, Parked};
+use crate::event::Seq;
+
+/// What happened to an open event so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::deliver) struct Tries {
+    pub attempts: u32,
+    pub first_attempt: Option<Timestamp>,
+    pub reason: String,
+}
+
+/// An open event as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::deliver) struct SavedItem {
+    pub seq: Seq,
+    #[serde(flatten)]
+    pub tries: Tries,
+    /// `None`: at once.
+    pub due: Option<Timestamp>,
+    pub lead: Option<String>,
+    /// `None` where it was not known, or an older closehook saved it.
+    #[serde(default)]
+    pub received_at: Option<Timestamp>,
+    /// `None` where it does not wait for its object to settle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    /// `None` unless it was given up and only its letter is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Parked>,
+}
+
+/// A feed as it is saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::deliver) struct Saved {
+    pub next: Seq,
+    pub open: Vec<SavedItem>,
+}
+
+impl Saved {
+    /// Whether nothing is open.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// The machine's clock shows `by` less than when this was saved: what is waited for comes as much earlier by it.
+    pub fn set_back(&mut self, by: SignedDuration) {
+        let back = |at: &mut Timestamp| *at = at.checked_sub(by).unwrap_or(Timestamp::MIN);
+        for item in &mut self.open {
+            item.due.as_mut().map(back);
+            item.tries.first_attempt.as_mut().map(back);
+        }
+    }
+
+    /// What is left of both when what either has finished is finished. What is known of the tries here counts more.
+    pub fn united_with(&self, theirs: &Saved) -> Saved {
+        let (behind, ahead) = if self.next < theirs.next {
+            (self, theirs)
+        } else {
+            (theirs, self)
+        };
+        let ours: HashMap<Seq, &SavedItem> = self.open.iter().map(|item| (item.seq, item)).collect();
+        let open_behind: BTreeSet<Seq> = behind.open.iter().map(|item| item.seq).collect();
+        let open = ahead
+            .open
+            .iter()
+            .filter(|item| item.seq >= behind.next || open_behind.contains(&item.seq))
+            .map(|item| ours.get(&item.seq).copied().unwrap_or(item).clone());
+        Saved {
+            next: ahead.next,
+            open: open.collect(),
+        }
+    }
+}
