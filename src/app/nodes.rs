@@ -255,7 +255,7 @@ pub(super) async fn refuse_forgotten(config: &Config, log: &dyn Log, why: &Why) 
         return Ok(());
     };
     let is_same = id == log.id();
-    // What was noted by one that did not note up to where was whole.
+    // One that did not note up to where copied all there was, and what may have come since is not known; its events may have left the stream.
     let upto = log::shared_upto(dir).unwrap_or_default();
     if has_moved && upto.is_none() {
         return Ok(());
@@ -267,17 +267,12 @@ pub(super) async fn refuse_forgotten(config: &Config, log: &dyn Log, why: &Why) 
     };
     let opened = tokio::task::spawn_blocking(move || LocalLog::open(options)).await?;
     let holds = match opened {
+        _ if is_same && upto.is_none() => None,
         Ok(own) if *own.head().borrow() <= upto.filter(|_| is_same || has_moved).unwrap_or(Seq::ZERO) => None,
         Ok(own) if is_same => {
             let what =
                 format!("what {shown} has received since it was copied can't be looked for in the stream {stream}");
-            let look = || async {
-                let upto = match upto {
-                    Some(upto) => upto,
-                    None => copy::parting(&own, log).await?,
-                };
-                copy::only_here(&own, log, upto).await
-            };
+            let look = || async { copy::only_here(&own, log, upto.unwrap_or(Seq::ZERO)).await };
             let rest = why.patiently(&what, look).await?;
             (rest.events > 0).then(|| {
                 let rest = rest.shown();

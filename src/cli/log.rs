@@ -14,7 +14,7 @@ use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
-use crate::config::{Config, Size, Span};
+use crate::config::{Config, Engine, Size, Span};
 use crate::control::erase;
 use crate::control::transfer::{self, Exported, Import, Imported, Unread};
 use crate::plain;
@@ -47,7 +47,8 @@ pub(super) enum Log {
 dispatched unless --dispatch is given; `closehook replay` sends them later, for
 as long as they are kept. What was received before log.retention is removed
 within minutes, unless a sink still waits for it. So a file with such events is
-refused without --dispatch or --expired: raise log.retention to keep them.
+refused without --dispatch or --expired: raise log.retention to keep them. With
+`log.engine = \"jetstream\"` they are kept that long from the import on.
 
 Example:
   closehook log import events.jsonl"
@@ -114,7 +115,9 @@ impl Log {
                 expired,
             } => {
                 // What a sink waits for stays until it is delivered.
-                let kept = (!expired && !dispatch).then(|| Kept::by(&connection.config));
+                // On servers what is imported is as old as its import.
+                let is_local = connection.config.log.engine == Engine::Local;
+                let kept = (is_local && !expired && !dispatch).then(|| Kept::by(&connection.config));
                 import(file, *dispatch, kept, global, connection).await
             }
             Log::Erase(erase) => erase.run(global, connection).await,

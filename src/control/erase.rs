@@ -145,16 +145,18 @@ impl Erase {
         let seqs = seqs.map(|erased| erased.seqs.iter().chain(&erased.before).copied().collect());
         let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
         let erased = erased.map_err(text)?;
+        // Also where nothing was found: an earlier one may not have come to its end there.
+        let told = if erased.seqs.is_empty() {
+            erased.before.iter().copied().collect()
+        } else {
+            erased.seqs.clone()
+        };
         let mut answer = Erased {
             erased: erased.seqs,
             left: erased.left.into_iter().chain(left_in_letters).chain(unread).collect(),
             dead_letters_dropped,
         };
-        // Also where nothing was found: an earlier one may not have come to its end there.
-        let here = EraseHere {
-            whose,
-            erased: answer.erased.clone(),
-        };
+        let here = EraseHere { whose, erased: told };
         for (node, forgotten) in on.ask_all(&here).await {
             match forgotten {
                 Ok(forgotten) => {

@@ -133,7 +133,13 @@ impl Engine {
                 jobs.lock().remove(id);
             }
             Aim::There => match self.put_job(id, &here, Expected::Nothing).await {
-                Ok(()) | Err(StoreError::Conflict(_)) => self.let_go_on(id).await,
+                Ok(()) => self.let_go_on(id).await,
+                // What is durable counts: ours, or that of another node, which may end elsewhere.
+                Err(StoreError::Conflict(_)) => {
+                    jobs.lock().remove(id);
+                    jobs.set_clear(id);
+                    return self.look_at_jobs().await;
+                }
                 Err(error) => return Err(failed(error)),
             },
             Aim::AsHere => drop(self.change_job(id, |record| record.running = here.running).await?),

@@ -433,7 +433,7 @@ impl Engine {
         }
     }
 
-    async fn look_at_jobs(&self) -> Result<(), EngineError> {
+    pub(super) async fn look_at_jobs(&self) -> Result<(), EngineError> {
         for key in self.inner.store.keys(JOBS).await.map_err(failed)? {
             let id = key.trim_start_matches(JOBS).to_owned();
             let Some(entry) = self.inner.store.get(&key).await.map_err(failed)? else {

@@ -54,7 +54,7 @@ const CLOSE_LOOK: Duration = Duration::from_millis(2);
 const REST_AFTER_PANIC: Duration = Duration::from_millis(50);
 
 /// The key under which it stands that damage may have taken values: what is read of a damaged file goes into a whole one.
-const DAMAGED: &str = "damaged";
+pub(crate) const DAMAGED: &str = "damaged";
 
 /// Its name, as restarts are counted.
 const TASK: &str = "state";

@@ -14,6 +14,7 @@ use crate::log::jetstream;
 use crate::log::jetstream::copy::{CopySource, Found, Origin};
 use crate::log::known_key::KnownKey;
 use crate::log::{self, LocalLog, Log, OpenError};
+use crate::state::DAMAGED;
 use crate::sync::lock;
 use crate::{close, deliver};
 
@@ -48,7 +49,7 @@ pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::R
     let mut copied = Copied::of(&to, &origin);
     place_events(config, &source, &origin, &mut copied, progress).await?;
     let mut state = stores.state.all().await?;
-    state.retain(|(key, _)| key != COPYING && !key.starts_with(SEALED));
+    state.retain(|(key, _)| key != COPYING && key != DAMAGED && !key.starts_with(SEALED));
     copied.state = state.len() as u64;
     let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
     let into = dir.clone();

@@ -77,12 +77,14 @@ pub async fn only_here(own: &LocalLog, there: &dyn Log, upto: Seq) -> Result<Res
     Ok(rest)
 }
 
-/// Up to where two logs are the same one, which is not noted: the newest event that both have at the same Seq.
+/// Up to where two logs are the same one, which is not noted: the newest event that both have at the same Seq. What is before the first one
+/// there has expired there, and must not come again.
 pub async fn parting(own: &LocalLog, there: &dyn Log) -> Result<Seq, ReadError> {
+    let first = own.first().max(there.first());
     let mut before = own.head().borrow().next();
-    while before > own.first() {
+    while before > first {
         let take = TakeBack {
-            from: own.first(),
+            from: first,
             events: BATCH.0,
             bytes: BATCH.1,
             within: Duration::from_secs(5),
@@ -101,7 +103,7 @@ pub async fn parting(own: &LocalLog, there: &dyn Log) -> Result<Seq, ReadError> 
         }
         before = back.reached;
     }
-    Ok(Seq::ZERO)
+    Ok(there.first().prev())
 }
 
 /// Stores what is behind a Seq in another log, which goes on as it is: under new Seqs, to be delivered from there. What it knows already is

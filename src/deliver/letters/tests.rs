@@ -533,14 +533,14 @@ fn nothing_is_left_in_the_file_of_what_went_once_it_is_scrubbed() {
     store.add(&letters(1..=3)).unwrap();
     store.keep_copies(&[event(1), event(2)]).unwrap();
     store.remove(&[Seq(1), Seq(3)]).unwrap();
-    std::fs::write(dir.path().join("a.new"), "what a stop in the middle of a rewrite left").unwrap();
+    std::fs::write(dir.path().join(".a.new"), "what a stop in the middle of a rewrite left").unwrap();
     let file = || std::fs::read(dir.path().join("a")).unwrap();
     let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
     assert!(holds("ev_1") && holds("ev_3"));
     let before = file().len();
     store.scrub().unwrap();
     assert!(!holds("ev_1") && !holds("ev_3") && holds("ev_2") && file().len() < before);
-    assert!(!dir.path().join("a.new").exists());
+    assert!(!dir.path().join(".a.new").exists());
     assert_eq!(store.copy(Seq(2)).unwrap().unwrap().body, event(2).body);
     store.remove(&[Seq(2)]).unwrap();
     store.scrub().unwrap();

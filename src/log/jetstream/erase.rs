@@ -20,6 +20,7 @@ use super::shared::Shared;
 use super::sweep::remove;
 use crate::event::{Event, Seq};
 use crate::log::{ChangeError, Doomed, Erased, Narrow, Take};
+use crate::sync::lock;
 
 /// One event is erased within this.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,7 +31,10 @@ fn failed(failure: impl std::fmt::Display) -> ChangeError {
 
 /// Erases all that is doomed.
 pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>) -> Result<Erased, ChangeError> {
-    let mut erased = Erased::default();
+    let mut erased = Erased {
+        before: lock(&shared.erased).iter().copied().collect(),
+        ..Erased::default()
+    };
     let head = *shared.head.borrow();
     let mut from = shared.first();
     while from <= head {
@@ -55,7 +59,10 @@ pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>
         }
         for event in batch.events.iter().filter(|event| doomed(event)) {
             match erase_one(shared, event).await {
-                Ok(true) => erased.seqs.push(event.seq),
+                Ok(true) => {
+                    lock(&shared.erased).insert(event.seq);
+                    erased.seqs.push(event.seq);
+                }
                 Ok(false) => {}
                 Err(error) => return so_far(erased, event.seq, error),
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -184,7 +185,7 @@ impl Feed {
                 }
                 Some(_) => return None,
             }
-            let (seq, number) = place(&answer)?;
+            let (seq, number, stored_at) = place(&answer)?;
             if number != self.given + 1 || seq < self.next.0 {
                 return None;
             }
@@ -192,7 +193,8 @@ impl Feed {
             (self.given, self.next) = (number, Seq(seq).next());
             let subject = answer.subject.to_string();
             len += answer.payload.len();
-            found.push(Stored::new(seq, subject, answer.headers?, answer.payload));
+            let stored = Stored::new(seq, subject, answer.headers?, answer.payload);
+            found.push(stored.at(stored_at));
         }
         if found.len() == events && self.outstanding == 0 {
             self.ask(stream, events, bytes).await?;
@@ -202,9 +204,9 @@ impl Feed {
     }
 }
 
-/// The Seq of what a consumer gives, and its number there: `$JS.ACK.STREAM.CONSUMER.TRIES.SEQ.NUMBER.TIME.PENDING`, with a domain and an account
+/// The Seq of what a consumer gives, its number there, and when the server stored it: `$JS.ACK.STREAM.CONSUMER.TRIES.SEQ.NUMBER.TIME.PENDING`, with a domain and an account
 /// behind the second word where there are any.
-fn place(message: &Message) -> Option<(u64, u64)> {
+fn place(message: &Message) -> Option<(u64, u64, Option<Timestamp>)> {
     let reply = message.reply.as_ref()?;
     let words: Vec<&str> = reply.split('.').collect();
     let at = match words.len() {
@@ -212,5 +214,9 @@ fn place(message: &Message) -> Option<(u64, u64)> {
         11.. => 7,
         _ => return None,
     };
-    Some((words[at].parse().ok()?, words[at + 1].parse().ok()?))
+    let time = words[at + 2]
+        .parse()
+        .ok()
+        .and_then(|time| Timestamp::from_nanosecond(time).ok());
+    Some((words[at].parse().ok()?, words[at + 1].parse().ok()?, time))
 }

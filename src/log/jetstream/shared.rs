@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub closing: CancellationToken,
     /// Bytes that pieces of long bodies take up.
     parts_bytes: AtomicU64,
+    /// What this process has erased.
+    pub erased: Mutex<BTreeSet<Seq>>,
     /// Notes of erasures, each of which has a tombstone beside it.
     notes: AtomicU64,
     /// Why this is not the log, or not kept as it has to be; and whether nothing may be read of it either.
@@ -121,6 +123,7 @@ impl Shared {
             places: Semaphore::new(APPENDS_MAX),
             closing: CancellationToken::new(),
             parts_bytes: AtomicU64::new(0),
+            erased: Mutex::default(),
             notes: AtomicU64::new(0),
             wrong: RwLock::default(),
             set_back: OnceLock::new(),

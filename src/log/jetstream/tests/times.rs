@@ -27,20 +27,35 @@ async fn an_import_of_old_events_makes_nothing_young_go_and_hides_nothing_that_i
         return;
     };
     let log = open(&jetstream_options(&cluster)).await;
-    for id in 1..=310 {
+    let store = async |id: u64, received_at: Timestamp| {
         let one = Incoming {
-            received_at: received(id),
+            received_at,
             ..incoming(id)
         };
         log.append(one).await.unwrap();
+    };
+    for id in 1..=10 {
+        store(id, received(id)).await;
+    }
+    // What stands for what was erased is in the middle of the search, and of no time.
+    for id in 501..=650 {
+        store(id, days_ago(15)).await;
+    }
+    let erased = log
+        .erase(Narrow::default(), Arc::new(|event: &Event| event.seq > Seq(10)))
+        .await
+        .unwrap();
+    assert_eq!(erased.seqs.len(), 150);
+    for id in 11..=310 {
+        store(id, received(id)).await;
     }
     cuts::find(&log.shared).await;
     assert_eq!(log.cuts(), []);
-    assert_eq!(log.drop_before(Seq(300)).await.unwrap(), Seq(1));
+    assert_eq!(log.drop_before(Seq(590)).await.unwrap(), Seq(1));
     assert_eq!(log.seq_at(days_ago(500)).await.unwrap(), Seq(1));
     assert_eq!(log.seq_at(days_ago(30)).await.unwrap(), Seq(2));
-    assert_eq!(log.seq_at(days_ago(10)).await.unwrap(), Seq(301));
-    assert_eq!(log.seq_at(days_ago(-1)).await.unwrap(), Seq(311));
+    assert_eq!(log.seq_at(days_ago(10)).await.unwrap(), Seq(601));
+    assert_eq!(log.seq_at(days_ago(-1)).await.unwrap(), Seq(611));
     log.close().await;
 }
 
