@@ -18,8 +18,8 @@ use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
 use super::reading::aside;
 use super::rendering::Rendering;
-use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus};
-use super::worker::{self, Command, DeadTo, Handle, Kit, View};
+use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges};
+use super::worker::{self, Command, DeadTo, Handle, Kit};
 use crate::config::SinkConfig;
 use crate::node::{self, Lease};
 use crate::render::Guard;
@@ -91,10 +91,6 @@ impl Engine {
             self.note_start(config, &found).await;
         }
         let record = found.record.clone();
-        let status = SinkStatus {
-            paused: record.paused,
-            ..worker::empty_status(config)
-        };
         let fence = lease.as_ref().map_or(0, Lease::fence);
         let letters = self.letters_of(&config.name).under(fence);
         if self.inner.mode.drives() {
@@ -105,10 +101,10 @@ impl Engine {
         letters.set_max(config.dead_max.0);
         // Until its worker has begun: no position is none of 0.
         let log = &*self.inner.log;
-        let view = match (self.shares_sinks(), found.is_unreadable) {
-            (true, true) => worker::unseen(config),
-            (true, false) => worker::saved_view(config, record.clone(), &letters, log),
-            (false, _) => View::new(status, record.replays.clone()),
+        let view = if found.is_unreadable {
+            worker::unseen(config)
+        } else {
+            worker::saved_view(config, record.clone(), &letters, log)
         };
         let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
             sink: sink.clone(),

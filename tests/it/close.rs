@@ -114,7 +114,7 @@ impl Rig {
     /// What the log holds: every revision, which must be there once.
     pub fn stored(&self) -> BTreeMap<(String, String), Value> {
         let mut stored = BTreeMap::new();
-        for line in self.daemon.lines(&["events", "export"]) {
+        for line in self.daemon.exported() {
             let again = stored.insert(key(line["body"].as_str().unwrap()), line.clone());
             assert_eq!(again, None, "stored twice: {line}");
         }

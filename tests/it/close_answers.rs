@@ -138,7 +138,7 @@ async fn a_wrong_base_url_is_not_taken_for_a_missing_subscription() {
     let error = daemon.fails(1, &["subscription", "list"]);
     assert!(error.contains("check [close] base_url"), "{error}");
     let error = daemon.fails(1, &["subscription", "show", "whsub_1"]);
-    assert!(error.contains("Close knows no whsub_1"), "{error}");
+    assert!(error.contains("Close knows no subscription whsub_1"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ async fn each_trouble_has_its_sentence_and_the_daemon_goes_on() {
     assert!(
         rig.daemon
             .fails(1, &["subscription", "show", "whsub_nobody"])
-            .contains("Close knows no whsub_nobody")
+            .contains("Close knows no subscription whsub_nobody")
     );
     assert!(
         rig.daemon

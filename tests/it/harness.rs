@@ -421,6 +421,14 @@ impl Daemon {
         error
     }
 
+    /// What of the log can be read: an export says so where that is not all of it.
+    pub fn exported(&self) -> Vec<Value> {
+        let output = self.run_command(&["events", "export", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || said.contains("can't be read"), "{said}");
+        String::from_utf8(output.stdout).unwrap().lines().map(parsed).collect()
+    }
+
     /// The JSON lines a command answers.
     pub fn lines(&self, arguments: &[&str]) -> Vec<Value> {
         let mut arguments = arguments.to_vec();

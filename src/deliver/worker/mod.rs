@@ -90,7 +90,7 @@ use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use lanes::Reach;
-pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, oldest_of, saved_state, saved_view, unseen};
+pub(super) use status::{UNDRIVEN, View, afar, look, oldest_of, saved_state, saved_view, unseen};
 pub(super) use supervise::{probe, start};
 
 /// Beyond the sink's own time-out, before the engine gives a call up itself.

@@ -436,7 +436,7 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
 }
 
 /// The status of a sink of which nothing is known yet.
-pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
+pub(super) fn empty_status(config: &SinkConfig) -> SinkStatus {
     SinkStatus {
         name: config.name.clone(),
         kind: config.kind.clone(),

@@ -70,7 +70,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
     let rendering = Rendering::new(&config, crate::render::Guard::new(Arc::default()));
     Kit {
         lease: crate::node::Lease::for_ever(),
-        view: Arc::new(Mutex::new(View::new(empty_status(&config), BTreeMap::new()))),
+        view: Arc::new(Mutex::new(View::new(status::empty_status(&config), BTreeMap::new()))),
         config,
         log: Arc::new(log.clone()),
         rules: Arc::new(ArcSwap::from_pointee(RuleSet::compile(&[], &[]).unwrap())),

@@ -44,6 +44,7 @@ mod placed;
 mod read;
 mod recovery;
 mod refused;
+mod scratch;
 mod sealed;
 mod shared;
 pub mod space;

@@ -43,6 +43,8 @@ impl Keeper {
         };
         match self.look_at_sealed(first, &sealed) {
             Ok(()) => {}
+            // Something else comes first, or the log is being closed.
+            Err(SegmentError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => return,
             Err(error) => {
                 tracing::error!(%error, first = first.0, "a segment could not be checked; this is tried again when it is read");
                 return;

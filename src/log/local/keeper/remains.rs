@@ -9,6 +9,7 @@ use crate::framefile::{self, FrameError};
 use crate::log::local::block::Block;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal;
+use crate::log::local::scratch;
 use crate::log::local::sealed::{self, Access, Manifest, SealedSegment, swap};
 
 /// What looking through something that was set aside gave.
@@ -152,8 +153,8 @@ fn look_through_sealed(
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
 ) -> Result<(), SegmentError> {
-    let scratch = tempfile::Builder::new().prefix("closehook-").tempdir()?;
-    let read = sealed::look_through(damaged, scratch.path(), progress, &mut |event| {
+    let copy = scratch::dir()?;
+    let read = sealed::look_through(damaged, copy.path(), progress, &mut |event| {
         seen.is_doomed |= doomed(event);
     })?;
     if read < damaged.manifest.packs.len() {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::super::fault::SegmentError;
+use super::super::scratch;
 use super::super::sealed::database::{self, Database, FileSum, Tree};
 use super::disk::{damage, is_damage};
 use super::file::Head;
@@ -370,13 +371,13 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
 }
 
 fn copy_of(dir: &Path) -> io::Result<tempfile::TempDir> {
-    let copy = tempfile::Builder::new().prefix("closehook-").tempdir()?;
+    let copy = scratch::dir()?;
     for name in database::files_below(dir)? {
         let target = copy.path().join(&name);
         if let Some(parent) = target.parent() {
             crate::framefile::make_dir(parent)?;
         }
-        std::fs::copy(dir.join(&name), target)?;
+        std::fs::copy(dir.join(&name), target).map_err(|error| scratch::named(copy.path(), error))?;
     }
     Ok(copy)
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::super::block::Block;
 use super::super::fault::SegmentError;
 use super::super::journal::{BlockRef, OpenSegment};
+use super::super::scratch;
 use super::check;
 use super::database::{self, DB_NAME, Database};
 use super::manifest::{self, Manifest};
@@ -166,8 +167,8 @@ impl SealedSegment {
 
     /// A copy in which the small files are whole.
     fn copy(&self, original: &Path) -> Result<tempfile::TempDir, SegmentError> {
-        let copy = tempfile::Builder::new().prefix("closehook-").tempdir()?;
-        check::copy_files(original, copy.path())?;
+        let copy = scratch::dir()?;
+        check::copy_files(original, copy.path()).map_err(|error| scratch::named(copy.path(), error))?;
         let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()
