@@ -91,14 +91,14 @@ impl Stream for Read {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut pulled = lock(&self.0);
         pulled.at = tokio::time::Instant::now();
-        let polled = match &mut pulled.events {
+        let item = match &mut pulled.events {
             Some(events) => events.as_mut().poll_next(context),
             None => Poll::Ready(None),
         };
-        if matches!(polled, Poll::Ready(None)) {
+        if matches!(item, Poll::Ready(None)) {
             pulled.events = None;
         }
-        polled
+        item
     }
 }
 

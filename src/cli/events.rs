@@ -352,7 +352,7 @@ impl Export {
         };
         let mut out = std::io::stdout().lock();
         let (_, unread) = log::write_all(&mut out, connection, question, unwritten).await?;
-        log::missing(unread)
+        log::missing(&unread)
     }
 }
 

@@ -132,7 +132,7 @@ async fn export(file: &Path, force: bool, global: &Global, connection: &Connecti
     if file.as_os_str() == "-" {
         let mut out = std::io::stdout().lock();
         let (_, unread) = write_all(&mut out, connection, transfer::Export::default(), unwritten).await?;
-        return missing(unread);
+        return missing(&unread);
     }
     let writing = async {
         let mut new = NewFile::begin(file, Mode::Private, force)?;
@@ -147,7 +147,7 @@ async fn export(file: &Path, force: bool, global: &Global, connection: &Connecti
     global.print(&json!({ "exported": count }), |_| {
         format!("{count} events exported to {}", file.display())
     })?;
-    missing(unread)
+    missing(&unread)
 }
 
 /// Writes each event that is asked for as a line; gives how many there are, and what of them can't be read.
@@ -173,7 +173,7 @@ pub(super) async fn write_all(
 }
 
 /// An export that is not whole must not look as if it were.
-pub(super) fn missing(unread: Unread) -> Outcome {
+pub(super) fn missing(unread: &Unread) -> Outcome {
     if unread.is_empty() {
         return Ok(());
     }

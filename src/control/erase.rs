@@ -147,7 +147,7 @@ impl Erase {
         let erased = erased.map_err(text)?;
         // Also where nothing was found: an earlier one may not have come to its end there.
         let told = if erased.seqs.is_empty() {
-            erased.before.iter().copied().collect()
+            erased.before.clone()
         } else {
             erased.seqs.clone()
         };

@@ -50,7 +50,7 @@ impl Unread {
         for (from, to) in lost.iter().filter(|(from, _)| *from < upto) {
             let is_full = self.unread.len() == LOST_MAX;
             match self.unread.last_mut() {
-                Some(last) if self.unread_more == 0 && last.to.next() >= *from => last.to = last.to.max(*to),
+                Some(newest) if self.unread_more == 0 && newest.to.next() >= *from => newest.to = newest.to.max(*to),
                 _ if is_full => self.unread_more += 1,
                 _ => self.unread.push(Lost { from: *from, to: *to }),
             }

@@ -355,7 +355,7 @@ impl Engine {
             let part = had.remove(&id).unwrap_or_default();
             // What can't be stored is not so: the sink may still be put back.
             self.change_job(&id, |record| {
-                drop(record.forgotten.insert(sink.to_owned(), part.clone()))
+                drop(record.forgotten.insert(sink.to_owned(), part.clone()));
             })
             .await?;
         }

@@ -19,7 +19,6 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "engine-jetstream")]
 pub use jetstream::JetStreamStore;
-pub(crate) use local::DAMAGED;
 pub use local::LocalStore;
 #[cfg(feature = "engine-jetstream")]
 pub use sealed::{SealedStore, is_of_another_secret};

@@ -14,7 +14,7 @@ use crate::log::jetstream;
 use crate::log::jetstream::copy::{CopySource, Found, Origin};
 use crate::log::known_key::KnownKey;
 use crate::log::{self, LocalLog, Log, OpenError};
-use crate::state::DAMAGED;
+use crate::state::local::DAMAGED;
 use crate::sync::lock;
 use crate::{close, deliver};
 

@@ -123,7 +123,7 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| {
                 s["certificate"] =
-                    json!({ "file": "c", "not_after": "2034-02-20T00:00:00Z", "last_error": "k can't be read" })
+                    json!({ "file": "c", "not_after": "2034-02-20T00:00:00Z", "last_error": "k can't be read" });
             }),
             "the certificate expires at 2034-02-20T00:00:00Z: what its files hold now can't be used: k can't be read",
             "renew the files",

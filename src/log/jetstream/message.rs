@@ -200,7 +200,7 @@ pub(super) struct Stored {
     headers: HeaderMap,
     pub payload: Bytes,
     /// When the server stored it, where that is not in the headers.
-    stored_at: Option<Timestamp>,
+    time: Option<Timestamp>,
 }
 
 impl Stored {
@@ -210,13 +210,13 @@ impl Stored {
             subject,
             headers,
             payload,
-            stored_at: None,
+            time: None,
         }
     }
 
     /// The same, stored at a time that is not in the headers.
-    pub fn at(self, stored_at: Option<Timestamp>) -> Stored {
-        Stored { stored_at, ..self }
+    pub fn at(self, time: Option<Timestamp>) -> Stored {
+        Stored { time, ..self }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -266,7 +266,7 @@ impl Stored {
     /// event was received later, but for clocks that differ.
     pub fn came(&self) -> Option<Timestamp> {
         self.copied_came()
-            .or(self.stored_at)
+            .or(self.time)
             .or_else(|| self.header(STORED)?.parse().ok())
             .or_else(|| self.received_at())
     }

@@ -151,7 +151,9 @@ impl Keys<'_, '_, '_> {
 
 /// Names and values of an object. Not name by name: each would be looked for from the beginning.
 pub(super) fn pairs(value: &Value) -> Result<Vec<(Value, Value)>, Error> {
-    if let Some(pairs) = value.as_object().and_then(|object| object.try_iter_pairs()) {
+    if let Some(object) = value.as_object()
+        && let Some(pairs) = object.try_iter_pairs()
+    {
         return Ok(pairs.collect());
     }
     let names = value.try_iter()?;

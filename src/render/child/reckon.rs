@@ -237,7 +237,7 @@ fn dictsort(state: &State, values: &Value, kwargs: Kwargs) -> Result<Value, Erro
         let key = keys.of(if by_value { &value } else { &name }, None, &Value::UNDEFINED)?;
         Ok((key, (name, value)))
     };
-    let keyed: Result<Vec<(Key, (Value, Value))>, Error> = pairs.into_iter().map(key).collect();
+    let keyed: Result<Vec<_>, Error> = pairs.into_iter().map(key).collect();
     let mut keyed = keyed?;
     asked.sort(&mut keyed);
     kwargs.assert_all_used()?;
