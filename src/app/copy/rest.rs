@@ -22,7 +22,7 @@ const COUNTED_MAX: u64 = 10_000;
 /// Events that are only here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Rest {
-    /// How many; [`COUNTED_MAX`] where there are more perhaps.
+    /// How many; `COUNTED_MAX` where there are more perhaps.
     pub events: u64,
     /// The first one.
     pub first: Seq,
