@@ -114,8 +114,7 @@ impl Log {
                 dispatch,
                 expired,
             } => {
-                // What a sink waits for stays until it is delivered.
-                // On servers what is imported is as old as its import.
+                // What a sink waits for stays until it is delivered, and on servers what is imported is as old as its import.
                 let is_local = connection.config.log.engine == Engine::Local;
                 let kept = (is_local && !expired && !dispatch).then(|| Kept::by(&connection.config));
                 import(file, *dispatch, kept, global, connection).await

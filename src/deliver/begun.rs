@@ -25,7 +25,6 @@ impl Engine {
             };
             let sink = key.trim_start_matches(RECORDS).to_owned();
             if adopt(log, &sink, &mut record) {
-                record.log_id = Some(log.id().to_owned());
                 self.save_fitted(&key, &sink, record, revision).await?;
             } else if seen(&record) > *log.head().borrow() {
                 ahead.push((key, sink, record, revision));
@@ -68,12 +67,11 @@ impl Engine {
                 return Ok(());
             };
             (record, revision) = again;
-            if adopt(log, sink, &mut record) {
-                record.log_id = Some(log.id().to_owned());
-            } else if let Some(end) = end_before(log, seen(&record)).await.map_err(failed)? {
+            if !adopt(log, sink, &mut record) {
+                let Some(end) = end_before(log, seen(&record)).await.map_err(failed)? else {
+                    return Ok(());
+                };
                 take_back(log, sink, &mut record, end).await.map_err(failed)?;
-            } else {
-                return Ok(());
             }
         }
         Err(EngineError(format!(

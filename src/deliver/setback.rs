@@ -16,7 +16,7 @@ const ASKED: u32 = 12;
 const REST: Duration = Duration::from_millis(250);
 
 /// Nodes' clocks are no further apart, and no mark is saved later, than this.
-pub(super) const APART: SignedDuration = SignedDuration::from_mins(10);
+const APART: SignedDuration = SignedDuration::from_mins(10);
 
 /// What a mark has seen.
 pub(super) fn seen(record: &Record) -> Seq {
@@ -55,6 +55,7 @@ pub(super) fn adopt(log: &dyn Log, sink: &str, record: &mut Record) -> bool {
             position: record.position.take(),
             detached_at: record.detached_at,
             fence: record.fence,
+            log_id: Some(log.id().to_owned()),
             ..Record::default()
         };
         if let Some(first) = main {
@@ -64,14 +65,18 @@ pub(super) fn adopt(log: &dyn Log, sink: &str, record: &mut Record) -> bool {
     is_other
 }
 
+/// The first event that came after a mark was saved; the oldest kept where it does not say when that was.
+pub(super) async fn came_since(log: &dyn Log, record: &Record) -> Result<Seq, ReadError> {
+    match record.saved_at.and_then(|at| at.checked_sub(APART).ok()) {
+        Some(since) => within(log.seq_at(since)).await,
+        None => Ok(log.first()),
+    }
+}
+
 /// Takes a mark back that has seen more than the log has: to what came after it was saved. What it had seen by then, the log has lost; of
 /// what has come since, it had seen nothing, whatever its Seq.
 pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, end: Seq) -> Result<(), ReadError> {
-    let since = record.saved_at.and_then(|at| at.checked_sub(APART).ok());
-    let new = match since {
-        Some(since) => within(log.seq_at(since)).await?,
-        None => log.first(),
-    };
+    let new = came_since(log, record).await?;
     let seen = seen(record);
     tracing::error!(
         sink,

@@ -1,5 +1,7 @@
 //! What becomes of a change of the state that was given up, whether or not it is still on its way to the disk.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::deliver::mark::JobRecord;
 
@@ -76,6 +78,17 @@ async fn engine_on(bench: &Bench) -> (Engine, Arc<Unclear>) {
     (engine, store)
 }
 
+/// A replay of all of them.
+async fn planned(engine: &Engine) -> (ReplaySpec, BTreeMap<String, u64>) {
+    let spec = ReplaySpec {
+        from: Seq(1),
+        to: Seq(5),
+        sinks: vec!["a".into()],
+        ..ReplaySpec::default()
+    };
+    engine.replay_plan(spec, &mut |_| ()).await.unwrap()
+}
+
 async fn stored(store: &Unclear, id: &str) -> JobRecord {
     let entry = store.get(&format!("replay/{id}")).await.unwrap();
     entry.unwrap().json().unwrap()
@@ -86,13 +99,7 @@ async fn a_replay_that_may_have_begun_is_known_and_taken_back() {
     let receiver = Receiver::new();
     let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
     let (engine, store) = engine_on(&bench).await;
-    let spec = ReplaySpec {
-        from: Seq(1),
-        to: Seq(5),
-        sinks: vec!["a".into()],
-        ..ReplaySpec::default()
-    };
-    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    let (spec, planned) = planned(&engine).await;
     store.gives_up.store(true, Ordering::SeqCst);
     store.keeps.store(true, Ordering::SeqCst);
     engine.replay_start(spec, planned).await.unwrap_err();
@@ -115,13 +122,7 @@ async fn a_replay_that_is_to_be_once_and_may_have_begun_is_carried_out() {
     let receiver = Receiver::new();
     let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
     let (engine, store) = engine_on(&bench).await;
-    let spec = ReplaySpec {
-        from: Seq(1),
-        to: Seq(5),
-        sinks: vec!["a".into()],
-        ..ReplaySpec::default()
-    };
-    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    let (spec, planned) = planned(&engine).await;
     store.gives_up.store(true, Ordering::SeqCst);
     let begun = engine.replay_start_once("rp_once", spec.clone(), planned.clone()).await;
     begun.unwrap_err();

@@ -13,7 +13,7 @@
 use super::Worker;
 use crate::deliver::mark::Record;
 use crate::deliver::reading::within;
-use crate::deliver::setback::APART;
+use crate::deliver::setback::came_since;
 use crate::event::{Kind, Seq};
 use crate::sinks::Unavailable;
 
@@ -51,7 +51,9 @@ impl Worker<'_> {
                 ..ours.clone()
             });
         }
-        let since = self.since(theirs).await?;
+        let since = came_since(&*self.kit.log, theirs).await;
+        let since =
+            since.map_err(|error| Unavailable::new(format!("the log does not say what has come since: {error}")))?;
         let mut settled = settled;
         if let Some(main) = &mut settled.main {
             main.next = main.next.min(since);
@@ -98,14 +100,5 @@ impl Worker<'_> {
         };
         let reason = format!("the log can't go on behind what the receiver has got: {trouble}");
         Err(Unavailable::new(reason))
-    }
-
-    /// The first event that came after a mark was made.
-    async fn since(&self, theirs: &Record) -> Result<Seq, Unavailable> {
-        let Some(at) = theirs.saved_at.and_then(|at| at.checked_sub(APART).ok()) else {
-            return Ok(self.kit.log.first());
-        };
-        let since = within(self.kit.log.seq_at(at)).await;
-        since.map_err(|error| Unavailable::new(format!("the log does not say what has come since: {error}")))
     }
 }

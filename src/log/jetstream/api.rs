@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::link::{Link, Unanswered};
-use super::message::{self, Stored};
+use super::message::Stored;
 use crate::log::{Server, Servers};
 use crate::net::nats::Refusal;
 
@@ -241,9 +241,11 @@ pub(super) async fn message_at(
         Err(Failure::Refused(refusal)) if refusal.is_absence() && refusal.err_code == 10037 => return Ok(None),
         Err(failure) => return Err(failure),
     };
-    let message = &answer["message"];
-    let at = message["time"].as_str().and_then(|time| time.parse().ok());
-    stored(message).zip(at).map(Some).ok_or(Failure::Alien)
+    let found = stored(&answer["message"]).and_then(|found| {
+        let at = found.stored_at()?;
+        Some((found, at))
+    });
+    found.map(Some).ok_or(Failure::Alien)
 }
 
 fn stored(message: &Value) -> Option<Stored> {
@@ -252,12 +254,9 @@ fn stored(message: &Value) -> Option<Stored> {
         _ => Some(Vec::new()),
     };
     let (seq, subject) = (message["seq"].as_u64()?, message["subject"].as_str()?);
-    let mut headers = read_headers(&bytes("hdrs")?)?;
-    // Where a replica says it.
-    if let Some(time) = message["time"].as_str() {
-        headers.insert(message::STORED, time);
-    }
-    Some(Stored::new(seq, subject.to_owned(), headers, bytes("data")?.into()))
+    let headers = read_headers(&bytes("hdrs")?)?;
+    let time = message["time"].as_str().and_then(|time| time.parse().ok());
+    Some(Stored::new(seq, subject.to_owned(), headers, bytes("data")?.into()).at(time))
 }
 
 /// `NATS/1.0`, and a line for each.

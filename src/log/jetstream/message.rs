@@ -16,7 +16,7 @@ const RECEIVED: &str = "Closehook-Received";
 /// Of what was copied from another log: the newest time at which anything came to that up to here.
 const CAME: &str = "Closehook-Came";
 /// When the server stored it, as a replica says.
-pub(super) const STORED: &str = "Nats-Time-Stamp";
+const STORED: &str = "Nats-Time-Stamp";
 const SOURCE: &str = "Closehook-Source";
 const KIND: &str = "Closehook-Kind";
 const HELD: &str = "Closehook-Held";
@@ -266,9 +266,13 @@ impl Stored {
     /// event was received later, but for clocks that differ.
     pub fn came(&self) -> Option<Timestamp> {
         self.copied_came()
-            .or(self.time)
-            .or_else(|| self.header(STORED)?.parse().ok())
+            .or_else(|| self.stored_at())
             .or_else(|| self.received_at())
+    }
+
+    /// When the server stored it, where it said so.
+    pub fn stored_at(&self) -> Option<Timestamp> {
+        self.time.or_else(|| self.header(STORED)?.parse().ok())
     }
 
     /// Where its body is, if not in it.

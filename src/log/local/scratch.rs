@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Once;
 
 use tempfile::{Builder, TempDir};
 
@@ -11,8 +12,9 @@ const PREFIX: &str = "closehook-";
 
 /// A directory that nobody else may look into, and which goes when it is dropped.
 pub(super) fn dir() -> io::Result<TempDir> {
+    static CLEARED: Once = Once::new();
     let (into, pid) = (std::env::temp_dir(), std::process::id());
-    clear_left(&into);
+    CLEARED.call_once(|| clear_left(&into));
     let made = Builder::new()
         .prefix(&format!("{PREFIX}{pid}-"))
         .permissions(std::fs::Permissions::from_mode(0o700))

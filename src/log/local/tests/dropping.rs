@@ -174,11 +174,7 @@ async fn a_log_without_room_says_so_and_heals_when_there_is_some() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_events_can_come_again_as_long_as_their_keys_are_known() {
     let dir = tempfile::tempdir().unwrap();
-    let log = open(dir.path());
-    store(&log, 1..=10).await;
-    seal(&log).await;
-    store(&log, 11..=20).await;
-    seal(&log).await;
+    let log = two_sealed(dir.path()).await;
     store(&log, 21..=21).await;
     log.close();
     std::fs::remove_dir_all(segment(dir.path(), 1).join("sled")).unwrap();

@@ -45,11 +45,7 @@ async fn what_is_erased_is_in_no_file_any_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_erased_before_is_told_with_every_later_erasure() {
     let dir = tempfile::tempdir().unwrap();
-    let log = open(dir.path());
-    store(&log, 1..=10).await;
-    seal(&log).await;
-    store(&log, 11..=20).await;
-    seal(&log).await;
+    let log = two_sealed(dir.path()).await;
     // The second segment can't be built anew: something that is no directory stands in the way.
     let in_the_way = dir.path().join(format!("log/new-{:020}", 11));
     std::fs::write(&in_the_way, "").unwrap();
@@ -259,11 +255,7 @@ async fn an_erasure_holds_no_more_than_a_few_databases_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_only_looks_loses_nothing_to_an_erasure() {
     let dir = tempfile::tempdir().unwrap();
-    let log = open(dir.path());
-    store(&log, 1..=10).await;
-    seal(&log).await;
-    store(&log, 11..=20).await;
-    seal(&log).await;
+    let log = two_sealed(dir.path()).await;
     let reader = LocalLog::open(Options {
         read_only: true,
         cache_bytes: 0,

@@ -150,6 +150,16 @@ async fn seal(log: &LocalLog) {
     assert_eq!(log.stats().unsealed, 1, "all complete segments are sealed");
 }
 
+/// A log with events 1 to 10 in one sealed segment, and 11 to 20 in the next.
+async fn two_sealed(dir: &Path) -> LocalLog {
+    let log = open(dir);
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    seal(&log).await;
+    log
+}
+
 /// Where the segment is that begins with a Seq.
 fn segment(dir: &Path, first: u64) -> PathBuf {
     journal::segment_dir(&dir.join("log"), Seq(first))
