@@ -72,11 +72,6 @@ pub(super) fn stays_wrong(_why: &str) -> bool {
     false
 }
 
-/// There is no log that is kept elsewhere.
-pub(super) async fn refuse_forgotten(_config: &Config, _log: &dyn Log, _why: &Why) -> anyhow::Result<()> {
-    Ok(())
-}
-
 pub(super) async fn open_log(_config: &Config) -> anyhow::Result<Arc<dyn Log>> {
     bail!(NONE)
 }

@@ -8,6 +8,8 @@
 #[cfg(feature = "engine-jetstream")]
 pub mod copy;
 mod directory;
+#[cfg(feature = "engine-jetstream")]
+mod forgotten;
 mod keys;
 mod listen;
 #[cfg_attr(not(feature = "engine-jetstream"), path = "alone.rs")]
@@ -193,7 +195,8 @@ async fn open_parts(
 ) -> anyhow::Result<Parts> {
     let log = nodes::open_log_patiently(config, why).await?;
     close_at_the_end(started, &log);
-    nodes::refuse_forgotten(config, &*log, why).await?;
+    #[cfg(feature = "engine-jetstream")]
+    forgotten::refuse(config, &*log, why).await?;
     let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
     start_parts(started, config, &base.keys, log, Some((nodes, why))).await
 }

@@ -24,6 +24,7 @@ mod completeness;
 mod fields;
 mod files;
 mod noted;
+mod noting;
 mod organization;
 mod seams;
 mod seen;

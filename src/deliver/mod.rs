@@ -36,6 +36,7 @@ mod schedule;
 mod seqs;
 mod setback;
 mod sharing;
+mod starts;
 mod states;
 mod trail;
 mod types;
@@ -48,8 +49,8 @@ pub use carry::{Carried, carry_dead_letters, fetch_dead_letters, holds_dead_lett
 pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
-pub use outset::note_begun;
 pub use rendering::Rendering;
+pub use starts::note_begun;
 pub use types::{
     DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,

@@ -16,6 +16,7 @@
 mod columns;
 pub(super) mod definition;
 mod latest;
+mod prepared;
 mod probe;
 
 use std::cell::RefCell;
@@ -30,8 +31,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
 
-use self::columns::{Declared, Prepared};
+use self::columns::Declared;
 use self::latest::Latest;
+use self::prepared::Prepared;
 use super::common::layout::{self, Case, Layout, Made};
 use super::common::place;
 use super::common::rows::{EVENTS_COLUMNS, EVENTS_TABLE, MARK_TABLE, Row, TableName};

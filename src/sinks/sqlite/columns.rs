@@ -1,12 +1,10 @@
 //! Rows of other columns than those of events: what the table's columns are declared as, and how values are bound to them.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
 use rusqlite::types::Value;
-use rusqlite::{Connection, Statement, params_from_iter};
+use rusqlite::{Connection, params_from_iter};
 
 use super::latest::Latest;
+use super::prepared::Prepared;
 use super::{OF_MARKS, Settings, Writer, is_about_the_row, statements, system};
 use crate::sinks::common::field::Field;
 use crate::sinks::common::layout::{Case, Column, Fields, Layout};
@@ -143,33 +141,6 @@ pub(super) fn prepare<'s>(
 ) -> rusqlite::Result<()> {
     let mut statements = statements.into_iter();
     statements.try_for_each(|statement| connection.prepare(statement).map(drop))
-}
-
-/// Statements of one transaction, each prepared once.
-pub(super) struct Prepared<'c> {
-    pub(super) connection: &'c Connection,
-    statements: HashMap<String, Statement<'c>>,
-}
-
-impl<'c> Prepared<'c> {
-    pub(super) fn of(connection: &'c Connection) -> Prepared<'c> {
-        Prepared {
-            connection,
-            statements: HashMap::new(),
-        }
-    }
-
-    pub(super) fn get(&mut self, sql: &str) -> rusqlite::Result<&mut Statement<'c>> {
-        // A statement that is there is found without a copy of its text.
-        if !self.statements.contains_key(sql) {
-            let statement = self.connection.prepare(sql)?;
-            return Ok(match self.statements.entry(sql.to_owned()) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(statement),
-            });
-        }
-        self.statements.get_mut(sql).ok_or(rusqlite::Error::InvalidQuery)
-    }
 }
 
 /// Writes a row.

@@ -2,7 +2,7 @@
 
 use rusqlite::params;
 
-use super::columns::Prepared;
+use super::prepared::Prepared;
 use crate::sinks::common::latest::{Merge, Revision, shown};
 use crate::sinks::common::rows::TableName;
 
