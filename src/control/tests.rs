@@ -477,6 +477,17 @@ async fn what_follows_the_log_gets_on_through_what_is_not_meant() {
     }
 }
 
+/// Waits until nothing more is answered, whether or not it was read.
+async fn has_ended<T: Send + 'static>(told: &window::Told<T>) {
+    let ended = async {
+        while !told.has_ended() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+    ended.expect("it is given up");
+}
+
 /// Each of the few places for tries is given back, whoever reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_what_a_try_has_found_keeps_nobody_from_trying() {
@@ -495,6 +506,8 @@ async fn who_does_not_read_what_a_try_has_found_keeps_nobody_from_trying() {
         },
     };
     let mut unread: Vec<_> = (0..4).map(|_| window.ask(all(600))).collect();
+    // One of them has its turn now, and then is not read.
+    unread[0].next_text().await.unwrap().unwrap();
     let asked = tokio::time::timeout(Duration::from_secs(60), window.ask(all(1)).last()).await;
     let answer = asked.expect("its turn comes").unwrap();
     assert!(
@@ -502,6 +515,7 @@ async fn who_does_not_read_what_a_try_has_found_keeps_nobody_from_trying() {
         "{answer:?}"
     );
     // Whoever reads it after all hears that it is not all there is.
+    has_ended(&unread[0]).await;
     let late = unread.remove(0).texts(usize::MAX).await;
     assert!(late.unwrap_err().contains("not read in time"));
 }
@@ -512,9 +526,11 @@ async fn who_does_not_read_the_answers_keeps_nobody_from_asking() {
     let bench = Bench::with(600).await;
     let window = Window::new(Arc::new(bench.facade.clone())).read_within(Duration::from_millis(100));
     let mut unread: Vec<_> = (0..32).map(|_| window.ask(newest(600, None))).collect();
+    unread[0].next_text().await.unwrap().unwrap();
     let asked = tokio::time::timeout(Duration::from_secs(60), window.ask(newest(1, None)).last()).await;
     assert_eq!(asked.expect("its turn comes").unwrap().seq.0, 600);
     // Whoever reads them after all hears that they are not all there are.
+    has_ended(&unread[0]).await;
     let late = unread.remove(0).texts(usize::MAX).await;
     assert!(late.unwrap_err().contains("not read in time"));
 }

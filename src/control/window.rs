@@ -197,6 +197,12 @@ impl<T: Send + 'static> Told<T> {
         }
     }
 
+    /// Whether nothing more is answered.
+    #[cfg(test)]
+    pub(super) fn has_ended(&self) -> bool {
+        self.answering.as_ref().is_none_or(|answering| answering.is_finished())
+    }
+
     /// Every answer as it is sent, so many at the most.
     pub async fn texts(mut self, most: usize) -> Result<Vec<Answer>, Refusal> {
         let mut all = Vec::new();
