@@ -19,8 +19,8 @@ impl Engine {
         let log = &*self.inner.log;
         let mut ahead = Vec::new();
         for key in self.record_keys().await? {
-            // What can't be read is looked at by whoever drives the sink.
-            let Ok(Some((mut record, revision))) = self.record(&key).await else {
+            // One that can't be read now may be ahead too: nothing is skipped before it is known.
+            let Some((mut record, revision)) = self.whole_record(&key).await? else {
                 continue;
             };
             let sink = key.trim_start_matches(RECORDS).to_owned();

@@ -352,6 +352,12 @@ impl Engine {
         entry.map(read).transpose()
     }
 
+    /// A record as it is, which may be none that can be made out: then its sink begins anew, and says so. An error: it can't be read now.
+    pub(super) async fn whole_record(&self, key: &str) -> Result<Option<(Record, Revision)>, EngineError> {
+        let entry = self.inner.store.get(key).await.map_err(failed)?;
+        Ok(entry.and_then(|entry| Some((entry.json().ok()?, entry.revision))))
+    }
+
     pub(super) async fn record_keys(&self) -> Result<Vec<String>, EngineError> {
         self.inner.store.keys(RECORDS).await.map_err(failed)
     }
@@ -364,7 +370,7 @@ impl Engine {
         let head = *self.inner.log.head().borrow();
         let mut seen = Seq::ZERO;
         for key in self.record_keys().await? {
-            if let Ok(Some((record, _))) = self.record(&key).await
+            if let Some((record, _)) = self.whole_record(&key).await?
                 && let Some(main) = record.main
             {
                 seen = seen.max(main.next.prev());

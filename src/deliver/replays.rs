@@ -334,7 +334,7 @@ impl Engine {
         for key in self.record_keys().await? {
             let sink = key.trim_start_matches(RECORDS);
             if !configured.contains(sink)
-                && let Ok(Some((record, _))) = self.record(&key).await
+                && let Some((record, _)) = self.whole_record(&key).await?
             {
                 lock(&self.inner.parted).insert(sink.to_owned(), record.replays);
             }
