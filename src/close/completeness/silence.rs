@@ -6,10 +6,17 @@ use crate::close::account::{Account, Policy};
 use crate::close::api::error::Error;
 use crate::close::seen::{Condition, DeliverySilence};
 use crate::event::Seq;
-use crate::log::Take;
+use crate::log::{Log, ReadError, Take};
 
 /// Deliveries from whose rhythm the usual pause is taken.
 const RHYTHM_EVENTS: u64 = 1024;
+
+/// Events that are read together.
+const STEP: Take<'static> = Take {
+    events: 512,
+    bytes: 4 << 20,
+    narrow: None,
+};
 
 impl Account {
     pub(in crate::close) async fn judge_silence(
@@ -17,15 +24,7 @@ impl Account {
         policy: &Policy,
         newest_missed: Option<Timestamp>,
     ) -> Result<(), Error> {
-        let head = *self.log.head().borrow();
-        let from = Seq(head.0.saturating_sub(RHYTHM_EVENTS)).next().max(self.log.first());
-        let take = Take {
-            events: RHYTHM_EVENTS as usize,
-            bytes: 16 << 20,
-            narrow: None,
-        };
-        let events = self.log.read(from, take).await?.events;
-        let mut deliveries: Vec<Timestamp> = events.iter().filter_map(|event| event.delivered_at()).collect();
+        let mut deliveries = latest_deliveries(&*self.log).await?;
         // An import that is dispatched keeps its times of receipt.
         deliveries.sort_unstable();
         let is_subscribed = self.seen().found.iter().any(|found| found.state == Condition::Active);
@@ -51,6 +50,23 @@ impl Account {
         self.seen().silence = silence;
         Ok(())
     }
+}
+
+/// When the newest events came that Close delivered, in the order of the log.
+async fn latest_deliveries(log: &dyn Log) -> Result<Vec<Timestamp>, ReadError> {
+    let head = *log.head().borrow();
+    let mut from = Seq(head.0.saturating_sub(RHYTHM_EVENTS)).next().max(log.first());
+    let mut deliveries = Vec::new();
+    // One reading gives as much as the engine likes.
+    while from <= head {
+        let batch = log.read(from, STEP).await?;
+        deliveries.extend(batch.events.iter().filter_map(|event| event.delivered_at()));
+        if batch.next <= from {
+            break;
+        }
+        from = batch.next;
+    }
+    Ok(deliveries)
 }
 
 /// What is needed to judge whether Close is too quiet.
@@ -104,6 +120,30 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
+    }
+
+    /// Their rhythm, and the last of them, whatever one reading gives.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_latest_deliveries_are_all_looked_at_however_large_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::config::Config::load(&crate::config::Layers::new(&[], crate::rules::faults)).unwrap();
+        let options = crate::log::Options {
+            dir: dir.path().to_owned(),
+            ..crate::log::Options::from_config(&config)
+        };
+        let log = crate::log::LocalLog::open(options).unwrap();
+        let since = at("2024-03-31T08:00:00Z");
+        let came = |id: i64| since + SignedDuration::from_secs(id);
+        let text = "x".repeat(20_000);
+        let all = (1..=1_100).map(|id| {
+            let body = format!(r#"{{"event":{{"id":"ev_{id}","note":"{text}"}}}}"#);
+            crate::log::Incoming::new(body.into(), came(id), crate::event::Source::Webhook, None)
+        });
+        for appended in log.append_in_order(all.collect()).await {
+            appended.unwrap();
+        }
+        let expected: Vec<Timestamp> = (77..=1_100).map(came).collect();
+        assert_eq!(latest_deliveries(&log).await.unwrap(), expected);
     }
 
     #[test]
