@@ -609,15 +609,15 @@ pub(super) async fn verify(shared: &Shared, progress: &(dyn Fn(usize, usize) + S
     let (first, all) = (from, parts_of(head.next().0.saturating_sub(from.0)));
     while from <= head && !shared.is_closing() {
         let until = Instant::now() + PATIENCE;
-        let found = match some_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await {
+        // The server that answers may be behind the others, or have lost some.
+        let (found, next) = match raw(shared, from).await {
             Ok(found) => found,
             Err(error) => {
                 faults.push(format!("from {from} on: {error}"));
                 break;
             }
         };
-        let Some(last) = found.last() else { break };
-        from = Seq(last.seq).next();
+        from = next.max(from.next());
         for stored in found.iter().filter(|stored| stored.erases().is_none()) {
             if let Some(upto) = stored.lost_upto() {
                 faults.push(format!(
