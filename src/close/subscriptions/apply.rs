@@ -445,9 +445,10 @@ impl Account {
             self.refresh_verifier()
         };
         if let Err(error) = kept.await {
-            // Without its key it is of no use. If this fails too, the intent tells the orphan.
-            let _ = self.delete_at_close(client, &id).await;
-            let _ = self.withdraw(client).await;
+            // Without its key it is of no use. Where it can't be deleted either, the intent tells the orphan, and stays.
+            if self.delete_at_close(client, &id).await.is_ok() {
+                let _ = self.withdraw(client).await;
+            }
             return Err(error);
         }
         tracing::info!(
