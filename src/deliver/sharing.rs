@@ -99,13 +99,15 @@ impl Engine {
             return true;
         };
         let dir = &self.inner.dead_dir;
-        if letters::is_imported(dir).is_ok_and(|is| is) {
-            return true;
-        }
-        // Those of a log that was copied from here went with it. What became of them there is newer.
         let data_dir = dir.parent().unwrap_or(dir);
-        if log::moved(data_dir).is_ok_and(|moved| moved.is_some()) {
-            return true;
+        // Those of a log that was copied from here went with it. What became of them there is newer.
+        match letters::is_imported(dir).and_then(|is_imported| Ok(is_imported || log::moved(data_dir)?.is_some())) {
+            Ok(false) => {}
+            Ok(true) => return true,
+            Err(error) => {
+                tracing::error!(dir = %dir.display(), %error, "whether dead letters were taken over from here can't be seen; this is tried again");
+                return false;
+            }
         }
         // Seqs of another log are other events. Nobody serves such a directory without a word.
         let own = log::identity(data_dir);

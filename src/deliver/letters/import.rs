@@ -3,6 +3,7 @@
 //! Some at a time: they are durable there before they go here. What ends it in between is made good by the next start. The file goes when
 //! it is empty.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,14 @@ use crate::framefile::FrameError;
 const TOGETHER: usize = 256;
 const BYTES: usize = 1 << 20;
 
+/// What became of the letters of a file.
+#[derive(Debug, Default)]
+struct Moved {
+    count: u64,
+    /// They stay where they are.
+    unreadable: usize,
+}
+
 /// Whether nothing is left to be taken over. Blocking.
 pub(in crate::deliver) fn is_imported(dir: &Path) -> std::io::Result<bool> {
     Ok(listed(dir)?.is_empty())
@@ -26,11 +35,18 @@ pub(in crate::deliver) fn import(dir: &Path, desk: &Arc<Desk>) -> Result<u64, St
     for (sink, path) in listed(dir).map_err(|error| format!("{}: {error}", dir.display()))? {
         let (own, all) = (Letters::new(dir, &sink, false), Letters::shared(desk, &sink, false));
         let moved = own.read().and_then(|()| all.read()).and_then(|()| move_all(&own, &all));
-        count += moved.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
+        let moved = moved.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
+        count += moved.count;
         // What was damaged stays where a person finds it.
-        if own.trouble().is_some() {
+        if own.trouble().is_some() || moved.unreadable > 0 {
             let aside = names::free_aside(&path);
-            std::fs::rename(&path, aside).map_err(|error| format!("{}: {error}", path.display()))?;
+            std::fs::rename(&path, &aside).map_err(|error| format!("{}: {error}", path.display()))?;
+            tracing::error!(
+                sink,
+                unreadable = moved.unreadable,
+                "dead letters of before can't be read: what is left of them is in {}",
+                aside.display()
+            );
         } else {
             std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
@@ -38,16 +54,17 @@ pub(in crate::deliver) fn import(dir: &Path, desk: &Arc<Desk>) -> Result<u64, St
     Ok(count)
 }
 
-fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
+fn move_all(own: &Letters, all: &Letters) -> Result<Moved, FrameError> {
     all.take_notes(own)?;
-    let mut count = 0;
+    let mut moved = Moved::default();
+    let mut from = Seq::ZERO;
     loop {
-        let mut seqs = own.all_seqs(Seq::ZERO, TOGETHER);
+        let mut seqs = own.all_seqs(from, TOGETHER);
         if seqs.is_empty() {
-            return Ok(count);
+            return Ok(moved);
         }
         let (mut letters, mut given, mut copies, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut taken = 0;
+        let (mut taken, mut unreadable) = (0, BTreeSet::new());
         for seq in &seqs {
             let letter: Option<DeadLetter> = match own.get(*seq) {
                 Err(error) if !is_gone(&error) => return Err(error),
@@ -57,6 +74,9 @@ fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
                 Err(error) if !is_gone(&error) => return Err(error),
                 got => got.ok().flatten(),
             };
+            if letter.is_none() {
+                unreadable.insert(*seq);
+            }
             bytes += copy.as_ref().map_or(0, |copy| copy.body.len());
             copies.extend(copy);
             let place = if own.is_given(*seq) { &mut given } else { &mut letters };
@@ -67,6 +87,8 @@ fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
             }
         }
         seqs.truncate(taken);
+        from = seqs.last().map_or(from, |last| last.next());
+        seqs.retain(|seq| !unreadable.contains(seq));
         // What another node knows of the event by now is newer.
         letters.retain(|letter| !all.has(letter.seq));
         all.add(&letters)?;
@@ -77,6 +99,7 @@ fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
             .map(|letter| letter.seq)
             .filter(|seq| own.is_released(*seq));
         all.release(&released.collect::<Vec<_>>());
-        count += own.remove(&seqs)?;
+        moved.count += own.remove(&seqs)?;
+        moved.unreadable += unreadable.len();
     }
 }
