@@ -13,7 +13,7 @@ use super::schedule::{self, Throttle};
 use super::{JobRecord, ReplaySpec};
 use crate::config::Rate;
 use crate::event::{Event, Kind};
-use crate::log::{Log, Narrow};
+use crate::log::{Log, Narrow, ReadError};
 use crate::rules::RuleSet;
 use crate::rules::selection::{Selection, Written};
 use crate::sync::lock;
@@ -75,7 +75,8 @@ impl Job {
         if !is_meant || !self.selection.selects(event) {
             return None;
         }
-        if event.kind == Kind::Partial && is_superseded(&*self.log, event).await {
+        // In doubt it goes out: the receiver knows it by its key.
+        if event.kind == Kind::Partial && is_superseded(&*self.log, event).await.unwrap_or(false) {
             return None;
         }
         let named = self.spec.sinks.iter().any(|name| name == sink);
@@ -183,12 +184,9 @@ pub(super) fn unruled(spec: &ReplaySpec, sink: &str, rules: &RuleSet) -> Option<
 }
 
 /// Whether the full event of one without its data is stored.
-pub(super) async fn is_superseded(log: &dyn Log, event: &Event) -> bool {
-    let Some(view) = event.view() else { return false };
-    // In doubt it goes out: the receiver knows it by its key.
-    within(log.find_revision(&view.key()))
-        .await
-        .is_ok_and(|seq| seq.is_some())
+pub(super) async fn is_superseded(log: &dyn Log, event: &Event) -> Result<bool, ReadError> {
+    let Some(view) = event.view() else { return Ok(false) };
+    Ok(within(log.find_revision(&view.key())).await?.is_some())
 }
 
 fn narrow_of(spec: &ReplaySpec) -> Narrow {

@@ -88,10 +88,10 @@ impl Engine {
             return dropped;
         }
         if event.kind == Kind::Partial && state == EventState::NotRouted {
-            return if is_superseded(&*self.inner.log, event).await {
-                EventState::Superseded
-            } else {
-                EventState::Held
+            return match is_superseded(&*self.inner.log, event).await {
+                Ok(true) => EventState::Superseded,
+                Ok(false) => EventState::Held,
+                Err(error) => EventState::unknown(&error.to_string()),
             };
         }
         state
