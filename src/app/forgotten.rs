@@ -7,22 +7,29 @@ use super::nodes::servers;
 use super::patience::Why;
 use crate::config::Config;
 use crate::event::Seq;
-use crate::log::{self, LocalLog, Log};
+use crate::log::{self, LocalLog, Log, OpenError};
 
 /// Refuses a data directory whose own log nobody has copied, or which has received more since: its events, and what its sinks have still to
 /// get of them, would be forgotten.
 pub(super) async fn refuse(config: &Config, log: &dyn Log, why: &Why) -> anyhow::Result<()> {
     let dir = &config.log.dir;
     let has_moved = log::moved(dir)?.is_some();
-    let Some((id, _)) = log::identity(dir)? else {
+    let Some((id, epoch)) = log::identity(dir)? else {
         return Ok(());
     };
     let is_same = id == log.id();
-    // One that did not note up to where copied all there was, and what may have come since is not known; its events may have left the stream.
-    let upto = log::shared_upto(dir).unwrap_or_default();
+    let upto = match log::shared_upto(dir) {
+        Ok(upto) => upto,
+        Err(error @ OpenError::Io { .. }) => return Err(error.into()),
+        // What is wrong with it otherwise keeps the log from being opened.
+        Err(_) => None,
+    };
     if has_moved && upto.is_none() {
         return Ok(());
     }
+    // An older closehook copied all there was and did not note up to where. What has not been reopened since has received nothing since, and
+    // what of it the stream does not have has left it.
+    let is_old_copy = is_same && upto.is_none() && epoch == log.epoch();
     let (stream, shown) = (servers(config).stream, dir.display());
     let options = log::Options {
         read_only: true,
@@ -30,12 +37,18 @@ pub(super) async fn refuse(config: &Config, log: &dyn Log, why: &Why) -> anyhow:
     };
     let opened = tokio::task::spawn_blocking(move || LocalLog::open(options)).await?;
     let holds = match opened {
-        _ if is_same && upto.is_none() => None,
+        _ if is_old_copy => None,
         Ok(own) if *own.head().borrow() <= upto.filter(|_| is_same || has_moved).unwrap_or(Seq::ZERO) => None,
         Ok(own) if is_same => {
             let what =
                 format!("what {shown} has received since it was copied can't be looked for in the stream {stream}");
-            let look = || async { copy::only_here(&own, log, upto.unwrap_or(Seq::ZERO)).await };
+            let look = || async {
+                let upto = match upto {
+                    Some(upto) => upto,
+                    None => copy::parting(&own, log).await?,
+                };
+                copy::only_here(&own, log, upto).await
+            };
             let rest = why.patiently(&what, look).await?;
             (rest.events > 0).then(|| {
                 let rest = rest.shown();
