@@ -402,17 +402,28 @@ impl Keeper {
 
     /// The last order of an earlier start may have come to nothing: then the next one waits, as it would have done without a restart.
     fn remember_attempt(&self) {
-        let note = std::fs::read_to_string(&self.files.attempt).unwrap_or_default();
-        let Some((failures, at, why)) = attempt(&note) else {
+        let now = Timestamp::now();
+        let noted = match std::fs::read_to_string(&self.files.attempt) {
+            Ok(note) => attempt(&note),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            // It may say that orders fail, and each start would make another one.
+            Err(error) => {
+                let why = format!("{}: {error}", self.files.attempt.display());
+                tracing::warn!(
+                    "when a certificate was ordered last can't be read ({why}): the next order waits as after one that failed"
+                );
+                Some((1, now, why))
+            }
+        };
+        let Some((failures, at, why)) = noted else {
             return;
         };
-        let now = Timestamp::now();
         // Where the clock was set back nobody knows how long ago it was.
         let since = Duration::try_from(at.duration_until(now)).unwrap_or_default();
         let wait = retry_after(failures, random_share()).min(START_PACE);
         let mut progress = self.lock();
         progress.failures = failures;
-        progress.last_error = Some(why.to_owned());
+        progress.last_error = Some(why);
         progress.pace(wait.saturating_sub(since), now, Instant::now());
     }
 
@@ -561,10 +572,10 @@ fn ordered_at(pem: &[u8]) -> Option<Timestamp> {
 }
 
 /// What is written down of an order: how many came to nothing, the last of them when and why.
-fn attempt(note: &str) -> Option<(u32, Timestamp, &str)> {
+fn attempt(note: &str) -> Option<(u32, Timestamp, String)> {
     let (first, why) = note.split_once('\n')?;
     let (failures, at) = first.split_once(' ')?;
-    Some((failures.parse().ok()?, at.parse().ok()?, why))
+    Some((failures.parse().ok()?, at.parse().ok()?, why.to_owned()))
 }
 
 /// How much is left of the time between two orders. A certificate that was ordered in the future was ordered now: the clock has
