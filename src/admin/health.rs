@@ -130,8 +130,19 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let there = health.refresh();
     let render = move || crate::telemetry::without_removed(&health.metrics.render(), &there);
-    let text = tokio::task::spawn_blocking(render).await.unwrap_or_default();
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    // Nothing at all would be taken for metrics that are gone.
+    let (status, text) = match tokio::task::spawn_blocking(render).await {
+        Ok(text) => (StatusCode::OK, text),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics can't be given: {error}\n"),
+        ),
+    };
+    (
+        status,
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
 }
 
 fn resident_bytes() -> Option<u64> {
