@@ -25,12 +25,14 @@ mod waiting;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::admin::auth::Auth;
 use crate::close::{self, Account};
@@ -449,6 +451,9 @@ async fn start_delivery(
     Ok((engine, retention))
 }
 
+/// The history's last minute has so long to be written: behind it sinks save how far they are.
+const LAST_MINUTE_WITHIN: Duration = Duration::from_secs(5);
+
 /// What keeps the last day for charts. It ends before the sinks that it asks how far they are behind.
 async fn start_history(
     started: &mut Started,
@@ -465,7 +470,10 @@ async fn start_history(
     };
     let last = history.clone();
     started.push("the history's last minute", async move {
-        let _ = tokio::task::spawn_blocking(move || last.turn()).await;
+        let written = tokio::task::spawn_blocking(move || last.turn());
+        if timeout(LAST_MINUTE_WITHIN, written).await.is_err() {
+            tracing::warn!("the disk does not take the history's last minute: the charts will have a hole");
+        }
     });
     let kept = history.clone();
     started.keep("history", move |stop| kept.clone().run(stop));

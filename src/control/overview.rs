@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::future::join;
+use futures::future::join3;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
@@ -31,9 +31,10 @@ impl Show {
             Err("no daemon is running".to_owned())
         };
         // What is not said in time is left out: the rest of the picture is worth having at once.
-        let (last_delivery_at, removed_sinks) = join(
+        let (last_delivery_at, removed_sinks, disk) = join3(
             timeout(ANSWERS_WITHIN, last_delivery(on)),
             timeout(ANSWERS_WITHIN, on.engine.detached()),
+            timeout(ANSWERS_WITHIN, disk(on)),
         )
         .await;
         let mut status = Status {
@@ -50,7 +51,7 @@ impl Show {
             log: on.log.stats(),
             stream: on.log.servers(),
             retention: on.retention.as_ref().map(|retention| retention.standing()),
-            disk: disk(on),
+            disk: disk.unwrap_or_default(),
             sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
             // What can't be read is said where it is needed.
@@ -89,8 +90,9 @@ async fn last_delivery(on: &Facade) -> Option<Timestamp> {
     newest
 }
 
-fn disk(on: &Facade) -> Option<Disk> {
-    let space = space::of(&on.facts.dir).ok()?;
+async fn disk(on: &Facade) -> Option<Disk> {
+    let dir = on.facts.dir.clone();
+    let space = tokio::task::spawn_blocking(move || space::of(&dir)).await.ok()?.ok()?;
     Some(Disk {
         free_bytes: space.free,
         total_bytes: space.total,

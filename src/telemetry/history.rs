@@ -213,8 +213,10 @@ impl Default for Clock {
     }
 }
 
-/// The last day.
+/// The last day. Whoever asks for it never waits for the disk.
 pub struct History {
+    /// Held over what is written; taken before `state`.
+    written: Mutex<Written>,
     state: Mutex<State>,
     /// `None`: nothing runs that could be counted.
     source: Option<Source>,
@@ -235,13 +237,18 @@ struct State {
     /// What was counted when the last minute was closed, and when that was.
     last: Reading,
     turned: Duration,
+    names: BTreeMap<String, Arc<str>>,
+}
+
+/// What is on disk.
+#[derive(Default)]
+struct Written {
     /// `None`: it can't be written now, which is tried again with the next minute.
     file: Option<FrameFile>,
     frames: usize,
     /// It is another version's: it is left alone.
     is_foreign: bool,
     said: Paced,
-    names: BTreeMap<String, Arc<str>>,
 }
 
 impl History {
@@ -261,14 +268,11 @@ impl History {
             minutes: VecDeque::new(),
             last: Reading::default(),
             turned: (clock.steady)(),
-            file: None,
-            frames: 0,
-            is_foreign: false,
-            said: Paced::default(),
             names: BTreeMap::new(),
         };
+        let mut written = Written::default();
         let scanned = framefile::scan(&path, FORMAT, |frame| {
-            state.frames += 1;
+            written.frames += 1;
             if frame.tag == TAG_MINUTE
                 && let Ok(minute) = serde_json::from_slice(frame.payload)
             {
@@ -279,11 +283,12 @@ impl History {
             Ok(_) => {}
             Err(FrameError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
-                state.is_foreign = matches!(error, FrameError::Newer { .. });
+                written.is_foreign = matches!(error, FrameError::Newer { .. });
                 tracing::warn!(%error, "the history of the last day can't be read: charts begin anew");
             }
         }
         History {
+            written: Mutex::new(written),
             state: Mutex::new(state),
             source,
             clock,
@@ -330,7 +335,25 @@ impl History {
     /// Closes the minute that runs, and writes it down. Blocking.
     pub fn turn(&self) {
         let Some(source) = &self.source else { return };
-        let reading = source();
+        // In the order in which they are closed.
+        let mut written = lock(&self.written);
+        let minute = self.close_minute(source());
+        match written.write(&self.path, &minute, || lock(&self.state).minutes.clone()) {
+            Ok(()) => written.said.over(),
+            Err(error) => {
+                written.file = None;
+                if written.said.is_news(&error) {
+                    tracing::warn!(
+                        error,
+                        "the history of the last day can't be written: a restart would leave a hole in the charts"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ends the minute that runs with what is counted by now.
+    fn close_minute(&self, reading: Reading) -> Minute {
         let (now, steady) = ((self.clock.wall)(), (self.clock.steady)());
         let mut state = lock(&self.state);
         // What came belongs to the minute in whose middle it came.
@@ -343,18 +366,7 @@ impl History {
         let minute = reading.since(last, number, names);
         (state.last, state.turned) = (reading, steady);
         state.keep(minute.clone());
-        match state.write(&self.path, &minute) {
-            Ok(()) => state.said.over(),
-            Err(error) => {
-                state.file = None;
-                if state.said.is_news(&error) {
-                    tracing::warn!(
-                        error,
-                        "the history of the last day can't be written: a restart would leave a hole in the charts"
-                    );
-                }
-            }
-        }
+        minute
     }
 
     /// Closes a minute whenever the clock does, until `stop`.
@@ -384,44 +396,50 @@ impl State {
         }
         self.minutes.push_back(minute);
     }
+}
 
-    fn write(&mut self, path: &Path, minute: &Minute) -> Result<(), String> {
+impl Written {
+    /// Adds a minute, which is among `all` already.
+    fn write(&mut self, path: &Path, minute: &Minute, all: impl FnOnce() -> VecDeque<Minute>) -> Result<(), String> {
         if self.is_foreign {
             return Err("it is a newer closehook's".into());
         }
-        if self.file.is_none() || self.frames >= FRAMES_MAX {
-            self.file = Some(self.file_with_all(path).map_err(|error| error.to_string())?);
-            self.frames = self.minutes.len();
-            return Ok(());
+        match &mut self.file {
+            Some(file) if self.frames < FRAMES_MAX => {
+                append(file, minute)
+                    .and_then(|()| file.sync())
+                    .map_err(|error| error.to_string())?;
+                self.frames += 1;
+            }
+            _ => {
+                let all = all();
+                self.file = Some(file_with(path, &all).map_err(|error| error.to_string())?);
+                self.frames = all.len();
+            }
         }
-        let Some(file) = &mut self.file else { return Ok(()) };
-        append(file, minute)
-            .and_then(|()| file.sync())
-            .map_err(|error| error.to_string())?;
-        self.frames += 1;
         Ok(())
     }
+}
 
-    /// A new file with every minute that is kept, in the place of the one there is.
-    fn file_with_all(&self, path: &Path) -> Result<FrameFile, FrameError> {
-        let io = |source| FrameError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let beside = path.with_extension("new");
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-            _ => {}
-        }
-        let mut file = FrameFile::create(&beside, FORMAT)?;
-        for minute in &self.minutes {
-            append(&mut file, minute)?;
-        }
-        file.sync()?;
-        std::fs::rename(&beside, path).map_err(io)?;
-        framefile::sync_parent(path).map_err(io)?;
-        Ok(file.named(path))
+/// A new file with every minute that is kept, in the place of the one there is.
+fn file_with(path: &Path, minutes: &VecDeque<Minute>) -> Result<FrameFile, FrameError> {
+    let io = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let beside = path.with_extension("new");
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
     }
+    let mut file = FrameFile::create(&beside, FORMAT)?;
+    for minute in minutes {
+        append(&mut file, minute)?;
+    }
+    file.sync()?;
+    std::fs::rename(&beside, path).map_err(io)?;
+    framefile::sync_parent(path).map_err(io)?;
+    Ok(file.named(path))
 }
 
 fn append(file: &mut FrameFile, minute: &Minute) -> Result<(), FrameError> {
@@ -502,6 +520,21 @@ mod tests {
         assert_eq!(stored(&History::look(dir.path())), [(0, 5), (1, 7), (2, 1)]);
     }
 
+    /// A disk that does not answer keeps nobody from seeing that.
+    #[test]
+    fn whoever_asks_does_not_wait_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let history = world.open(dir.path());
+        let (writes, asked) = (lock(&history.written), std::sync::mpsc::channel());
+        std::thread::scope(|scope| {
+            scope.spawn(|| asked.0.send((history.minutes().len(), history.delivered_in(15))));
+            let answer = asked.1.recv_timeout(Duration::from_secs(60));
+            drop(writes);
+            assert_eq!(answer.unwrap().0, 1);
+        });
+    }
+
     #[test]
     fn what_a_sink_was_delivered_lately_is_of_those_minutes_alone() {
         let dir = tempfile::tempdir().unwrap();
@@ -563,7 +596,7 @@ mod tests {
             history.turn();
         }
         assert_eq!(lock(&history.state).minutes.len(), MINUTES_MAX);
-        lock(&history.state).frames = FRAMES_MAX;
+        lock(&history.written).frames = FRAMES_MAX;
         let before = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
         world.pass(60);
         history.turn();
