@@ -14,6 +14,7 @@ use crate::config::{Size, Span};
 use crate::control::Certificate;
 use crate::control::sign_in::Link;
 use crate::control::status::{Show, Status as State};
+use crate::event::Seq;
 use crate::log::{Server, Servers};
 use crate::node::{NodeState, NodeStatus};
 use crate::plain;
@@ -220,7 +221,15 @@ fn text(text: &str) -> String {
 fn receiving(status: &State) -> Vec<String> {
     let daemon = &status.daemon;
     let or_nowhere = |url: &Option<String>| text(url.as_deref().unwrap_or("nowhere"));
-    let delivery = when_known(status.last_delivery_at).unwrap_or_else(|| "none yet".to_owned());
+    let delivery = when_known(status.last_delivery_at).unwrap_or_else(|| {
+        // Not all of the log is looked through for it.
+        let none = if status.log.last == Seq::ZERO {
+            "none yet"
+        } else {
+            "none that is known"
+        };
+        none.to_owned()
+    });
     let mut lines = vec![format!(
         "daemon     process {} since {}; metrics at {}/metrics",
         daemon.pid,
