@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Facade;
 use super::agreed::Agreed;
@@ -243,16 +243,24 @@ impl Retry {
     }
 }
 
+/// A disk, or the servers, have so long to drop letters of one sink; many take their time.
+const DROPPED_WITHIN: Duration = Duration::from_secs(120);
+
 impl Drop {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Dropped>) -> Result<(), Refusal> {
         let (mut dropped, mut left) = (0, Vec::new());
         for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group, self.agreed).await? {
             let (engine, name) = (on.engine.clone(), sink.clone());
             let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&name, &seqs));
-            match drop.await.map_err(text)? {
-                Ok(count) => dropped += count,
-                // Those of the others go all the same.
-                Err(error) => left.push(format!("those of sink \"{sink}\" can't be dropped: {error}")),
+            match timeout(DROPPED_WITHIN, drop).await.map(|drop| drop.map_err(text)) {
+                Ok(count) => match count? {
+                    Ok(count) => dropped += count,
+                    // Those of the others go all the same.
+                    Err(error) => left.push(format!("those of sink \"{sink}\" can't be dropped: {error}")),
+                },
+                Err(_) => left.push(format!(
+                    "whether those of sink \"{sink}\" are dropped is not known: where they are kept does not answer"
+                )),
             }
         }
         if left.is_empty() {
