@@ -16,6 +16,9 @@ pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A command that has not ended by then never will.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(600);
+
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_closehook")
 }
@@ -397,9 +400,26 @@ impl Daemon {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
-    /// Runs a command.
+    /// Runs a command, which must end.
     pub fn run_command(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().unwrap()
+        let mut command = self.command();
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let pid = child.id().to_string();
+        let (sender, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        match ended.recv_timeout(COMMAND_PATIENCE) {
+            Ok(output) => output.unwrap(),
+            Err(_) => {
+                // Nobody has waited for it, so that it is still that one.
+                let _ = Command::new("kill").args(["-KILL", &pid]).status();
+                let output = ended.recv().unwrap().unwrap();
+                panic!(
+                    "{arguments:?} does not end: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+        }
     }
 
     /// Runs a command that must succeed, and gives its standard output.

@@ -268,10 +268,9 @@ async fn no_hostile_program_gets_anything_but_an_error_and_none_of_its_neighbour
         match &made[1] {
             Made::Fault(fault) => {
                 let all = format!("{} {}", fault.text, fault.detail.clone().unwrap_or_default());
-                assert!(
-                    all.contains(*said) && !fault.text.contains("defect"),
-                    "{source}: {fault:?}"
-                );
+                // Of two limits the one comes first or the other, as fast as the machine is just now.
+                let is_said = all.contains(*said) || *said == "16 MiB" && all.contains("100 ms of the processor");
+                assert!(is_said && !fault.text.contains("defect"), "{source}: {fault:?}");
                 println!("{:>5} ms  {source:.60}: {}", began.elapsed().as_millis(), fault.words());
             }
             other => panic!("{source}: {other:?}"),

@@ -201,14 +201,26 @@ impl Browser {
     /// Clicks on a button or link by what it says, in its order on the page.
     pub async fn click(&self, says: &str) {
         let path = format!("(//a | //button | //summary)[starts-with(normalize-space(.), '{says}')]");
-        let found = self.client.find(Locator::XPath(&path)).await;
-        let found = found.unwrap_or_else(|error| panic!("there is no {says:?} to click on: {error}"));
-        found.click().await.unwrap();
+        self.click_at(Locator::XPath(&path), says).await;
     }
 
     /// Clicks on what a selector names.
     pub async fn click_on(&self, css: &str) {
-        self.find(css).await.click().await.unwrap();
+        self.click_at(Locator::Css(css), css).await;
+    }
+
+    /// A page that looks again by itself may have put another one in its place since it was found.
+    async fn click_at(&self, place: Locator<'_>, says: &str) {
+        until(&format!("{says:?} stays where it is"), async || {
+            let found = self.client.find(place).await;
+            let found = found.unwrap_or_else(|error| panic!("there is no {says:?} to click on: {error}"));
+            match found.click().await {
+                Ok(()) => true,
+                Err(error) if error.is_stale_element_reference() => false,
+                Err(error) => panic!("{says:?} can't be clicked on: {error}"),
+            }
+        })
+        .await;
     }
 
     /// Writes into a field in place of what is there.
