@@ -20,6 +20,7 @@ impl Keeper {
     /// `doomed` is asked about each event, whether it can be read as a delivery or not.
     pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SegmentError> {
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
+        self.catch_up()?;
         let mut erased = Erased {
             before: self.erased.iter().copied().collect(),
             ..Erased::default()
