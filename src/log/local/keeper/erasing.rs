@@ -143,7 +143,11 @@ impl Keeper {
         });
         let rewritten = Self::or_undone(&staging, built)?;
         open.retire();
-        swap::swap(&self.shared.log_dir, first, swap::Old::Removed).inspect_err(|_| open.reinstate())?;
+        if let Err(error) = swap::swap(&self.shared.log_dir, first, swap::Old::Removed) {
+            self.unplaced.push(first);
+            open.reinstate();
+            return Err(error.into());
+        }
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
         self.are_tombstones(seqs, erased);
         self.finish_erasure(first)
