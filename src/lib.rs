@@ -17,12 +17,13 @@
 //! [`backup`] takes all of it along in one file.
 //!
 //! What they all stand on: [`event`] and [`json`] (what an event is), [`files`] (those that people name), [`framefile`] (files that survive), [`state`] (positions),
-//! [`node`] (which machine does what, where several share one log), [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
+//! [`node`] (which machine does what, where several share one log), [`age`] (what is old), [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
 //!
 //! [`control`] answers whatever is asked of them, and [`app`] wires these together and is the only place that does; [`cli`] and
 //! [`admin`] are the ways to ask.
 
 pub mod admin;
+pub mod age;
 pub mod allocator;
 pub mod app;
 pub mod backup;

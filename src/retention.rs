@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use crate::age::Clock;
 use crate::config::Size;
 use crate::event::Seq;
 use crate::log::{Cut, Log, space};
@@ -38,6 +39,9 @@ const LETTERS_SHARE: u64 = 4;
 
 /// Where they are, below the data directory.
 const LETTERS: &str = "dead";
+
+/// A clock that is further ahead than this of what is known for sure is worth a word; a delivery may have been on its way that long.
+const DOUBTED: SignedDuration = SignedDuration::from_hours(1);
 
 /// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
 const FULL_AT: u64 = 90;
@@ -80,9 +84,6 @@ pub trait Readers: Send + Sync {
     async fn secure_letters(&self, before: Seq) -> Result<(), String>;
 }
 
-/// The clock by which events grow old.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
 /// How long and how much is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -108,6 +109,8 @@ pub struct Standing {
     pub max_bytes: Option<u64>,
     /// What retention waits for; `None` where nothing that should go is held up.
     pub waits_for: Option<String>,
+    /// What retention by age waits for, where it is the machine's clock alone by which more is old; `None`: it does not.
+    pub waits_for_clock: Option<String>,
 }
 
 /// The cap on a data directory.
@@ -160,7 +163,10 @@ pub fn crowded(cap: u64, others: u64) -> Option<String> {
 /// What one round sees.
 #[derive(Debug, Clone)]
 struct Sight {
+    /// By this machine's clock.
     now: Timestamp,
+    /// At the least; `None`: nothing is old yet.
+    at_least: Option<Timestamp>,
     keep: SignedDuration,
     cuts: Vec<Cut>,
     floor: Floor,
@@ -177,6 +183,14 @@ struct Sight {
     cap: u64,
 }
 
+impl Sight {
+    /// Everything before this is older than it is kept, were it so late.
+    fn older_at(&self, now: Timestamp) -> Option<&Cut> {
+        let cutoff = now.checked_sub(self.keep).unwrap_or(Timestamp::MIN);
+        self.cuts.iter().take_while(|cut| cut.newest < cutoff).last()
+    }
+}
+
 /// What one round does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
@@ -188,6 +202,8 @@ struct Plan {
     bury: Option<Seq>,
     /// What is held up, and by what.
     waits_for: Option<String>,
+    /// What is old by this machine's clock alone, and why that is not believed.
+    waits_for_clock: Option<String>,
 }
 
 /// Pure: what follows from what is seen.
@@ -198,8 +214,7 @@ fn plan(sight: &Sight) -> Plan {
     let with_grown = sight.others.saturating_sub(sight.letters) + grown + part / 2;
     let others = with_grown.max(sight.others + part);
     let room = sight.cap.saturating_sub(others).max(sight.cap / EVENTS_SHARE);
-    let cutoff = sight.now.checked_sub(sight.keep).unwrap_or(Timestamp::MIN);
-    let too_old = sight.cuts.iter().take_while(|cut| cut.newest < cutoff).last();
+    let too_old = sight.at_least.and_then(|now| sight.older_at(now));
     let surplus = sight.events.saturating_sub(room / 100 * FULL_AT);
     let too_many = if surplus == 0 {
         None
@@ -212,6 +227,7 @@ fn plan(sight: &Sight) -> Plan {
         drop_before: None,
         bury: None,
         waits_for: None,
+        waits_for_clock: waits_for_clock(sight, wanted),
     };
     let Some(wanted) = wanted else { return nothing };
     let floor = match &sight.floor {
@@ -250,7 +266,29 @@ fn plan(sight: &Sight) -> Plan {
         drop_before: may_go,
         bury,
         waits_for,
+        ..nothing
     }
+}
+
+/// A sentence where more than goes is old by this machine's clock, and that is not what it waits a moment for.
+fn waits_for_clock(sight: &Sight, wanted: Option<Seq>) -> Option<String> {
+    let apart = sight.at_least.map(|at_least| sight.now.duration_since(at_least));
+    if apart.is_some_and(|apart| apart < DOUBTED) {
+        return None;
+    }
+    let old = sight.older_at(sight.now)?.before;
+    if wanted.is_some_and(|wanted| wanted >= old) {
+        return None;
+    }
+    let believed = match sight.at_least {
+        Some(at_least) => format!("by what Close has told it is {at_least:.0} at the least"),
+        None => "Close has told no time since the start, and the clock has not gone evenly for a day".into(),
+    };
+    Some(format!(
+        "events up to {} are older than log.retention by this machine's clock alone ({:.0}), and kept: {believed}",
+        old.prev(),
+        sight.now
+    ))
 }
 
 /// The retention of one data directory.
@@ -258,7 +296,8 @@ pub struct Retention {
     options: Options,
     log: Arc<dyn Log>,
     readers: Arc<dyn Readers>,
-    now: Clock,
+    /// By which events grow old.
+    clock: Clock,
     /// As of the last round, its `used_bytes` without what the log counts itself: that is known at any time.
     standing: Mutex<Standing>,
     /// Bytes that segments may take, as the last round had it.
@@ -277,12 +316,12 @@ impl std::fmt::Debug for Retention {
 
 impl Retention {
     /// Retention that has done nothing yet.
-    pub fn new(options: Options, log: Arc<dyn Log>, readers: Arc<dyn Readers>, now: Clock) -> Retention {
+    pub fn new(options: Options, log: Arc<dyn Log>, readers: Arc<dyn Readers>, clock: Clock) -> Retention {
         Retention {
             options,
             log,
             readers,
-            now,
+            clock,
             standing: Mutex::default(),
             room: AtomicU64::new(u64::MAX),
             dropping: tokio::sync::Mutex::default(),
@@ -422,7 +461,8 @@ impl Retention {
         let on_servers = || (events, 0, self.options.max_size.unwrap_or(u64::MAX));
         let (used, letters, cap) = here.unwrap_or_else(on_servers);
         Ok(Sight {
-            now: (self.now)(),
+            now: self.clock.now(),
+            at_least: self.clock.at_least(),
             keep: SignedDuration::try_from(self.options.keep).unwrap_or(SignedDuration::MAX),
             cuts: self.log.cuts(),
             floor,
@@ -453,6 +493,7 @@ impl Retention {
             used_bytes: sight.others.saturating_sub(sight.keys),
             max_bytes: Some(sight.cap).filter(|cap| *cap < u64::MAX),
             waits_for: plan.waits_for.clone(),
+            waits_for_clock: plan.waits_for_clock.clone(),
         };
         let before = std::mem::replace(&mut *lock(&self.standing), standing);
         if before.max_bytes != Some(sight.cap)
@@ -464,6 +505,11 @@ impl Retention {
             && let Some(waits_for) = &plan.waits_for
         {
             tracing::error!("{waits_for}");
+        }
+        if before.waits_for_clock.is_none()
+            && let Some(waits_for) = &plan.waits_for_clock
+        {
+            tracing::warn!("{waits_for}");
         }
     }
 }
@@ -490,6 +536,7 @@ mod tests {
     fn sight(floor: Floor) -> Sight {
         Sight {
             now: at(1000),
+            at_least: Some(at(1000)),
             keep: SignedDuration::from_secs(650),
             cuts: cuts(5),
             floor,
@@ -520,6 +567,40 @@ mod tests {
         assert!(behind.waits_for.unwrap().contains("from 26 to 30"));
         let far_behind = plan(&sight(Floor::Known(Seq(4))));
         assert_eq!((far_behind.drop_before, far_behind.bury), (None, None));
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_makes_nothing_old_and_is_named() {
+        let ahead = |at_least| Sight {
+            now: at(400 * 86_400),
+            at_least,
+            ..sight(Floor::Known(Seq(100)))
+        };
+        let unknown = plan(&ahead(None));
+        assert_eq!((unknown.drop_before, unknown.bury), (None, None));
+        let why = unknown.waits_for_clock.unwrap();
+        assert!(why.contains("up to 50") && why.contains("no time"), "{why}");
+        let told = plan(&ahead(Some(at(1000))));
+        assert_eq!(told.drop_before, Some(Seq(31)), "that much is old for sure");
+        let why = told.waits_for_clock.unwrap();
+        assert!(why.contains("1970-01-01T00:16:40Z at the least"), "{why}");
+        // What a delivery was on its way is worth no word, and neither is what makes no difference.
+        let near = Sight {
+            now: at(1150),
+            ..sight(Floor::Known(Seq(100)))
+        };
+        assert_eq!(plan(&near).waits_for_clock, None);
+        let none_old = Sight {
+            cuts: Vec::new(),
+            ..ahead(None)
+        };
+        assert_eq!(plan(&none_old).waits_for_clock, None);
+        // A full log goes by its size.
+        let full = Sight {
+            cap: 460,
+            ..ahead(None)
+        };
+        assert_eq!(plan(&full).drop_before, Some(Seq(31)));
     }
 
     #[test]
@@ -607,6 +688,7 @@ mod tests {
                 live: 0,
                 cap,
                 now: at(1500),
+                at_least: Some(at(1500)),
             };
             let plan = plan(&sight);
             if let Some(before) = plan.drop_before {

@@ -14,6 +14,7 @@ use super::nodes::{self, Nodes};
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
+use crate::age::Clock;
 use crate::close;
 use crate::config::Config;
 use crate::control::{Bench, Facade, Facts};
@@ -29,12 +30,16 @@ const GIVE_WAY: &str = "give-way";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens the log for the daemon; a command that has it is asked to give way.
-pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<Arc<dyn Log>> {
+pub(super) async fn open_patiently(config: &Config, clock: &Clock, on: &Handle) -> anyhow::Result<Arc<dyn Log>> {
     log::refuse_moved(&config.log.dir)?;
     let request = config.log.dir.join(GIVE_WAY);
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
-        match build_log(log::Options::from_config(config), on).await? {
+        let options = log::Options {
+            now: clock.clone(),
+            ..log::Options::from_config(config)
+        };
+        match build_log(options, on).await? {
             Ok(log) => {
                 let _ = std::fs::remove_file(&request);
                 if let Err(error) = log::note_serving(&config.log.dir) {
@@ -168,8 +173,10 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         None
     };
     let shared = nodes.as_ref().map(|nodes| nodes.close.clone());
-    let account = Arc::new(build_account(config, &log, &verifier, !mode.drives(), shared)?);
-    let engine = build_delivery(config, &log, account.names(), mode, nodes.as_ref()).await?;
+    // A command does not run for so long that somebody tells it the time: nothing grows old by it.
+    let age = Arc::default();
+    let account = Arc::new(build_account(config, &log, &verifier, !mode.drives(), &age, shared)?);
+    let engine = build_delivery(config, &log, account.names(), mode, Clock::of(age), nodes.as_ref()).await?;
     if mode.drives() {
         // Replays may want to know what custom fields are called. It ends with the command.
         tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new(), false));

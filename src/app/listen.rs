@@ -62,9 +62,10 @@ async fn receive(started: &mut Started, config: &Config, keys: Verifier) -> anyh
     let scheme = if certificates.is_some() { "https" } else { "http" };
     let url = public.url(scheme, &config.server.path)?;
     let keys = Arc::new(ArcSwap::from_pointee(keys));
-    let account = build_account(config, &log, &keys, true, None)?;
+    let age = Arc::default();
+    let account = build_account(config, &log, &keys, true, &age, None)?;
     let limits = limits(config);
-    let front = build_ingress(config, &log, &keys, &account, &limits, &Door::new());
+    let front = build_ingress(config, &log, &keys, &account, &limits, &Door::new(age));
     keep_answering(started, &on, Arc::new(public), certificates, limits, front);
     Ok((log, url))
 }

@@ -35,6 +35,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::admin::auth::Auth;
+use crate::age::{Age, Clock};
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Layers};
 use crate::control::configured::InForce;
@@ -98,7 +99,7 @@ async fn start(
     inherited: Inherited,
 ) -> anyhow::Result<Option<Daemon>> {
     let base = start_base(started, config)?;
-    let log = start_log(started, config, &base.on).await?;
+    let log = start_log(started, config, &base).await?;
 
     // Whoever asks is heard from here on, and answered once there is something to say.
     let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
@@ -115,7 +116,7 @@ async fn start(
         certificates,
     };
     let (parts, signals) = match log {
-        Some(log) => (start_parts(started, config, &base.keys, log, None).await?, None),
+        Some(log) => (start_parts(started, config, &base, log, None).await?, None),
         None => match Box::pin(wait_for_parts(started, config, &base, &doors)).await? {
             Some((parts, signals)) => (parts, Some(signals)),
             None => return Ok(None),
@@ -160,6 +161,7 @@ async fn wait_for_parts(
     let front = waiting::Front {
         config,
         metrics: &base.metrics,
+        age: &base.age,
         keys: &base.keys,
         on: &base.on,
         public: &doors.public,
@@ -200,22 +202,23 @@ async fn open_parts(
     #[cfg(feature = "engine-jetstream")]
     forgotten::refuse(config, &*log, why).await?;
     let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
-    start_parts(started, config, &base.keys, log, Some((nodes, why))).await
+    start_parts(started, config, base, log, Some((nodes, why))).await
 }
 
 /// Everything behind the listeners.
 async fn start_parts(
     started: &mut Started,
     config: &Config,
-    keys: &Arc<ArcSwap<Verifier>>,
+    base: &Base,
     log: Arc<dyn Log>,
     shared: Option<(Nodes, &Why)>,
 ) -> anyhow::Result<Parts> {
     // It knows what custom fields are called, and the first delivery may want to.
     let close = shared.as_ref().map(|(nodes, _)| nodes.close.clone());
-    let account = Arc::new(build_account(config, &log, keys, false, close)?);
+    let account = Arc::new(build_account(config, &log, &base.keys, false, &base.age, close)?);
     keys::note(config, &account).await;
-    let (engine, retention) = start_delivery(started, config, &log, account.names(), shared.as_ref()).await?;
+    let clock = Clock::of(base.age.clone());
+    let (engine, retention) = start_delivery(started, config, &log, account.names(), &clock, shared.as_ref()).await?;
     Box::pin(release_partials(config, &account, &engine)).await;
     Ok(Parts {
         log,
@@ -237,7 +240,7 @@ async fn serve(
     signals: Option<Signals>,
 ) -> anyhow::Result<Daemon> {
     let (reload, orders) = mpsc::channel(1);
-    let door = Door::new();
+    let door = Door::new(base.age.clone());
     let history = start_history(started, config, &base.metrics, &parts.engine).await;
     let facade = Arc::new(Facade {
         reload: Some(reload),
@@ -321,6 +324,8 @@ fn facade_of(config: &Config, base: &Base, doors: &Doors, parts: &Parts, door: &
 
 /// What everything else stands on.
 struct Base {
+    /// Is told what time it is, and by it things grow old.
+    age: Arc<Age>,
     metrics: PrometheusHandle,
     keys: Arc<ArcSwap<Verifier>>,
     /// The listener's threads.
@@ -337,6 +342,7 @@ fn start_base(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
     let on = threads.handle().clone();
     started.push("the listener's threads", async move { drop(threads) });
     Ok(Base {
+        age: Arc::default(),
         metrics,
         keys: Arc::new(ArcSwap::from_pointee(keys)),
         on,
@@ -345,13 +351,13 @@ fn start_base(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
 
 /// Takes the data directory, and opens the log in it; `None`: it is kept elsewhere. The directory comes before the sockets: two daemons on one
 /// are the worse mistake, and its message the more useful one.
-async fn start_log(started: &mut Started, config: &Config, on: &Handle) -> anyhow::Result<Option<Arc<dyn Log>>> {
+async fn start_log(started: &mut Started, config: &Config, base: &Base) -> anyhow::Result<Option<Arc<dyn Log>>> {
     if nodes::are_several(config) {
         let held = directory::hold(config)?;
         started.push("the data directory", async move { drop(held) });
         return Ok(None);
     }
-    let log = open_patiently(config, on).await?;
+    let log = open_patiently(config, &Clock::of(base.age.clone()), &base.on).await?;
     close_at_the_end(started, &log);
     Ok(Some(log))
 }
@@ -432,9 +438,11 @@ async fn start_delivery(
     config: &Config,
     log: &Arc<dyn Log>,
     names: &Arc<NameBook>,
+    clock: &Clock,
     shared: Option<&(Nodes, &Why)>,
 ) -> anyhow::Result<(Engine, Arc<Retention>)> {
-    let begin = || build_delivery(config, log, names, Mode::Follow, shared.map(|(nodes, _)| nodes));
+    let nodes = shared.map(|(nodes, _)| nodes);
+    let begin = || build_delivery(config, log, names, Mode::Follow, clock.clone(), nodes);
     let engine = match shared {
         Some((_, why)) => why.patiently("the sinks can't begin", begin).await?,
         None => begin().await?,
@@ -442,7 +450,7 @@ async fn start_delivery(
     let stopping = engine.clone();
     started.push("the sinks", async move { stopping.shutdown().await });
     // It ends before the sinks, which carry out what it asks for, and before the log.
-    let retention = Arc::new(build_retention(config, log, &engine));
+    let retention = Arc::new(build_retention(config, log, &engine, clock.clone()));
     let kept = retention.clone();
     started.keep("retention", move |stop| {
         let retention = kept.clone();

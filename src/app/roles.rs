@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
 use super::nodes::{self, Nodes};
+use crate::age::{Age, Clock};
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Listen};
 use crate::control::Facts;
@@ -61,6 +61,7 @@ pub(super) async fn build_delivery(
     log: &Arc<dyn Log>,
     names: &Arc<NameBook>,
     mode: Mode,
+    clock: Clock,
     nodes: Option<&Nodes>,
 ) -> anyhow::Result<Engine> {
     let rules = RuleSet::of(config).map_err(|faults| first_fault(&faults))?;
@@ -75,6 +76,7 @@ pub(super) async fn build_delivery(
         sinks: config.sinks.clone(),
         mode,
         names: names.clone(),
+        clock,
     };
     Ok(match nodes {
         Some(nodes) => {
@@ -86,7 +88,7 @@ pub(super) async fn build_delivery(
 }
 
 /// What decides how long the log keeps events. Only for the daemon: a command drops nothing.
-pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engine) -> Retention {
+pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engine, clock: Clock) -> Retention {
     let options = retention::Options {
         dir: config.log.dir.clone(),
         keep: config.log.retention.0,
@@ -94,7 +96,7 @@ pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engi
         on_servers: config.log.engine == crate::config::Engine::JetStream,
         round: RETENTION_ROUND,
     };
-    Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(Timestamp::now))
+    Retention::new(options, log.clone(), Arc::new(engine.clone()), clock)
 }
 
 /// Reads what the charts are made of: the counters, and how far sinks are behind.
@@ -117,11 +119,20 @@ pub(super) fn build_account(
     log: &Arc<dyn Log>,
     verifier: &Arc<ArcSwap<Verifier>>,
     read_only: bool,
+    age: &Arc<Age>,
     shared: Option<Arc<close::Shared>>,
 ) -> anyhow::Result<Account> {
     let rules = RuleSet::of(config).map_err(|faults| first_fault(&faults))?;
     let (log, verifier) = (log.clone(), verifier.clone());
-    Ok(Account::open_shared(config, &rules, log, verifier, read_only, shared))
+    Ok(Account::open_shared(
+        config,
+        &rules,
+        log,
+        verifier,
+        read_only,
+        age.clone(),
+        shared,
+    ))
 }
 
 /// What answers requests to the public listener.
@@ -240,7 +251,7 @@ pub(super) fn facts(config: &Config, running: bool) -> Facts {
         unreachable: None,
         node: (running && nodes::are_several(config)).then(|| config.node.name.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: Timestamp::now(),
+        started_at: jiff::Timestamp::now(),
         url: None,
         request_ids: request_id_prefix().to_owned(),
         admin: None,

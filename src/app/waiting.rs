@@ -17,6 +17,7 @@ use super::roles::{build_account, build_delivery, build_ingress, facts};
 use super::signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use super::start::{Admin, Serving, Started, keep_answering};
 use crate::admin::auth::Auth;
+use crate::age::{Age, Clock};
 use crate::config::Config;
 use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts};
@@ -37,6 +38,7 @@ const SILENT_FOR: Duration = Duration::from_secs(5);
 pub(super) struct Front<'a> {
     pub config: &'a Config,
     pub metrics: &'a PrometheusHandle,
+    pub age: &'a Arc<Age>,
     pub keys: &'a Arc<ArcSwap<Verifier>>,
     pub on: &'a Handle,
     pub public: &'a Arc<Listener>,
@@ -85,9 +87,17 @@ impl Front<'_> {
             let log = log.clone();
             started.keep("watchdog", move |_| feed_watchdog(log.clone(), every));
         }
-        let account = Arc::new(build_account(config, &log, self.keys, true, None)?);
-        let engine = build_delivery(config, &log, account.names(), Mode::Look, None).await?;
-        let door = Door::new();
+        let account = Arc::new(build_account(config, &log, self.keys, true, self.age, None)?);
+        let engine = build_delivery(
+            config,
+            &log,
+            account.names(),
+            Mode::Look,
+            Clock::of(self.age.clone()),
+            None,
+        )
+        .await?;
+        let door = Door::new(self.age.clone());
         let dir = config.log.dir.clone();
         let history = tokio::task::spawn_blocking(move || History::look(&dir)).await?;
         let facade = Arc::new(Facade {

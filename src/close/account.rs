@@ -25,6 +25,7 @@ use super::store::{self, CloseStore};
 use super::subscriptions::ownership::{Ownership, Standing};
 use super::subscriptions::plan::{SubscriptionPlan, plan};
 use super::subscriptions::scope::Scope;
+use crate::age::Age;
 use crate::config::{self, Config, Credentials, Partial};
 use crate::ingress::heard::Heard;
 use crate::ingress::verify::Verifier;
@@ -328,16 +329,21 @@ impl Account {
         Account::open_with(config, rules, log, verifier, read_only, Seams::default())
     }
 
-    /// The same where several nodes share what is known; what it is has been copied here (`Shared::look`).
+    /// The same where several nodes share what is known; what it is has been copied here (`Shared::look`). `age` is told of the time when Close says it.
     pub fn open_shared(
         config: &Config,
         rules: &RuleSet,
         log: Arc<dyn Log>,
         verifier: Arc<ArcSwap<Verifier>>,
         read_only: bool,
+        age: Arc<Age>,
         shared: Option<Arc<Shared>>,
     ) -> Account {
-        Account::open_on(config, rules, log, verifier, read_only, Seams::default(), shared)
+        let seams = Seams {
+            age,
+            ..Seams::default()
+        };
+        Account::open_on(config, rules, log, verifier, read_only, seams, shared)
     }
 
     /// The same, with what a test puts into the seams.

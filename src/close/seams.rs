@@ -8,6 +8,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
+use crate::age::Age;
+
 /// Tells the time.
 pub type TimeSource = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
@@ -20,6 +22,8 @@ pub type StepHook = Arc<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
 pub struct Seams {
     /// This machine's clock.
     pub clock: TimeSource,
+    /// Is told of the time when Close says it.
+    pub age: Arc<Age>,
     /// What is at each step; `None`: nothing.
     pub step: Option<StepHook>,
 }
@@ -28,6 +32,7 @@ impl Default for Seams {
     fn default() -> Seams {
         Seams {
             clock: Arc::new(Timestamp::now),
+            age: Arc::default(),
             step: None,
         }
     }

@@ -184,6 +184,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         sinks: Vec::new(),
         mode: Mode::Follow,
         names: Arc::default(),
+        clock: crate::age::Clock::new(jiff::Timestamp::now),
     };
     Facade {
         log,

@@ -376,6 +376,16 @@ fn kept(status: &Status, found: &mut Found) {
             "`closehook sinks list` shows which sink is behind; `closehook sinks forget` lets go of one that is removed",
         );
     }
+    if let Some(waits_for) = status
+        .retention
+        .as_ref()
+        .and_then(|standing| standing.waits_for_clock.as_ref())
+    {
+        found.say(
+            format!("old events are kept until the time is known for sure: {waits_for}"),
+            "look whether the time here is right (`timedatectl`); the next delivery, or answer of Close's API, tells it",
+        );
+    }
     if let Some(disk) = status.disk
         && disk.free_bytes < LITTLE_BYTES.min(disk.total_bytes / LITTLE_SHARE)
     {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
-use super::reading::{aside, detached, within};
+use super::reading::{aside, at_length, detached, within};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
 use super::worker::{Command, Handle, Reach};
 use crate::config::Size;
@@ -348,7 +348,7 @@ impl Engine {
             Ok(left) => left,
             Err(error) => vec![format!("{}: {error}", self.inner.dead_dir.display())],
         };
-        let (mut erased, until) = (0, Instant::now() + ERASED_WITHIN);
+        let (mut erased, mut silent) = (0, Duration::ZERO);
         let all = lock(&self.inner.letters).clone();
         for (sink, letters) in all {
             let place = if letters.is_shared() {
@@ -356,14 +356,18 @@ impl Engine {
             } else {
                 self.inner.dead_dir.join(&sink).display().to_string()
             };
-            if Instant::now() >= until {
-                left.push(format!("{place}: others have taken all the time there is"));
+            if silent >= ERASED_WITHIN {
+                left.push(format!(
+                    "{place}: others, which do not answer, have taken all the time there is"
+                ));
                 continue;
             }
             let seqs = seqs.clone();
-            let scrubbed = aside(move || {
+            let began = Instant::now();
+            let scrubbed = at_length(move |turn| {
                 let removed = letters.remove(&seqs)?;
-                Ok::<_, FrameError>((removed, letters.scrub()))
+                turn();
+                Ok::<_, FrameError>((removed, letters.scrub(turn)))
             });
             let error = match scrubbed.await {
                 Ok(Ok((removed, scrubbed))) => {
@@ -371,7 +375,10 @@ impl Engine {
                     scrubbed.err().map(|error| error.to_string())
                 }
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(error) => Some(error),
+                Err(error) => {
+                    silent += began.elapsed();
+                    Some(error)
+                }
             };
             left.extend(error.map(|error| format!("{place}: {error}")));
         }

@@ -23,6 +23,7 @@ use super::reading::aside;
 use super::replay::Jobs;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
+use crate::age::Clock;
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::framefile::FrameError;
@@ -52,6 +53,8 @@ pub struct Options {
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
+    /// By which positions and replays grow old.
+    pub clock: Clock,
 }
 
 /// Where a sink is not: what a node says that was asked for one that has just gone to another.
@@ -118,6 +121,8 @@ pub(super) struct Inner {
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
+    /// By which positions and replays grow old.
+    pub clock: Clock,
     /// What all sinks hold.
     pub memory: Memory,
     /// Which sinks this node drives.
@@ -167,6 +172,7 @@ impl Engine {
             sinks,
             mode,
             names,
+            clock,
         } = options;
         let dead_dir = dir.join(DEAD);
         let letters = if desk.is_some() {
@@ -200,6 +206,7 @@ impl Engine {
             letters_max: AtomicU64::new(u64::MAX),
             mode,
             names,
+            clock,
             memory: Memory::default(),
             leases,
             sinks: Mutex::new(sinks.clone()),
@@ -220,7 +227,11 @@ impl Engine {
         self.find_parted().await?;
         self.guard_seqs().await?;
         self.look_whether_state_is_lost().await?;
-        self.forget_detached(Timestamp::now(), &BTreeSet::new()).await;
+        // Nobody has told the time yet: mostly this is done in time.
+        let now = self.inner.clock.at_least();
+        if let Some(now) = now {
+            self.forget_detached(now, &BTreeSet::new()).await;
+        }
         self.keep_rules(sinks).await;
         if mode != Mode::Look && self.inner.desk.is_none() {
             for config in sinks {
@@ -240,7 +251,9 @@ impl Engine {
         if !self.detach_missing(sinks).await? {
             self.detach_later();
         }
-        self.forget_old_replays(Timestamp::now()).await;
+        if let Some(now) = now {
+            self.forget_old_replays(now).await;
+        }
         if mode == Mode::Follow {
             self.tell_stranded();
             self.forget_in_time();

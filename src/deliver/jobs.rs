@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::engine::{Engine, KEPT};
 use super::mark::{JOBS, JobRecord};
 use super::replay::Job;
@@ -149,7 +147,8 @@ impl Engine {
     }
 
     pub(super) async fn load_jobs(&self) -> Result<(), EngineError> {
-        let now = Timestamp::now();
+        let now = self.inner.clock.at_least();
+        let is_old = |record: &JobRecord| now.is_some_and(|now| now.duration_since(record.created_at) > KEPT);
         let store = &self.inner.store;
         for key in store.keys(JOBS).await.map_err(failed)? {
             let id = key.trim_start_matches(JOBS).to_owned();
@@ -167,7 +166,7 @@ impl Engine {
             // Whether it is old says nothing about whether it is done: that is known when the sinks' records were read.
             match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
                 Ok(job) => drop(self.inner.jobs.lock().insert(id, (Arc::new(job), record))),
-                Err(error) if now.duration_since(record.created_at) > KEPT && self.inner.mode == Mode::Follow => {
+                Err(error) if is_old(&record) && self.inner.mode == Mode::Follow => {
                     tracing::warn!(
                         replay = id,
                         error,

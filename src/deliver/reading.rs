@@ -1,6 +1,7 @@
 //! Reading single events and letters: within a limit, whatever a disk does, and holding no more than what was asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -41,6 +42,33 @@ pub(super) async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + '
     };
     let read = tokio::time::timeout(READ_WITHIN, reading).await;
     read.unwrap_or_else(|_| Err(SILENT.into()))
+}
+
+/// The same for what may take long: it is waited for as long as it gets on, and it calls what it is given each time that it does.
+pub(super) async fn at_length<T: Send + 'static>(
+    work: impl FnOnce(&dyn Fn()) -> T + Send + 'static,
+) -> Result<T, String> {
+    let turns = Arc::new(AtomicU64::new(0));
+    let turned = turns.clone();
+    let working = async {
+        let hand = HANDS.acquire().await;
+        let work = tokio::task::spawn_blocking(move || {
+            let _hand = hand;
+            work(&|| drop(turned.fetch_add(1, Ordering::Relaxed)))
+        });
+        work.await.map_err(|panicked| panicked.to_string())
+    };
+    let (mut working, mut seen) = (std::pin::pin!(working), 0);
+    loop {
+        if let Ok(done) = tokio::time::timeout(READ_WITHIN, &mut working).await {
+            return done;
+        }
+        let now = turns.load(Ordering::Relaxed);
+        if now == seen {
+            return Err(SILENT.into());
+        }
+        seen = now;
+    }
 }
 
 /// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.
@@ -98,6 +126,47 @@ mod tests {
         let file = aside(move || gate.recv().is_ok());
         let (file, ()) = tokio::join!(file, tokio::time::advance(READ_WITHIN));
         assert_eq!(file, Err(SILENT.to_owned()));
+        drop(open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_gets_on_is_waited_for_however_long_it_takes() {
+        const TURNS: u32 = 5;
+        let (order, orders) = std::sync::mpsc::channel::<()>();
+        let (obey, mut obeyed) = tokio::sync::mpsc::unbounded_channel();
+        let work = at_length(move |turn| {
+            let mut turns = 0;
+            while orders.recv().is_ok() {
+                turn();
+                turns += 1;
+                obey.send(()).unwrap();
+            }
+            turns
+        });
+        let time = async {
+            for _ in 0..TURNS {
+                order.send(()).unwrap();
+                obeyed.recv().await.unwrap();
+                tokio::time::advance(READ_WITHIN).await;
+            }
+            drop(order);
+        };
+        let (done, ()) = tokio::join!(work, time);
+        assert_eq!(done, Ok(TURNS));
+
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let hangs = at_length(move |turn| {
+            turn();
+            gate.recv().is_ok()
+        });
+        let time = async {
+            for _ in 0..2 {
+                tokio::time::advance(READ_WITHIN).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        let (hangs, ()) = tokio::join!(hangs, time);
+        assert_eq!(hangs, Err(SILENT.to_owned()));
         drop(open);
     }
 }

@@ -44,7 +44,7 @@ impl Engine {
             let handle = match record {
                 Ok(record) if self.inner.log.absent().is_none() => {
                     let record = record.map(|(record, _)| record);
-                    let record = record.filter(|record| !is_too_long_gone(record, Timestamp::now()));
+                    let record = record.filter(|record| !is_too_long_gone(record, self.inner.clock.at_least()));
                     let record = record.unwrap_or_default();
                     let oldest = worker::oldest_of(&record, &*self.inner.log).await;
                     worker::look(config, record, letters, &*self.inner.log, oldest)
@@ -186,7 +186,7 @@ impl Engine {
             let Ok(Some((record, revision))) = self.record(&key).await else {
                 continue;
             };
-            if !is_too_long_gone(&record, now) || but.contains(name) {
+            if !is_too_long_gone(&record, Some(now)) || but.contains(name) {
                 continue;
             }
             if let Err(error) = self.part_for_good(name).await {
@@ -276,8 +276,9 @@ impl Engine {
         usable(changed.iter().copied())?;
         // Else what is new would be taken for something that was lost.
         self.note_mended().await;
-        self.forget_detached(Timestamp::now(), &current.keys().cloned().collect())
-            .await;
+        if let Some(now) = self.inner.clock.at_least() {
+            self.forget_detached(now, &current.keys().cloned().collect()).await;
+        }
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let names = sinks.iter().map(|sink| sink.name.as_str());
         judges::keep_rules(&*self.inner.store, &rules, names).await;
@@ -411,9 +412,10 @@ impl Stopping {
     }
 }
 
-/// Whether a sink left the configuration so long ago that its position is not kept any more.
-pub(super) fn is_too_long_gone(record: &Record, now: Timestamp) -> bool {
-    record.detached_at.is_some_and(|at| now.duration_since(at) > KEPT)
+/// Whether a sink left the configuration so long ago that its position is not kept any more. `now`: at the least, where that is known.
+pub(super) fn is_too_long_gone(record: &Record, now: Option<Timestamp>) -> bool {
+    let gone_at = record.detached_at.zip(now);
+    gone_at.is_some_and(|(at, now)| now.duration_since(at) > KEPT)
 }
 
 /// Whether a sink's configuration means the same sink, driven the same way.

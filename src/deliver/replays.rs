@@ -375,7 +375,11 @@ impl Engine {
                 .is_some()
             {
                 let Some(inner) = inner.upgrade() else { return };
-                Engine { inner }.forget_what_is_old(Timestamp::now()).await;
+                let engine = Engine { inner };
+                match engine.inner.clock.at_least() {
+                    Some(now) => engine.forget_what_is_old(now).await,
+                    None => engine.note_mended().await,
+                }
             }
         });
     }

@@ -7,7 +7,6 @@
 use std::sync::atomic::Ordering;
 
 use futures::future::join_all;
-use jiff::Timestamp;
 
 use super::engine::Engine;
 use super::mark::{Record, record_key};
@@ -168,7 +167,7 @@ impl Engine {
                 Ok(record) => {
                     found.revision = Some(entry.revision);
                     // Where it could not be forgotten in time it is all the same not gone on from.
-                    found.is_too_old = is_too_long_gone(&record, Timestamp::now());
+                    found.is_too_old = is_too_long_gone(&record, self.inner.clock.at_least());
                     if !found.is_too_old {
                         found.record = record;
                     }

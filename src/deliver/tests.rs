@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::*;
+use crate::age::Clock;
 use crate::config::{SinkConfig, Span};
 use crate::event::{Delivery, Seq, Source};
 use crate::log::{Appended, Incoming, LocalLog, Log};
@@ -289,6 +290,8 @@ struct Bench {
     log: LocalLog,
     sinks: Vec<SinkConfig>,
     rules: Arc<RuleSet>,
+    /// By which positions and replays grow old.
+    clock: Clock,
 }
 
 impl Bench {
@@ -299,6 +302,7 @@ impl Bench {
             dir,
             log,
             sinks,
+            clock: Clock::new(jiff::Timestamp::now),
             rules: Arc::new(RuleSet::compile(&[], &[]).unwrap()),
         }
     }
@@ -334,6 +338,7 @@ impl Bench {
             sinks: self.sinks.clone(),
             mode: Mode::Follow,
             names: Arc::default(),
+            clock: self.clock.clone(),
         };
         Engine::start(options).await.unwrap()
     }
@@ -352,6 +357,7 @@ impl Bench {
             sinks: self.sinks.clone(),
             mode,
             names: Arc::default(),
+            clock: self.clock.clone(),
         };
         Engine::start(options).await.unwrap()
     }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Sample;
 use super::last_hour::LastHour;
+use crate::age::Age;
 
 /// Every answer of the public listener.
 pub const ANSWERS: [&str; 10] = [
@@ -152,6 +153,8 @@ pub struct Received {
 /// Sees what comes to the public listener. One function per fact; each counts for the last hour and for ever, and says in the log
 /// what people should know.
 pub struct Door {
+    /// Is told of the time when Close has signed it.
+    age: Arc<Age>,
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
     began: Instant,
     hour: LastHour<COUNTS>,
@@ -170,14 +173,15 @@ impl fmt::Debug for Door {
 }
 
 impl Door {
-    /// Nothing has come yet.
-    pub fn new() -> Arc<Door> {
-        Door::with_clock(Instant::now)
+    /// Nothing has come yet; `age` is told of the time when Close has signed it.
+    pub fn new(age: Arc<Age>) -> Arc<Door> {
+        Door::with_clock(age, Instant::now)
     }
 
     /// The same with a clock of one's own.
-    pub fn with_clock(clock: impl Fn() -> Instant + Send + Sync + 'static) -> Arc<Door> {
+    pub fn with_clock(age: Arc<Age>, clock: impl Fn() -> Instant + Send + Sync + 'static) -> Arc<Door> {
         Arc::new(Door {
+            age,
             began: clock(),
             clock: Box::new(clock),
             hour: LastHour::new(),
@@ -262,6 +266,7 @@ impl Door {
         static OFFSET: LazyLock<Gauge> = LazyLock::new(|| gauge!("closehook_clock_offset_seconds"));
         let seconds = times.offset().as_secs();
         self.hour.measure(seconds, self.now());
+        self.age.told(times.signed_at);
         OFFSET.set(seconds as f64);
     }
 
@@ -327,7 +332,9 @@ mod tests {
     fn door() -> (Arc<Door>, impl Fn(u64)) {
         let (began, moved) = (Instant::now(), Arc::new(AtomicU64::new(0)));
         let clock = moved.clone();
-        let door = Door::with_clock(move || began + Duration::from_secs(clock.load(Ordering::SeqCst)));
+        let door = Door::with_clock(Arc::default(), move || {
+            began + Duration::from_secs(clock.load(Ordering::SeqCst))
+        });
         (door, move |seconds| {
             moved.fetch_add(seconds, Ordering::SeqCst);
         })

@@ -151,6 +151,7 @@ impl World {
         let hook = steps.clone();
         let seams = Seams {
             clock: now.clone(),
+            age: Arc::default(),
             step: Some(Arc::new(move |what| {
                 let hook = hook.clone();
                 async move { hook.pass(what).await }.boxed()

@@ -146,6 +146,55 @@ async fn a_full_disk_does_not_keep_the_daemon_from_starting_without_a_journal() 
     daemon.stop().await;
 }
 
+/// Neither does one on which damage is found: what was lost is on record as soon as there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_does_not_keep_a_damaged_log_from_starting() {
+    for whole in [false, true] {
+        let Some((mut daemon, disk)) = Disk::with_daemon(FILE).await else {
+            return;
+        };
+        daemon.store(1..=5).await;
+        daemon.done("file").await;
+        daemon.stop().await;
+        let journal = daemon.data().join("log").join(format!("{:020}", 1)).join("journal");
+        let mut bytes = std::fs::read(&journal).unwrap();
+        let (from, to) = if whole {
+            (0, bytes.len())
+        } else {
+            (bytes.len() / 2, bytes.len() / 2 + 1)
+        };
+        bytes[from..to].iter_mut().for_each(|byte| *byte ^= 0x55);
+        std::fs::write(&journal, bytes).unwrap();
+        disk.fill();
+        daemon.run().await;
+        let (status, answer) = daemon.send(body(6)).await.unwrap();
+        assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
+        let kept = daemon.lines(&["events", "list"]).len();
+        assert_eq!(kept, if whole { 0 } else { 4 });
+        // Found again, for it could not be written down.
+        daemon.kill();
+        daemon.run().await;
+        let lost = |daemon: &Daemon| {
+            let gaps = daemon.status()["log"]["gaps"].as_array().unwrap().clone();
+            let lost = gaps.into_iter().filter(|gap| gap["skipped"] != true);
+            lost.map(|gap| (gap["from"].clone(), gap["to"].clone()))
+                .collect::<Vec<_>>()
+        };
+        let gaps = lost(&daemon);
+        assert_eq!(gaps.len(), 1, "{gaps:?}");
+        disk.heal();
+        is_ready_again(&daemon).await;
+        daemon.store(6..=8).await;
+        daemon.kill();
+        daemon.run().await;
+        assert_eq!(lost(&daemon), gaps);
+        assert_eq!(daemon.lines(&["events", "list"]).len(), kept + 3);
+        assert!(daemon.data().join("damaged").exists(), "what could not be read is kept");
+        daemon.done("file").await;
+        daemon.stop().await;
+    }
+}
+
 /// Without a reserve the disk is really full when a commit is written: in the middle of it, in its last page, and where a
 /// sink's file and positions should be written.
 #[tokio::test(flavor = "multi_thread")]

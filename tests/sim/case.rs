@@ -274,6 +274,7 @@ impl Case {
                 sinks: self.sinks(&gate),
                 mode: Mode::Follow,
                 names: Arc::default(),
+                clock: closehook::age::Clock::new(jiff::Timestamp::now),
             };
             (log, store, Engine::start(options).await.unwrap())
         });
@@ -298,7 +299,7 @@ impl Case {
         let clock = self.clock.clone();
         let now = move || Timestamp::now() + SignedDuration::from_secs(clock.load(Ordering::Relaxed));
         let readers: Arc<dyn Readers> = Arc::new(Roomy(life.engine.clone()));
-        Retention::new(options, life.log.clone(), readers, Arc::new(now))
+        Retention::new(options, life.log.clone(), readers, Clock::new(now))
     }
 
     async fn append(&mut self, life: &Life, count: u8, lead: u8) -> Result<(), String> {

@@ -185,6 +185,7 @@ async fn begin(dir: &std::path::Path, world: &Arc<World>, reads: Read) -> Life {
         sinks: sinks(world),
         mode: Mode::Follow,
         names: Arc::default(),
+        clock: closehook::age::Clock::new(jiff::Timestamp::now),
     };
     let engine = Engine::start(options).await.unwrap();
     // Whatever is not in the newest segment is older than it is kept.
@@ -198,7 +199,7 @@ async fn begin(dir: &std::path::Path, world: &Arc<World>, reads: Read) -> Life {
         round: Duration::from_secs(3600),
     };
     let readers: Arc<dyn Readers> = Arc::new(engine.clone());
-    let retention = Arc::new(Retention::new(options, log.clone(), readers, Arc::new(now)));
+    let retention = Arc::new(Retention::new(options, log.clone(), readers, Clock::new(now)));
     Life {
         log,
         store,

@@ -362,6 +362,7 @@ impl Client {
         let now = self.seams.now();
         let date = headers.get(DATE).and_then(|date| date_of(date.to_str().ok()?, now));
         let Some(date) = date else { return };
+        self.seams.age.told(date);
         let offset = date.duration_since(now);
         // The header has whole seconds: nearer than that, our own clock is the better one.
         let offset_ms = if offset.abs() < SignedDuration::from_secs(2) {

@@ -237,6 +237,13 @@ fn each_trouble_is_said_with_what_to_do() {
             "sinks list",
         ),
         (
+            Box::new(|s| {
+                s["retention"] = json!({ "used_bytes": 1, "max_bytes": 2, "waits_for_clock": "it is a year ahead" })
+            }),
+            "it is a year ahead",
+            "timedatectl",
+        ),
+        (
             Box::new(|s| s["disk"] = json!({ "free_bytes": 1 << 20, "total_bytes": 100_u64 << 30 })),
             "only 1 MiB of 100 GiB",
             "log.max_size",

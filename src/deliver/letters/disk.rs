@@ -202,7 +202,7 @@ impl Disk {
             return Err(self.io(source));
         }
         if self.is_old || self.is_doubtful() {
-            self.rewrite(index)?;
+            self.rewrite(index, &|| ())?;
         }
         // Only where none is: a new file would take the place of what is there.
         if self.file.is_none() && !self.is_missing()? {
@@ -253,17 +253,17 @@ impl Disk {
         let needed = |index: &Index| index.live_bytes + index.notes_len();
         let live = lock(index).as_ref().map_or(0, needed);
         if len > COMPACT_LEN && len > 2 * live {
-            self.rewrite(index)
+            self.rewrite(index, &|| ())
         } else {
             Ok(())
         }
     }
 
     /// Writes the file anew where anything is in it; whatever went is in no file any more when this returns.
-    fn write_anew(&mut self, index: &Known) -> Result<(), FrameError> {
+    fn write_anew(&mut self, index: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
         if self.file.as_ref().is_some_and(|file| file.len() > HEADER_LEN) {
             self.writer(index)?;
-            self.rewrite(index)?;
+            self.rewrite(index, turn)?;
         }
         match std::fs::remove_file(names::unnamed(&self.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),
@@ -274,21 +274,25 @@ impl Disk {
     /// Writes a file of an older format anew. Where that fails it can still be read, and it is tried again before anything is added.
     fn renew(&mut self, index: &Known) {
         if self.is_old
-            && let Err(error) = self.rewrite(index)
+            && let Err(error) = self.rewrite(index, &|| ())
         {
             tracing::warn!(%error, "a file of dead letters of an older format can't be written anew; this is tried again");
         }
     }
 
     /// Writes what is left into a new file, which takes the old one's place when it is complete. Where that fails everything stays as
-    /// it is; once the new file has its name, nothing goes into the old one any more.
-    fn rewrite(&mut self, index: &Known) -> Result<(), FrameError> {
+    /// it is; once the new file has its name, nothing goes into the old one any more. `turn` is called for each letter that is read.
+    fn rewrite(&mut self, index: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
         let Some(old) = &self.file else { return Ok(()) };
         let Some(known) = lock(index).clone() else {
             return Ok(());
         };
         let unnamed = names::unnamed(&self.path);
-        let built = self.build(&unnamed, &known, &|offset| old.read(offset));
+        let read = |offset| {
+            turn();
+            old.read(offset)
+        };
+        let built = self.build(&unnamed, &known, &read);
         let named = built.and_then(|built| {
             std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
             Ok(built)
@@ -436,8 +440,8 @@ impl Keeper for Disk {
         self.compact(known)
     }
 
-    fn scrub(&mut self, known: &Known) -> Result<(), FrameError> {
-        self.write_anew(known)
+    fn scrub(&mut self, known: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
+        self.write_anew(known, turn)
     }
 
     fn remove_all(&mut self, _known: &Known) -> Result<(), FrameError> {

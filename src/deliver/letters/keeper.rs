@@ -47,8 +47,8 @@ pub(super) trait Keeper: Debug + Send {
     /// Gives back what is taken up by what went, where that is much.
     fn tidy(&mut self, known: &Known) -> Result<(), FrameError>;
 
-    /// Leaves nothing of what went.
-    fn scrub(&mut self, known: &Known) -> Result<(), FrameError>;
+    /// Leaves nothing of what went. That may take long, and `turn` is called as it gets on.
+    fn scrub(&mut self, known: &Known, turn: &dyn Fn()) -> Result<(), FrameError>;
 
     /// Leaves nothing at all.
     fn remove_all(&mut self, known: &Known) -> Result<(), FrameError>;

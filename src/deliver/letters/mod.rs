@@ -354,9 +354,9 @@ impl Letters {
     }
 
     /// Writes the file anew, so that nothing is in it of letters and copies that went. An error: some of that may still be there.
-    /// Blocking.
-    pub fn scrub(&self) -> Result<(), FrameError> {
-        self.keeper()?.scrub(&self.shared.index)
+    /// Blocking; `turn` is called as it gets on.
+    pub fn scrub(&self, turn: &dyn Fn()) -> Result<(), FrameError> {
+        self.keeper()?.scrub(&self.shared.index, turn)
     }
 
     /// The oldest letters that have to go so that the rest is at most so large.

@@ -141,7 +141,7 @@ mod tests {
         let a = open("a");
         a.add(&[letter(1), letter(2)]).unwrap();
         a.remove(&[letter(1).seq]).unwrap();
-        a.scrub().unwrap();
+        a.scrub(&|| ()).unwrap();
         drop(a);
         for _ in 0..2 {
             std::fs::write(dir.path().join("a"), "something else").unwrap();

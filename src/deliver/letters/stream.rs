@@ -526,7 +526,7 @@ impl Keeper for Stream {
         self.remove_garbage()
     }
 
-    fn scrub(&mut self, known: &Known) -> Result<(), FrameError> {
+    fn scrub(&mut self, known: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
         if self.read_only {
             return Ok(());
         }
@@ -535,6 +535,7 @@ impl Keeper for Stream {
         // Also what somebody noted who did not come to remove it.
         self.is_stale = true;
         self.catch_up(known)?;
+        turn();
         let orphans = std::mem::take(&mut self.copies);
         for (place, _) in orphans.into_values() {
             let len = self.lens.get(&place).copied().unwrap_or(1);

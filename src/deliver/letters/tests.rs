@@ -245,7 +245,7 @@ fn what_was_dropped_is_remembered_in_a_file_that_older_versions_refuse() {
     let again = Letters::open(dir.path(), "a", true).unwrap();
     store.remove(&[Seq(2)]).unwrap();
     assert!(again.get(Seq(2)).unwrap().is_some() && !again.was_dropped(Seq(2)));
-    store.scrub().unwrap();
+    store.scrub(&|| ()).unwrap();
     let reopened = Letters::open(dir.path(), "a", true).unwrap();
     for store in [store, reopened] {
         let dropped: Vec<u64> = (1..=99).filter(|seq| store.was_dropped(Seq(*seq))).collect();
@@ -276,7 +276,7 @@ fn which_letters_were_dropped_is_remembered_within_bounds_and_known_beyond_not_t
     store
         .drop_for_good(&(1..=many).map(|seq| Seq(seq * 2)).collect::<Vec<_>>())
         .unwrap();
-    store.scrub().unwrap();
+    store.scrub(&|| ()).unwrap();
     let reopened = Letters::open(dir.path(), "a", true).unwrap();
     for store in [store, reopened] {
         assert_eq!((store.len(), store.forgotten_upto()), (0, Seq(4)));
@@ -384,7 +384,7 @@ fn letters_survive_a_rewrite_whose_name_can_not_be_synced() {
     let store = Letters::open(dir.path(), "a", false).unwrap();
     store.add(&letters(1..=3)).unwrap();
     fail_at(&store, Some("name"));
-    assert!(store.scrub().is_err());
+    assert!(store.scrub(&|| ()).is_err());
     assert!(
         store.add(&letters(4..=4)).is_err(),
         "it might be gone after a power cut"
@@ -406,7 +406,7 @@ fn letters_survive_a_rewrite_that_can_not_be_read() {
     let store = Letters::open(dir.path(), "a", false).unwrap();
     store.add(&letters(1..=3)).unwrap();
     fail_at(&store, Some("reader"));
-    assert!(store.scrub().is_err());
+    assert!(store.scrub(&|| ()).is_err());
     store.add(&letters(4..=4)).unwrap();
     assert!(!dir.path().join("a.new").exists());
     let reopened = Letters::open(dir.path(), "a", false).unwrap();
@@ -538,12 +538,12 @@ fn nothing_is_left_in_the_file_of_what_went_once_it_is_scrubbed() {
     let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
     assert!(holds("ev_1") && holds("ev_3"));
     let before = file().len();
-    store.scrub().unwrap();
+    store.scrub(&|| ()).unwrap();
     assert!(!holds("ev_1") && !holds("ev_3") && holds("ev_2") && file().len() < before);
     assert!(!dir.path().join(".a.new").exists());
     assert_eq!(store.copy(Seq(2)).unwrap().unwrap().body, event(2).body);
     store.remove(&[Seq(2)]).unwrap();
-    store.scrub().unwrap();
+    store.scrub(&|| ()).unwrap();
     assert!(!holds("ev_2"));
     store.add(&letters(7..=7)).unwrap();
     assert_eq!(Letters::open(dir.path(), "a", false).unwrap().seqs(Seq(1), 9), [Seq(7)]);

@@ -337,7 +337,7 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
         let of_replay = |replay, seq| letters.was_diverted_by(replay, Seq(seq));
         assert!(of_replay("rp_1", 7) && of_replay("rp_1", 8) && !of_replay("rp_1", 3) && !of_replay("rp_2", 7));
     };
-    letters.scrub().unwrap();
+    letters.scrub(&|| ()).unwrap();
     is_right(&letters, &[2]);
     drop(letters);
     let letters = Letters::open(dir.path(), "b", false).unwrap();

@@ -160,7 +160,7 @@ async fn a_given_letter_that_was_dropped_costs_no_delivery_of_the_sink_s_own() {
     until("all went there", async || status_of(&engine, "a").diverted == 100).await;
     assert!(status_of(&engine, "b").given < 50, "the oldest were dropped");
     // Written anew it says the same.
-    engine.letters_of("b").scrub().unwrap();
+    engine.letters_of("b").scrub(&|| ()).unwrap();
     engine.shutdown().await;
     let engine = bench.engine(Mode::Follow).await;
     engine.pause("b", false).await.unwrap();

@@ -107,6 +107,7 @@ async fn whoever_asks_about_a_dead_letter_that_comes_late_takes_no_thread_from_o
         sinks: bench.sinks.clone(),
         mode: Mode::Follow,
         names: Arc::default(),
+        clock: crate::age::Clock::new(jiff::Timestamp::now),
     };
     let engine = Engine::start_among(options, Arc::new(Alone::default()), Some(journal.clone()))
         .await

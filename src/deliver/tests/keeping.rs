@@ -1,6 +1,7 @@
 //! What retention takes from the log, with a real engine that has read it.
 
 use super::*;
+use crate::age::Clock;
 use crate::retention::{Options as Keep, Readers, Retention};
 
 /// Readers of which one needs everything from the moment on when letters are copied.
@@ -77,7 +78,7 @@ fn keeping_nothing(bench: &Bench, readers: Arc<dyn Readers>) -> Retention {
         round: Duration::from_secs(3600),
     };
     let later = || jiff::Timestamp::now() + Duration::from_secs(60);
-    Retention::new(options, Arc::new(bench.log.clone()), readers, Arc::new(later))
+    Retention::new(options, Arc::new(bench.log.clone()), readers, Clock::new(later))
 }
 
 /// A backup is one picture of letters, marks and events: nothing goes while it is made.
@@ -129,7 +130,7 @@ async fn nothing_is_buried_while_a_backup_is_made() {
         round: Duration::from_secs(3600),
     };
     let log = Arc::new(bench.log.clone());
-    let retention = Retention::new(options, log, behind.clone(), Arc::new(jiff::Timestamp::now));
+    let retention = Retention::new(options, log, behind.clone(), Clock::new(jiff::Timestamp::now));
     until("there is something to drop", async || !Log::cuts(&bench.log).is_empty()).await;
     let held = retention.hold().await;
     retention.round().await.unwrap();

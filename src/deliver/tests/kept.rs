@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::diverting::{named, status_of};
 use super::*;
+use crate::age::{Age, Clock};
 use crate::deliver::mark::{JobRecord, Record};
 use crate::state::put_json;
 
@@ -178,6 +179,39 @@ async fn a_sink_that_was_removed_a_week_ago_is_forgotten_while_the_process_runs(
     // Nothing goes on of it any more.
     engine.forget_what_is_old(days(8)).await;
     assert!(engine.replays().iter().all(|replay| replay.id != id));
+    engine.shutdown().await;
+}
+
+/// The machine starts with a clock that is a year ahead: to that everything is old.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_nobody_vouches_for_forgets_no_sink_and_no_replay() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    let mut bench = two(&first, &second);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=3).await;
+    both_have(&engine, 3).await;
+    let done = replay(&engine, 1, 3).await;
+    replay_done(&engine, &done).await;
+    engine.shutdown().await;
+    let other = bench.sinks.pop().unwrap();
+    bench.engine(Mode::Follow).await.shutdown().await;
+
+    let year = SignedDuration::from_hours(365 * 24);
+    let age = Arc::new(Age::with_clocks(move || Timestamp::now() + year, || Duration::ZERO));
+    bench.clock = Clock::of(age.clone());
+    let engine = bench.engine(Mode::Follow).await;
+    assert_eq!(engine.detached().await.unwrap(), ["b"]);
+    assert!(engine.replays().iter().any(|replay| replay.id == done));
+    // A delivery tells what time it is.
+    age.told(Timestamp::now());
+    bench.store(4..=4).await;
+    caught_up(&engine, 4).await;
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    assert_eq!(engine.detached().await.unwrap(), ["b"]);
+    bench.sinks.push(other);
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    both_have(&engine, 4).await;
+    assert_eq!(second.sorted(), [1, 2, 3, 4], "it goes on where it was");
     engine.shutdown().await;
 }
 

@@ -191,6 +191,7 @@ impl Pair {
             sinks: vec![sink],
             mode: Mode::Follow,
             names: Arc::default(),
+            clock: crate::age::Clock::new(jiff::Timestamp::now),
         };
         Ok(Node {
             engine: Engine::start_with(options, leases.clone()).await?,
@@ -402,6 +403,7 @@ async fn a_sink_whose_lease_is_back_goes_on_while_another_has_still_to_come_to_i
         sinks: vec![sink_on(&hanging, Commit::Acknowledge), second],
         mode: Mode::Follow,
         names: Arc::default(),
+        clock: crate::age::Clock::new(jiff::Timestamp::now),
     };
     let engine = Engine::start_with(options, leases.clone()).await.unwrap();
     hanging.gate.send_replace(false);

@@ -125,6 +125,7 @@ async fn set_back(receiver: &Arc<Receiver>) -> Bench {
         log: open_log(copy.path()),
         dir: copy,
         rules: bench.rules.clone(),
+        clock: bench.clock.clone(),
         sinks,
     }
 }

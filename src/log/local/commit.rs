@@ -28,6 +28,7 @@ use super::pending::{Answered, Pending, Replies, Undecided};
 use super::shared::{Segment, Shared};
 use super::space;
 use crate::event::{Kind, Seq};
+use crate::files;
 use crate::framefile::FrameError;
 use crate::log::{AppendError, Appended};
 use crate::sync::{lock, read_lock, write_lock};
@@ -464,6 +465,9 @@ impl Committer {
 
     fn start_segment(&mut self) -> Result<(), AppendError> {
         self.must_roll = true;
+        // Else nobody would know after a crash which Seqs before it were never given out.
+        let settled = self.shared.gaps.settle();
+        settled.map_err(|source| classify(&self.shared.gaps.failed(source)))?;
         let (journal, segment) = Journal::create(&self.shared.log_dir, self.next).map_err(|error| classify(&error))?;
         self.must_roll = false;
         self.journal.trim(&self.segment);
@@ -486,9 +490,8 @@ fn failing(error: &io::Error) -> AppendError {
 
 /// Whether what went wrong is a full disk.
 pub(super) fn classify(error: &FrameError) -> AppendError {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error {
-        FrameError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
+        FrameError::Io { source, .. } if files::is_full(source) => {
             AppendError::Full(format!("the disk is full: {error}"))
         }
         _ => AppendError::Failing(error.to_string()),

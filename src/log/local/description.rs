@@ -72,6 +72,10 @@ impl Description {
                 std::fs::rename(&path, aside).map_err(fail)?;
                 Description::make(dir, None)
             }
+            Err(error) if dir.join("log").is_dir() => Err(OpenError::DescriptionDamaged {
+                path,
+                why: error.to_string(),
+            }),
             Err(error) => Err(OpenError::Alien {
                 path,
                 why: error.to_string(),
@@ -140,6 +144,22 @@ impl Description {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_description_says_who_mends_it_where_there_is_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(NAME), "{").unwrap();
+        let says = |dir: &Path| Description::open(dir, false).unwrap_err().to_string();
+        assert!(says(dir.path()).contains("is not closehook's"));
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let said = says(dir.path());
+        assert!(
+            said.contains("is damaged") && said.contains("`closehook serve`"),
+            "{said}"
+        );
+        Description::open(dir.path(), true).unwrap();
+        Description::open(dir.path(), false).unwrap();
+    }
 
     #[test]
     fn a_log_keeps_its_id_and_one_from_before_there_were_ids_has_its_epoch_as_its_id() {

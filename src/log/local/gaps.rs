@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use jiff::Timestamp;
 
 use crate::event::Seq;
-use crate::framefile;
+use crate::files;
+use crate::framefile::{self, FrameError};
 use crate::log::Gap;
 use crate::sync::{lock, read_lock, write_lock};
 
@@ -17,6 +19,8 @@ pub(super) struct Gaps {
     path: PathBuf,
     list: RwLock<Arc<Vec<Gap>>>,
     changing: Mutex<()>,
+    /// Some of the list is not on disk: it was found when there was no room.
+    is_owed: AtomicBool,
 }
 
 impl Gaps {
@@ -41,6 +45,7 @@ impl Gaps {
             path,
             list: RwLock::new(Arc::new(list)),
             changing: Mutex::new(()),
+            is_owed: AtomicBool::new(false),
         })
     }
 
@@ -98,25 +103,55 @@ impl Gaps {
 
     /// Records a gap durably, unless it is on record, and says so in the log.
     pub fn record(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        let _changing = lock(&self.changing);
-        if self.covers(from, to) {
+        self.add(from, to, reason, false)
+    }
+
+    /// The same while the log is opened, where a full disk is no reason not to: what was found is found again at the next start, as
+    /// long as [`Gaps::settle`] comes before whatever would take it away.
+    pub fn record_or_owe(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
+        match self.add(from, to, reason, skipped) {
+            Err(error) if files::is_full(&error) => {
+                tracing::warn!(
+                    %error,
+                    from = from.0,
+                    to = to.0,
+                    "there is no room to record what is missing; it is recorded when there is"
+                );
+                let _changing = lock(&self.changing);
+                self.is_owed.store(true, Ordering::Relaxed);
+                if !self.covers(from, to) {
+                    *write_lock(&self.list) = Arc::new(self.with(from, to, reason, skipped));
+                }
+                Ok(())
+            }
+            added => added,
+        }
+    }
+
+    /// Writes down what there was no room for.
+    pub fn settle(&self) -> io::Result<()> {
+        if !self.is_owed() {
             return Ok(());
         }
-        tracing::error!(
-            from = from.0,
-            to = to.0,
-            reason,
-            "events {from} to {to} are lost to damage"
-        );
-        self.add(from, to, reason, false)
+        let _changing = lock(&self.changing);
+        self.keep(self.list().to_vec())
+    }
+
+    /// Whether some of it is not on disk.
+    pub fn is_owed(&self) -> bool {
+        self.is_owed.load(Ordering::Relaxed)
+    }
+
+    /// An error of [`Gaps::settle`], with the file's name.
+    pub fn failed(&self, source: io::Error) -> FrameError {
+        FrameError::Io {
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// Leaves out Seqs in which nothing ever stood, as far as anybody knows, so that none of them is given out; durable.
     pub fn leave_out(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        let _changing = lock(&self.changing);
-        if self.covers(from, to) {
-            return Ok(());
-        }
         self.add(from, to, reason, true)
     }
 
@@ -133,6 +168,27 @@ impl Gaps {
     }
 
     fn add(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
+        let _changing = lock(&self.changing);
+        if self.covers(from, to) {
+            // Whoever asks relies on it.
+            return if self.is_owed() {
+                self.keep(self.list().to_vec())
+            } else {
+                Ok(())
+            };
+        }
+        if !skipped {
+            tracing::error!(
+                from = from.0,
+                to = to.0,
+                reason,
+                "events {from} to {to} are lost to damage"
+            );
+        }
+        self.keep(self.with(from, to, reason, skipped))
+    }
+
+    fn with(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> Vec<Gap> {
         let mut list = self.list().to_vec();
         list.push(Gap {
             from,
@@ -141,12 +197,13 @@ impl Gaps {
             found_at: Timestamp::now(),
             skipped,
         });
-        self.keep(list)
+        list
     }
 
     /// Only what is durable is on record: else the next one who asks would rely on it.
     fn keep(&self, list: Vec<Gap>) -> io::Result<()> {
         store(&self.path, &list)?;
+        self.is_owed.store(false, Ordering::Relaxed);
         *write_lock(&self.list) = Arc::new(list);
         Ok(())
     }

@@ -53,12 +53,13 @@ mod tests;
 mod transfer;
 mod varint;
 
+pub use crate::age::Clock;
 pub use files::raise_limit;
 pub use handle::LocalLog;
 pub use known::KeyFiles;
 pub use lock::{Holder, holder, note_serving, take_dir};
 pub use moved::{Moved, identity, moved, note_moved, refuse_moved, reopen, shared_upto};
-pub use options::{Clock, Options};
+pub use options::Options;
 pub use placed::{Placer, commit as commit_copy, is_begun as is_copy_begun};
 pub use refused::OpenError;
 pub use transfer::{Piece, Restorer, Taken, key_file};

@@ -26,7 +26,7 @@ use super::{placed, transfer};
 use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
-use crate::sync::write_lock;
+use crate::sync::{lock, write_lock};
 use crate::telemetry;
 
 fn fail_at(path: &Path) -> impl Fn(io::Error) -> OpenError + use<'_> {
@@ -127,16 +127,24 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     .map_err(fail_at(&keys_dir))?;
     let gaps_path = dir.join("gaps.json");
     let gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
-    let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
+    let Inventory {
+        segments,
+        newest,
+        next,
+        owed,
+    } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
     let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
+    *lock(&shared.owed) = owed;
     shared.head.send_replace(next.prev());
     Ok((shared, newest))
 }
 
 fn begin_segment(shared: &Shared) -> Result<Newest, OpenError> {
     let next: Seq = shared.head.borrow().next();
-    let (journal, segment) = match Journal::create(&shared.log_dir, next) {
+    // Else nobody would know after a crash which Seqs before it were never given out.
+    let settled = shared.gaps.settle().map_err(|source| shared.gaps.failed(source));
+    let (journal, segment) = match settled.and_then(|()| Journal::create(&shared.log_dir, next)) {
         Ok((journal, segment)) => {
             let segment = Arc::new(segment);
             write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));

@@ -1,10 +1,9 @@
 //! How the log is kept.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use crate::age::Clock;
 
 /// Memory for decoded blocks that readers share.
 const CACHE_BYTES: usize = 24 << 20;
@@ -61,34 +60,5 @@ impl Options {
             round: ROUND,
             now: Clock::default(),
         }
-    }
-}
-
-/// What tells the time.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
-
-impl Clock {
-    /// A clock that says what this says.
-    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Clock {
-        Clock(Arc::new(now))
-    }
-
-    /// The time.
-    pub fn now(&self) -> Timestamp {
-        (self.0)()
-    }
-}
-
-impl Default for Clock {
-    /// This machine's.
-    fn default() -> Clock {
-        Clock::new(Timestamp::now)
-    }
-}
-
-impl std::fmt::Debug for Clock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Clock")
     }
 }

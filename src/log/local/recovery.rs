@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fault::SegmentError;
@@ -13,7 +13,8 @@ use super::refused::OpenError;
 use super::sealed::{self, Access, Manifest, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
-use crate::framefile::{self, FrameError};
+use crate::files;
+use crate::framefile::{self, Damage, FrameError};
 
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
@@ -23,6 +24,46 @@ pub(super) struct Inventory {
     pub newest: Option<Newest>,
     /// The Seq of the next event.
     pub next: Seq,
+    /// What there was no room for.
+    pub owed: Owed,
+}
+
+/// What an open could not write on a full disk: a log on one starts all the same (decision 2). All of it is found again at the next start,
+/// and done before anything goes in which it was found.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// Parts of journals that are to be set aside.
+    pub asides: Vec<Aside>,
+    /// Segments whose known keys are in memory and in no file.
+    pub keys: Vec<Seq>,
+}
+
+/// Parts of a journal that are damaged, and where they are to be set aside.
+#[derive(Debug, Clone)]
+pub(super) struct Aside {
+    pub first: Seq,
+    pub dir: PathBuf,
+    pub aside: PathBuf,
+    pub damage: Vec<Damage>,
+}
+
+impl Aside {
+    /// Copies them there.
+    pub fn make(&self) -> io::Result<()> {
+        journal::set_aside(&self.dir, &self.aside, &self.damage)
+    }
+}
+
+/// Whether it was done; `false`: there is no room for it.
+fn unless_full(done: io::Result<()>, what: &str, first: Seq) -> io::Result<bool> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if files::is_full(&error) => {
+            tracing::warn!(%error, first = first.0, "there is no room for {what}; this is done when there is");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Goes through the directories, oldest first. With `repair`, torn tails are cut, half-done work is finished or undone and
@@ -177,14 +218,14 @@ impl Finder<'_> {
         let access = if self.repair { Access::Owner } else { Access::Visitor };
         let sealed = SealedSegment::new(dir, manifest, access);
         if self.repair && !self.known.has_file(first) {
-            self.rebuild_keys(first, &sealed)?;
+            self.rebuild_keys(first, &sealed, &mut inventory.owed)?;
         }
         inventory.segments.insert(first, Segment::Sealed(Arc::new(sealed)));
         Ok(())
     }
 
     /// The keys of a segment are in its events, too: a file of them that is gone is made again.
-    fn rebuild_keys(&mut self, first: Seq, sealed: &SealedSegment) -> Result<(), OpenError> {
+    fn rebuild_keys(&mut self, first: Seq, sealed: &SealedSegment, owed: &mut Owed) -> Result<(), OpenError> {
         tracing::warn!(
             first = first.0,
             last = sealed.manifest.last.0,
@@ -209,10 +250,15 @@ impl Finder<'_> {
             }
         }
         sealed.close_idle(std::time::Duration::ZERO);
-        self.known.seal(first).map_err(|source| OpenError::Io {
+        let is_written = unless_full(self.known.seal(first), "the known keys of a segment", first);
+        let is_written = is_written.map_err(|source| OpenError::Io {
             path: self.known.file_path(first),
             source,
-        })
+        })?;
+        if !is_written {
+            owed.keys.push(first);
+        }
+        Ok(())
     }
 
     fn take_open(
@@ -245,7 +291,15 @@ impl Finder<'_> {
             );
         }
         if self.repair && !scan.damage.is_empty() {
-            journal::set_aside(&dir, &swap::aside(self.log_dir, first), &scan.damage).map_err(fail)?;
+            let aside = Aside {
+                first,
+                dir: dir.clone(),
+                aside: swap::aside(self.log_dir, first),
+                damage: scan.damage.clone(),
+            };
+            if !unless_full(aside.make(), "a copy of what is damaged of a journal", first).map_err(fail)? {
+                inventory.owed.asides.push(aside);
+            }
         }
         for (from, to) in lost {
             self.record_gap(from, to, "their bytes in the journal are damaged")
@@ -304,11 +358,13 @@ impl Finder<'_> {
             let bytes = bytes_written(dir).map_err(fail)?;
             self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
         }
-        if self.repair {
+        // Where it can't be recorded it stays where it is, and is found again.
+        if self.repair && !self.gaps.is_owed() {
             let aside = swap::aside(self.log_dir, first);
-            crate::framefile::make_dir(&aside).map_err(fail)?;
-            std::fs::rename(dir, aside.join("segment")).map_err(fail)?;
-            framefile::sync_dir(self.log_dir).map_err(fail)?;
+            let made = crate::framefile::make_dir(&aside)
+                .and_then(|()| std::fs::rename(dir, aside.join("segment")))
+                .and_then(|()| framefile::sync_dir(self.log_dir));
+            unless_full(made, "setting a segment aside, which stays until the next start", first).map_err(fail)?;
         }
         Ok(())
     }
@@ -321,10 +377,11 @@ impl Finder<'_> {
         let lost_to = Seq(from.0 + journal::events_in(bytes).max(1) - 1).min(end);
         self.record_gap(from, lost_to, why)?;
         if lost_to < end && self.repair {
-            self.gaps.leave_out(
+            self.gaps.record_or_owe(
                 lost_to.next(),
                 end,
                 "a segment at the end of the log could not be read: these Seqs may have been given out",
+                true,
             )?;
         }
         inventory.next = inventory.next.max(end.next());
@@ -333,7 +390,7 @@ impl Finder<'_> {
 
     fn record_gap(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
         if self.repair {
-            return self.gaps.record(from, to, reason);
+            return self.gaps.record_or_owe(from, to, reason, false);
         }
         // What is on record was said when it was found, or is nothing that ever stood there.
         if !self.gaps.covers(from, to) {

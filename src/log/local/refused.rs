@@ -37,6 +37,16 @@ pub enum OpenError {
         /// What is wrong with it.
         why: String,
     },
+    /// What it should say of the log beside it can't be made out.
+    #[error(
+        "{path} is damaged: {why}; `closehook serve` sets it aside and makes it anew, and nothing of the log is lost"
+    )]
+    DescriptionDamaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Written by a newer version.
     #[error("the data directory {dir} has format {found}, which this closehook does not know: run the newer version")]
     Newer {

@@ -16,6 +16,7 @@ use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::{self, Answer, Identity, KnownKeys, Recalled, Unit};
 use super::options::Options;
+use super::recovery::Owed;
 use super::sealed::{OpenDatabases, SealedSegment};
 use crate::event::Seq;
 use crate::log::AppendError;
@@ -100,6 +101,8 @@ pub(super) struct Shared {
     /// The log is being closed: long work stops at the next good moment.
     pub closing: AtomicBool,
     pub databases: OpenDatabases,
+    /// What there was no room for when it was opened.
+    pub owed: Mutex<Owed>,
     /// Where the keeper is asked.
     pub desk: Desk,
 }
@@ -122,6 +125,7 @@ impl Shared {
             turned_ms: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             databases: OpenDatabases::default(),
+            owed: Mutex::default(),
             desk: Desk::default(),
             options,
         }

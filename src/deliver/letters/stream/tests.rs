@@ -379,7 +379,7 @@ fn a_copy_stays_with_a_letter_that_is_made_anew_and_goes_with_it() {
     }
     assert_eq!(one.live_bytes(), fresh.live_bytes());
     fresh.remove(&[Seq(1)]).unwrap();
-    fresh.scrub().unwrap();
+    fresh.scrub(&|| ()).unwrap();
     for text in ["of 1 alone", "why 1 is dead", "of 9 alone"] {
         assert!(!nodes.memory.holds(text), "{text}");
     }
@@ -404,7 +404,7 @@ fn what_was_noted_as_gone_and_left_is_removed_when_somebody_erases() {
     futures::executor::block_on(nodes.memory.append("a", &[note], end)).unwrap();
     assert_eq!(seqs(&one), [2]);
     assert!(nodes.memory.holds("of 1 alone"));
-    nodes.of("a").scrub().unwrap();
+    nodes.of("a").scrub(&|| ()).unwrap();
     assert!(!nodes.memory.holds("of 1 alone") && !nodes.memory.holds("why 1 is dead"));
     assert_eq!(seqs(&one), [2]);
 }
@@ -489,7 +489,7 @@ fn obey(letters: &Letters, step: &Step) {
         Step::Copy(seqs) => letters
             .keep_copies(&seqs.iter().map(|seq| event(*seq)).collect::<Vec<_>>())
             .unwrap(),
-        Step::Scrub => letters.scrub().unwrap(),
+        Step::Scrub => letters.scrub(&|| ()).unwrap(),
     }
 }
 

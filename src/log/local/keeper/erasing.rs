@@ -7,6 +7,7 @@ use super::{Keeper, Work};
 use crate::event::{Event, Kind, Seq};
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
+use crate::log::local::scratch;
 use crate::log::local::sealed::{self, SealedSegment, swap};
 use crate::log::local::shared::Segment;
 use crate::log::{Doomed, Erased, Narrow};
@@ -19,6 +20,7 @@ impl Keeper {
     /// Replaces doomed events by tombstones, in every complete segment and in what was set aside. `narrow` is not needed for that:
     /// `doomed` is asked about each event, whether it can be read as a delivery or not.
     pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SegmentError> {
+        self.catch_up()?;
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
         let mut erased = Erased {
             before: self.erased.iter().copied().collect(),
@@ -42,6 +44,8 @@ impl Keeper {
                 .left
                 .push(format!("what was set aside may hold some of it: {error}")),
         }
+        // What a command copied before this holds it still.
+        erased.left.extend(scratch::clear());
         // A reader may have kept a block that it had read before its segment gave way.
         lock(&self.shared.cache).clear();
         Ok(erased)
@@ -142,7 +146,11 @@ impl Keeper {
         });
         let rewritten = Self::or_undone(&staging, built)?;
         open.retire();
-        swap::swap(&self.shared.log_dir, first, swap::Old::Removed).inspect_err(|_| open.reinstate())?;
+        if let Err(error) = swap::swap(&self.shared.log_dir, first, swap::Old::Removed) {
+            self.unplaced.push(first);
+            open.reinstate();
+            return Err(error.into());
+        }
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
         self.are_tombstones(seqs, erased);
         self.finish_erasure(first)

@@ -35,7 +35,8 @@ pub(super) fn write(shared: &Shared, first: Seq) -> io::Result<()> {
 /// Forgets keys that are old enough. The keys of what is still kept stay known, however old it is.
 pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
     let keys_kept = SignedDuration::try_from(shared.options.keys_kept).unwrap_or(SignedDuration::MAX);
-    let cutoff = shared.options.now.now().checked_sub(keys_kept.max(KEYS_KEPT_MIN));
+    let now = shared.options.now.at_least();
+    let cutoff = now.and_then(|now| now.checked_sub(keys_kept.max(KEYS_KEPT_MIN)).ok());
     let is_kept = |first: &Seq| shared.segment(*first).is_some();
     let expired = read_lock(&shared.known).expired(cutoff.unwrap_or(Timestamp::MIN), is_kept);
     for keys in expired {

@@ -64,6 +64,8 @@ impl Keeper {
                 .shared
                 .desk
                 .begin(format!("checking the segment from event {first} on"));
+            // What has only lost its name is not damaged.
+            swap::put_back(&keeper.shared.log_dir, first)?;
             match sealed.examine(&mut || keeper.attend(first, Work::Mending)) {
                 Err(SegmentError::Damaged(why)) => keeper.mend(first, sealed, &why),
                 Err(SegmentError::Retired) => Ok(()),
@@ -74,6 +76,7 @@ impl Keeper {
 
     /// A block of a journal that can't be read back any more is left out from now on, and its events are on record as lost.
     pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SegmentError> {
+        swap::put_back(&self.shared.log_dir, open.first)?;
         match sealed::read_block(open, block) {
             Err(SegmentError::Damaged(why)) => {
                 self.shared.gaps.record(block.head.first, block.head.last(), &why)?;
@@ -138,6 +141,7 @@ impl Keeper {
             None => swap::take_away(log_dir, first, old),
         };
         if let Err(error) = swapped {
+            self.unplaced.push(first);
             before.reinstate();
             return Err(error.into());
         }

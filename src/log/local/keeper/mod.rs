@@ -72,6 +72,8 @@ pub(super) struct Keeper {
     urgent: bool,
     /// Directories that could not be removed at once.
     leftovers: Vec<Seq>,
+    /// Segments whose form could not be replaced, and which may have lost their name to that.
+    unplaced: Vec<Seq>,
     /// What became a tombstone since the start. Whether everybody who had it in memory has let go of it is not known here.
     erased: BTreeSet<Seq>,
 }
@@ -93,6 +95,7 @@ impl Keeper {
             said_of_merging: Paced::default(),
             urgent: false,
             leftovers: Vec::new(),
+            unplaced: Vec::new(),
             erased: BTreeSet::new(),
         }
     }
@@ -216,6 +219,7 @@ impl Keeper {
             tracing::warn!(%error, "old keys could not be removed; this is tried again");
         }
         let log_dir = &self.shared.log_dir;
+        self.unplaced.retain(|first| swap::put_back(log_dir, *first).is_err());
         self.leftovers
             .retain(|first| swap::finish_old(log_dir, *first, swap::Old::Removed).is_err());
         for (_, segment) in self.shared.all_segments() {

@@ -13,7 +13,7 @@ use crate::log::local::journal::{self, OpenSegment};
 use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
-use crate::sync::write_lock;
+use crate::sync::{lock, write_lock};
 
 /// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
 const UNSEALED_MAX: usize = 3;
@@ -94,6 +94,7 @@ impl Keeper {
     /// Seals every complete segment there is room for. One that would not fit stays in its journal, from which it can be read
     /// and dropped just as well.
     pub(super) fn seal_all(&mut self) -> Result<(), SegmentError> {
+        self.catch_up()?;
         self.write_keys();
         for (first, segment) in self.shared.complete_segments() {
             let Segment::Open(open) = &segment else { continue };
@@ -127,6 +128,26 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Does what there was no room for when the log was opened, before anything goes in which it was found.
+    pub(super) fn catch_up(&mut self) -> Result<(), SegmentError> {
+        self.shared.gaps.settle()?;
+        loop {
+            let owed = lock(&self.shared.owed).asides.last().cloned();
+            let Some(aside) = owed else { break };
+            // What is dropped needs no copy.
+            if self.shared.segment(aside.first).is_some() {
+                aside.make()?;
+            }
+            lock(&self.shared.owed).asides.pop();
+        }
+        loop {
+            let owed = lock(&self.shared.owed).keys.last().copied();
+            let Some(first) = owed else { return Ok(()) };
+            keys::write(&self.shared, first)?;
+            lock(&self.shared.owed).keys.pop();
+        }
     }
 
     /// Writes the keys of complete segments down: they need not stay in memory (some 10 MB a segment) until it is sealed, which a

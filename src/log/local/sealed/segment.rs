@@ -146,7 +146,8 @@ impl SealedSegment {
         let original = self.dir.join(DB_NAME);
         let (path, copy) = match self.access {
             Access::Owner => {
-                if !checked {
+                // One that is not there would be made, empty.
+                if !checked || !manifest::has(&original.join("db"))? {
                     check::judged(check::faults(&original, &self.manifest.files, &mut || true)?)?;
                 }
                 (original, None)

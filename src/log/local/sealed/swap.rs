@@ -7,7 +7,9 @@
 //! | the old one has lost its name | | whole | whole | `new-X` becomes `X` |
 //! | the new one has it | whole | | whole | `removed-X` is removed, `damaged-X` is set aside |
 //!
-//! A segment that is dropped has no `new-X`: when it has lost its name it is gone.
+//! A segment that is dropped has no `new-X`: when it has lost its name it is gone. So as long as `X` is missing for want of a name alone, which
+//! is so where the new one could not take it and the old one could not take it back, `new-X` stays, and nothing is built in its place: whoever
+//! comes next [gives the name back](put_back) first.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use jiff::Timestamp;
 use super::super::journal;
 use super::manifest::has;
 use crate::event::Seq;
+use crate::files;
 use crate::framefile;
 use crate::framefile::make_dir;
 
@@ -46,8 +49,25 @@ fn named(log_dir: &Path, prefix: &str, first: Seq) -> PathBuf {
     log_dir.join(format!("{prefix}{:020}", first.0))
 }
 
+/// Gives a segment of the log its name back, where it has lost it to a swap that could neither be finished nor undone.
+pub(in crate::log::local) fn put_back(log_dir: &Path, first: Seq) -> io::Result<()> {
+    let place = journal::segment_dir(log_dir, first);
+    if has(&place)? || !has(&named(log_dir, NEW, first))? {
+        return Ok(());
+    }
+    for prefix in [REMOVED, DAMAGED] {
+        let aside = named(log_dir, prefix, first);
+        if has(&aside)? {
+            std::fs::rename(&aside, &place)?;
+            return framefile::sync_dir(log_dir);
+        }
+    }
+    Ok(())
+}
+
 /// A fresh directory in which the segment's next form is built.
 pub(in crate::log::local) fn begin(log_dir: &Path, first: Seq) -> io::Result<PathBuf> {
+    put_back(log_dir, first)?;
     let staging = named(log_dir, NEW, first);
     remove_dir(&staging)?;
     make_dir(&staging)?;
@@ -58,7 +78,15 @@ pub(in crate::log::local) fn begin(log_dir: &Path, first: Seq) -> io::Result<Pat
 pub(in crate::log::local) fn swap(log_dir: &Path, first: Seq, old: Old) -> io::Result<()> {
     let (place, staging) = (journal::segment_dir(log_dir, first), named(log_dir, NEW, first));
     let aside = named(log_dir, old.prefix(), first);
-    remove_dir(&aside)?;
+    if !has(&place)? {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // What an earlier swap left must not take the name back in the place of this one.
+    for left in [Old::Removed, Old::Damaged] {
+        if has(&named(log_dir, left.prefix(), first))? {
+            finish_old(log_dir, first, left)?;
+        }
+    }
     std::fs::rename(&place, &aside)?;
     if let Err(error) = std::fs::rename(&staging, &place) {
         std::fs::rename(&aside, &place)?;
@@ -70,6 +98,7 @@ pub(in crate::log::local) fn swap(log_dir: &Path, first: Seq, old: Old) -> io::R
 /// Takes a segment's name from it; from then on it is not in the log any more. An error: it has its name. Durable only after
 /// [`finish_old`].
 pub(in crate::log::local) fn take_away(log_dir: &Path, first: Seq, old: Old) -> io::Result<()> {
+    put_back(log_dir, first)?;
     // Else it would take the name again.
     remove_dir(&named(log_dir, NEW, first))?;
     let aside = named(log_dir, old.prefix(), first);
@@ -125,7 +154,12 @@ pub(in crate::log::local) fn recover(log_dir: &Path) -> io::Result<()> {
             match prefix {
                 NEW => finish_new(log_dir, first)?,
                 REMOVED => drop(finish_old(log_dir, first, Old::Removed)?),
-                _ => drop(finish_old(log_dir, first, Old::Damaged)?),
+                _ => match finish_old(log_dir, first, Old::Damaged) {
+                    Err(error) if files::is_full(&error) => {
+                        tracing::warn!(%error, first = first.0, "there is no room to set a damaged segment aside; the next start does");
+                    }
+                    done => drop(done?),
+                },
             }
         }
     }
@@ -239,6 +273,36 @@ mod tests {
                 let set_aside = dir.path().join("damaged").exists();
                 assert_eq!(set_aside, old == Old::Damaged && steps > 0, "what is damaged is kept");
             }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_could_neither_give_way_nor_stay_is_found_again() {
+        let name = |prefix: &str| format!("{prefix}{:020}", 7);
+        for old in [Old::Removed, Old::Damaged] {
+            let dir = tempfile::tempdir().unwrap();
+            let log_dir = dir.path().join("log");
+            let left = || {
+                put(&log_dir, &name(old.prefix()), "old");
+                put(&log_dir, &name(NEW), "new");
+            };
+            left();
+            // Who wants to build it anew, without a start in between, has the old one to build it of.
+            begin(&log_dir, Seq(7)).unwrap();
+            assert_eq!(word(&log_dir).as_deref(), Some("old"));
+            std::fs::remove_dir_all(&log_dir).unwrap();
+            left();
+            assert!(
+                swap(&log_dir, Seq(7), old).is_err(),
+                "the old one would go, and be the only one"
+            );
+            recover(&log_dir).unwrap();
+            assert_eq!(word(&log_dir).as_deref(), Some("new"));
+            std::fs::remove_dir_all(&log_dir).unwrap();
+            left();
+            take_away(&log_dir, Seq(7), Old::Removed).unwrap();
+            recover(&log_dir).unwrap();
+            assert_eq!(word(&log_dir), None, "what is dropped is gone all the same");
         }
     }
 

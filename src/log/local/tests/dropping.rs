@@ -137,6 +137,31 @@ async fn keys_expire_when_nothing_can_come_again_and_their_events_are_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_do_not_expire_by_a_clock_that_nobody_vouches_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let days = |days: i64| Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+    let age = Arc::new(crate::age::Age::with_clocks(move || days(400), || Duration::ZERO));
+    let log = LocalLog::open(Options {
+        now: Clock::of(age.clone()),
+        ..options(dir.path())
+    })
+    .unwrap();
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=11).await;
+    log.drop_before(Seq(11)).await.unwrap();
+    for told in [None, Some(days(3))] {
+        told.into_iter().for_each(|at| age.told(at));
+        log.go_round().await.unwrap();
+        assert_eq!(log.find("ev_5").unwrap(), [Seq(5)], "{told:?}");
+    }
+    age.told(days(40));
+    log.go_round().await.unwrap();
+    assert_eq!(log.find("ev_5").unwrap(), []);
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_without_room_says_so_and_heals_when_there_is_some() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());

@@ -180,6 +180,48 @@ fn damage_first_pack(segment: &Path) {
     assert!(found > 0);
 }
 
+/// A command may have been cut off in the middle of reading a copy, and nobody may run another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_a_dead_command_has_left_goes_with_an_erasure() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=2).await;
+    // This process has cleared what was there before.
+    drop(super::scratch::dir().unwrap());
+    let left = std::env::temp_dir().join(format!("closehook-4294967295-{}", fastrand::u64(..)));
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("db"), "jane@example.com").unwrap();
+    assert_eq!(erase(&log, |event| event.seq == Seq(1)).await, [Seq(1)]);
+    assert!(!left.exists());
+    log.close();
+}
+
+/// Neither form of the segment could take its name: nothing may be lost, and nothing is damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_has_lost_its_name_is_whole_again_with_the_next_look_or_start() {
+    for starts in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = two_sealed(dir.path()).await;
+        let place = segment(dir.path(), 1);
+        let beside = |prefix: &str| place.with_file_name(format!("{prefix}{:020}", 1));
+        let copied = std::process::Command::new("cp")
+            .arg("-r")
+            .args([&place, &beside("new-")])
+            .status();
+        assert!(copied.unwrap().success());
+        std::fs::rename(&place, beside("removed-")).unwrap();
+        if !starts {
+            // What it is built of is there again by then.
+            assert_eq!(erase(&log, |event| event.seq == Seq(3)).await, [Seq(3)]);
+        }
+        log.close();
+        let log = open(dir.path());
+        assert_eq!(seqs(&log, 1..=20), (1..=20).map(Seq).collect::<Vec<_>>(), "{starts}");
+        assert!(log.stats().gaps.is_empty() && !dir.path().join("damaged").exists());
+        log.close();
+    }
+}
+
 /// What was set aside may hold it, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_set_aside_is_erased_or_named() {

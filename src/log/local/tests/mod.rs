@@ -4,6 +4,7 @@ mod back;
 mod damage;
 mod dropping;
 mod erasing;
+mod full;
 mod keys;
 mod stopping;
 mod storing;
