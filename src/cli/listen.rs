@@ -240,7 +240,7 @@ impl Forward {
         let (outcome, reason) = match outcome.map(|mut outcomes| outcomes.pop()) {
             Ok(Some(Delivered::Delivered)) => ("delivered", None),
             Ok(Some(Delivered::Skipped)) => ("skipped", None),
-            Ok(Some(Delivered::Retry { reason, .. })) => ("retry", Some(reason.text)),
+            Ok(Some(Delivered::Retry { reason, .. } | Delivered::Untried { reason })) => ("retry", Some(reason.text)),
             Ok(Some(Delivered::Reject { reason })) => ("refused", Some(reason.text)),
             Ok(None) => ("retry", Some("nothing was answered".to_owned())),
             Ok(Some(Delivered::Waits(unavailable))) | Err(unavailable) => ("unavailable", Some(unavailable.reason)),
