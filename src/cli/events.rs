@@ -225,6 +225,14 @@ fn state_for_people(state: &EventState) -> String {
 
 impl Tail {
     async fn run(&self, global: &Global) -> Outcome {
+        tokio::select! {
+            ended = self.follow(global) => ended,
+            // Nothing may come for days, and nobody would read it.
+            () = super::term::unread() => Err(Failure::Unread),
+        }
+    }
+
+    async fn follow(&self, global: &Global) -> Outcome {
         let pick = self.pick.query()?;
         let mut connection = Connection::open(global, Access::Read).await?;
         let nothing_new =

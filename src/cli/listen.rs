@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::interrupt::Stop;
-use super::{Failure, Global, Outcome, print_line, report};
+use super::{Failure, Global, Outcome, print_line, report, term};
 use crate::app;
 use crate::config::{Config, Fault, SinkOptions, Size};
 use crate::event::{Delivery, Event, Kind, Origin, Seq, View};
@@ -58,6 +58,7 @@ impl Listen {
         let receiver = app::Receiver::start(&within(config, dir.path()), keys).await?;
         let outcome = tokio::select! {
             () = stop.told() => Ok(()),
+            () = term::unread() => Err(Failure::Unread),
             outcome = self.watch(options, &receiver, &key_file, global) => outcome,
         };
         receiver.stop().await;

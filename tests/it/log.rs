@@ -314,6 +314,40 @@ async fn a_tail_goes_on_where_it_began_although_nothing_was_shown_yet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tail_ends_when_nobody_reads_it_although_nothing_comes() {
+    let mut daemon = Daemon::start("").await;
+    let ends = async |mut child: std::process::Child| {
+        // Whoever read has gone, as a page that was closed, or a script that has seen enough.
+        drop(child.stdout.take());
+        let mut exit = None;
+        until("it has ended", async || {
+            exit = child.try_wait().unwrap();
+            exit.is_some()
+        })
+        .await;
+        assert_eq!(exit.unwrap().code(), Some(141), "as of a program that SIGPIPE ends");
+    };
+    let tail = |daemon: &Daemon| {
+        let mut tail = daemon.command();
+        tail.args(["events", "tail", "--since", "1d"])
+            .stdout(std::process::Stdio::piped());
+        tail.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    daemon.store(1..=1).await;
+    ends(tail(&daemon)).await;
+    // Also while it waits for the daemon.
+    let mut child = tail(&daemon);
+    let mut said = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
+    daemon.stop().await;
+    line.clear();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("waiting for it to come back"), "{line}");
+    ends(child).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tail_that_a_daemon_refuses_ends_and_says_why() {
     let daemon = Daemon::new("");
     stand_in(&daemon, |question| match question["follow"].as_bool() {
