@@ -47,6 +47,11 @@ pub enum Outcome {
     /// The sink has taken others of the batch, and can't take this one now, whichever event it is: no attempt is counted, and the whole
     /// sink waits, as with an [`Unavailable`] of which there would have been nothing to tell but that.
     Waits(Unavailable),
+    /// It was not come to, for no fault of its own, while others of the batch had their answers: it goes next, and no attempt is counted.
+    Untried {
+        /// Why.
+        reason: Reason,
+    },
     /// This event will never work: a dead letter.
     Reject {
         /// Why.

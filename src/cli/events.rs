@@ -10,8 +10,8 @@ use super::shown::{answered, body_for_people};
 use super::when::when;
 use super::{Failure, Global, Outcome, json_line, log, print_line, table, unwritten, word};
 use crate::control;
-use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
-use crate::control::transfer;
+use crate::control::events::{self as asked, Checked, Line, Listed, Shown, Verified};
+use crate::control::transfer::{self, Unread};
 use crate::deliver::EventState;
 use crate::event::{Kind, Seq};
 use crate::plain;
@@ -121,7 +121,14 @@ impl List {
         };
         let mut answers = connection.ask(question).await?;
         let mut rows = Vec::new();
-        while let Some(line) = answers.next().await? {
+        while let Some(listed) = answers.next().await? {
+            let line = match listed {
+                Listed::Event(line) => line,
+                Listed::Unread(unread) => {
+                    say_unread(global, &unread);
+                    continue;
+                }
+            };
             if global.json {
                 print_line(&json_line(&line)?)?;
             } else {
@@ -137,6 +144,16 @@ impl List {
             (false, false) => print_line(&table(&["seq", "received at", "type", "id", "lead"], rows)),
         }
     }
+}
+
+/// Says what is missing among what is shown, beside it: it may be no event of those that were asked for.
+fn say_unread(global: &Global, unread: &Unread) {
+    let notice = format!(
+        "{}: what was stored there is damaged; {}",
+        log::unreadable(unread),
+        log::WHAT_TO_DO
+    );
+    super::report::notice(global.json, &notice);
 }
 
 fn row(line: &Line) -> Vec<String> {
@@ -225,6 +242,14 @@ fn state_for_people(state: &EventState) -> String {
 
 impl Tail {
     async fn run(&self, global: &Global) -> Outcome {
+        tokio::select! {
+            ended = self.follow(global) => ended,
+            // Nothing may come for days, and nobody would read it.
+            () = super::term::unread() => Err(Failure::Unread),
+        }
+    }
+
+    async fn follow(&self, global: &Global) -> Outcome {
         let pick = self.pick.query()?;
         let mut connection = Connection::open(global, Access::Read).await?;
         let nothing_new =
@@ -294,7 +319,11 @@ impl Tail {
         let mut answers = connection.ask(question).await.map_err(gone)?;
         loop {
             let line = match answers.next().await {
-                Ok(Some(line)) => line,
+                Ok(Some(Listed::Event(line))) => line,
+                Ok(Some(Listed::Unread(unread))) => {
+                    say_unread(global, &unread);
+                    continue;
+                }
                 Ok(None) => return Ok(()),
                 Err(Failure::Work(why)) if answers.is_refused() => return Err(Cut::Refused(why)),
                 Err(failure) => return Err(gone(failure)),
@@ -338,8 +367,10 @@ async fn newest(connection: &Connection) -> Result<Seq, Failure> {
     };
     let mut answers = connection.ask(question).await?;
     let mut newest = Seq::ZERO;
-    while let Some(line) = answers.next().await? {
-        newest = line.seq;
+    while let Some(listed) = answers.next().await? {
+        if let Listed::Event(line) = listed {
+            newest = line.seq;
+        }
     }
     Ok(newest)
 }

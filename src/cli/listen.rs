@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::interrupt::Stop;
-use super::{Failure, Global, Outcome, print_line, report};
+use super::{Failure, Global, Outcome, print_line, report, term};
 use crate::app;
 use crate::config::{Config, Fault, SinkOptions, Size};
 use crate::event::{Delivery, Event, Kind, Origin, Seq, View};
@@ -58,6 +58,7 @@ impl Listen {
         let receiver = app::Receiver::start(&within(config, dir.path()), keys).await?;
         let outcome = tokio::select! {
             () = stop.told() => Ok(()),
+            () = term::unread() => Err(Failure::Unread),
             outcome = self.watch(options, &receiver, &key_file, global) => outcome,
         };
         receiver.stop().await;
@@ -240,7 +241,7 @@ impl Forward {
         let (outcome, reason) = match outcome.map(|mut outcomes| outcomes.pop()) {
             Ok(Some(Delivered::Delivered)) => ("delivered", None),
             Ok(Some(Delivered::Skipped)) => ("skipped", None),
-            Ok(Some(Delivered::Retry { reason, .. })) => ("retry", Some(reason.text)),
+            Ok(Some(Delivered::Retry { reason, .. } | Delivered::Untried { reason })) => ("retry", Some(reason.text)),
             Ok(Some(Delivered::Reject { reason })) => ("refused", Some(reason.text)),
             Ok(None) => ("retry", Some("nothing was answered".to_owned())),
             Ok(Some(Delivered::Waits(unavailable))) | Err(unavailable) => ("unavailable", Some(unavailable.reason)),

@@ -176,14 +176,22 @@ pub(super) fn missing(unread: &Unread) -> Outcome {
     if unread.is_empty() {
         return Ok(());
     }
+    Err(Failure::Work(format!(
+        "{}, and are missing from what was exported; {WHAT_TO_DO}",
+        unreadable(unread)
+    )))
+}
+
+/// Who knows more of what is damaged, and who may have it.
+pub(super) const WHAT_TO_DO: &str =
+    "`closehook events verify` says why, and `closehook backfill` fetches what Close still has";
+
+/// What can't be read, in words.
+pub(super) fn unreadable(unread: &Unread) -> String {
     let ranges = unread.unread.iter().map(|lost| format!("{} to {}", lost.from, lost.to));
     let more = (unread.unread_more > 0).then(|| format!("{} more ranges", unread.unread_more));
     let ranges: Vec<String> = ranges.chain(more).collect();
-    Err(Failure::Work(format!(
-        "events {} can't be read, and are missing from what was exported; `closehook events verify` says why, and `closehook backfill` \
-         fetches what Close still has",
-        ranges.join(", ")
-    )))
+    format!("events {} can't be read", ranges.join(", "))
 }
 
 /// What the log keeps.

@@ -160,7 +160,7 @@ impl Press<'_> {
         };
         let shown = match self.rendering.preview(&self.rules, rules, event.clone()).await {
             Ok(made) => shown.with(made.preview),
-            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => {
+            Err(Delivered::Reject { reason } | Delivered::Untried { reason } | Delivered::Retry { reason, .. }) => {
                 let said = reason.answer.map(|answer| format!(" ({answer})")).unwrap_or_default();
                 let text = format!("{id}: {}{said}", reason.text);
                 report::notice(is_json, &text);

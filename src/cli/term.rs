@@ -2,9 +2,12 @@
 //! output is the answer and nothing else.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 
 use super::{Failure, Outcome};
 
@@ -34,6 +37,19 @@ fn cut(cell: String) -> String {
         Some((at, _)) => format!("{}...", &cell[..at]),
         None => cell,
     }
+}
+
+/// Waits until whoever read standard output by a pipe has closed it: what has nothing to write would not notice. Where it is none, or that
+/// can't be known, it waits for ever.
+pub(super) async fn unread() {
+    // Only watched, and never written to: it stays as blocking as it is.
+    let out = io::stdout().as_fd().try_clone_to_owned();
+    if let Ok(out) = out.and_then(pipe::Sender::from_owned_fd_unchecked)
+        && out.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// How a bar shows how far something is.

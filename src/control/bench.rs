@@ -105,13 +105,15 @@ impl Press {
                 reason: Some(unavailable.reason),
                 ..Sent::default()
             },
-            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Sent {
-                outcome: Outcome::Failed,
-                rule,
-                reason: Some(reason.text),
-                said: reason.answer,
-                ..Sent::default()
-            },
+            Err(Delivered::Reject { reason } | Delivered::Untried { reason } | Delivered::Retry { reason, .. }) => {
+                Sent {
+                    outcome: Outcome::Failed,
+                    rule,
+                    reason: Some(reason.text),
+                    said: reason.answer,
+                    ..Sent::default()
+                }
+            }
         }
     }
 }

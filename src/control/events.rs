@@ -9,7 +9,7 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::pick::Pick;
 use super::transfer::{Exported, to_the_microsecond};
-use super::walk::{Range, read, tail, walk};
+use super::walk::{Range, Unread, missing, read, tail, walk_on};
 use crate::deliver::EventState;
 use crate::event::{Event, Kind, Seq, Source, View};
 use crate::log::Gap;
@@ -72,6 +72,16 @@ impl Line {
             lead_id: view.and_then(|view| view.lead_id.clone()),
         }
     }
+}
+
+/// What is said of a list: its events, and what is missing among them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Listed {
+    /// What can't be read of what was gone through since the last time; said where there is any.
+    Unread(Unread),
+    /// An event.
+    Event(Box<Line>),
 }
 
 /// One event: by its id every revision, or by its Seq.
@@ -153,22 +163,24 @@ impl Verified {
 }
 
 impl List {
-    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Line>) -> Result<(), Refusal> {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Listed>) -> Result<(), Refusal> {
         let selection = self.pick.compile()?;
-        let line = |event: &Event| Some(Line::of(event));
-        if self.last
-            && let Some(limit) = self.limit
-        {
-            let range = tail(on, &selection, limit).await?.range();
-            return walk(on, &selection, range, line, &out).await.map(drop);
-        }
-        let range = Range {
-            limit: self.limit,
-            follow: self.follow,
-            from: self.from,
-            ..Range::default()
+        let range = match self.limit.filter(|_| self.last) {
+            Some(limit) => tail(on, &selection, limit).await?.range(),
+            None => Range {
+                limit: self.limit,
+                follow: self.follow,
+                from: self.from,
+                ..Range::default()
+            },
         };
-        walk(on, &selection, range, line, &out).await.map(drop)
+        let line = |event: &Event| Some(Listed::Event(Box::new(Line::of(event))));
+        let tell = |unread| Some(Listed::Unread(unread));
+        let unread = walk_on(on, &selection, range, line, &out, tell).await?;
+        match missing(on, &selection, unread).await? {
+            Some(unread) => out.say(&Listed::Unread(unread)).await,
+            None => Ok(()),
+        }
     }
 }
 

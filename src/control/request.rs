@@ -111,7 +111,7 @@ requests! {
     /// How each sink does.
     Sinks(sinks::List) -> sinks::Shown,
     /// Events, a line each.
-    Events(events::List) -> events::Line,
+    Events(events::List) -> events::Listed,
     /// Events from the newest back, a page at a time.
     Browse(browse::Browse) -> browse::Browsed,
     /// Events from a place on, a piece at a time.

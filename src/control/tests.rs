@@ -276,8 +276,11 @@ fn newest(limit: u64, lead: Option<&str>) -> events::List {
 }
 
 async fn seqs(bench: &Bench, question: events::List) -> Vec<u64> {
-    let lines = bench.answers(question).await;
-    lines.into_iter().map(|line| line.seq.0).collect()
+    let seq = |listed| match listed {
+        events::Listed::Event(line) => Some(line.seq.0),
+        events::Listed::Unread(_) => None,
+    };
+    bench.answers(question).await.into_iter().filter_map(seq).collect()
 }
 
 /// What there is none of is no refusal: who asks tells it from what can't be known now.

@@ -9,7 +9,7 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::pick::Pick;
 pub use super::walk::Unread;
-use super::walk::{Range, walk};
+use super::walk::{Range, missing, walk};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::log::{Appended, Incoming};
 
@@ -136,20 +136,11 @@ impl Export {
         // Of an erased event there is nothing to hand on.
         let render = |event: &Event| (event.kind != Kind::Erased).then(|| Line::Event(Box::new(Exported::of(event))));
         let selection = self.pick.compile()?;
-        let mut unread = walk(on, &selection, range, render, &out).await?;
-        if unread.is_empty() {
-            return Ok(());
+        let unread = walk(on, &selection, range, render, &out).await?;
+        match missing(on, &selection, unread).await? {
+            Some(unread) => out.say(&Line::Unread(unread)).await,
+            None => Ok(()),
         }
-        // What was not asked for is not missing, nor is what has expired meanwhile.
-        let upto = match selection.until {
-            Some(until) => on.log.seq_at(until).await.map_err(text)?,
-            None => on.log.head().borrow().next(),
-        };
-        unread.keep(on.log.first(), upto);
-        if unread.is_empty() {
-            return Ok(());
-        }
-        out.say(&Line::Unread(unread)).await
     }
 }
 

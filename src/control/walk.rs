@@ -63,6 +63,20 @@ impl Unread {
     }
 }
 
+/// What of that is missing among what was asked for; `None`: nothing.
+pub(super) async fn missing(on: &Facade, selection: &Selection, mut unread: Unread) -> Result<Option<Unread>, Refusal> {
+    if unread.is_empty() {
+        return Ok(None);
+    }
+    // What was not asked for is not missing, nor is what has expired meanwhile.
+    let upto = match selection.until {
+        Some(until) => on.log.seq_at(until).await.map_err(text)?,
+        None => on.log.head().borrow().next(),
+    };
+    unread.keep(on.log.first(), upto);
+    Ok((!unread.is_empty()).then_some(unread))
+}
+
 /// Says what `render` makes of each event that is meant, in Seq order. Gives what of the range can't be read.
 pub(super) async fn walk<T: Serialize>(
     on: &Facade,
@@ -70,6 +84,19 @@ pub(super) async fn walk<T: Serialize>(
     range: Range,
     render: impl Fn(&Event) -> Option<T>,
     out: &Out<'_, T>,
+) -> Result<Unread, Refusal> {
+    walk_on(on, selection, range, render, out, |_| None).await
+}
+
+/// The same of what may have no end: whenever it has come to the newest event it says what `tell` makes of what can't be read of what came
+/// before.
+pub(super) async fn walk_on<T: Serialize>(
+    on: &Facade,
+    selection: &Selection,
+    range: Range,
+    render: impl Fn(&Event) -> Option<T>,
+    out: &Out<'_, T>,
+    tell: impl Fn(Unread) -> Option<T>,
 ) -> Result<Unread, Refusal> {
     let mut head = on.log.head();
     let mut next = if range.follow && range.from.is_none() && selection.since.is_none() {
@@ -80,6 +107,7 @@ pub(super) async fn walk<T: Serialize>(
     let narrow = selection.narrow();
     let mut left = range.limit.unwrap_or(u64::MAX);
     let mut skip = range.skip;
+    let mut begins = Seq::ZERO;
     let mut unread = Unread::default();
     if left == 0 {
         return Ok(unread);
@@ -91,16 +119,20 @@ pub(super) async fn walk<T: Serialize>(
             let Some(rendered) = render(event) else { continue };
             if skip > 0 {
                 skip -= 1;
+                // The ones that are meant begin behind it.
+                begins = event.seq.next();
                 continue;
             }
             if is_behind(event.seq) {
                 unread.add(&batch.lost, event.seq);
+                unread.keep(begins, Seq(u64::MAX));
                 return Ok(unread);
             }
             left -= 1;
             out.say(&rendered).await?;
             if left == 0 {
                 unread.add(&batch.lost, event.seq);
+                unread.keep(begins, Seq(u64::MAX));
                 return Ok(unread);
             }
         }
@@ -110,7 +142,12 @@ pub(super) async fn walk<T: Serialize>(
             continue;
         }
         if !range.follow {
+            unread.keep(begins, Seq(u64::MAX));
             return Ok(unread);
+        }
+        let before = missing(on, selection, std::mem::take(&mut unread)).await?;
+        if let Some(said) = before.and_then(&tell) {
+            out.say(&said).await?;
         }
         tokio::select! {
             changed = head.changed() => changed.map_err(text)?,

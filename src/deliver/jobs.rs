@@ -72,6 +72,7 @@ impl Engine {
         let Some((job, record)) = self.inner.jobs.lock().get(id).cloned() else {
             return;
         };
+        job.set_stored();
         job.set_running(record.running);
         for sink in record.planned.keys() {
             // It is durable and in the list: a sink that can't be told now (it is being reloaded) finds it there when it begins.
@@ -128,7 +129,7 @@ impl Engine {
                 let _changing = jobs.changing().await;
                 let removed = self.inner.store.remove(&key_of(id), Expected::Anything).await;
                 removed.map_err(failed)?;
-                jobs.lock().remove(id);
+                jobs.drop_gone(id);
             }
             Aim::There => match self.put_job(id, &here, Expected::Nothing).await {
                 Ok(()) => self.let_go_on(id).await,
@@ -165,7 +166,10 @@ impl Engine {
             };
             // Whether it is old says nothing about whether it is done: that is known when the sinks' records were read.
             match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
-                Ok(job) => drop(self.inner.jobs.lock().insert(id, (Arc::new(job), record))),
+                Ok(job) => {
+                    job.set_stored();
+                    self.inner.jobs.lock().insert(id, (Arc::new(job), record));
+                }
                 Err(error) if is_old(&record) && self.inner.mode == Mode::Follow => {
                     tracing::warn!(
                         replay = id,

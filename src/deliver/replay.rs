@@ -27,6 +27,10 @@ pub(super) struct Job {
     /// What the log can look up of it.
     narrow: Narrow,
     running: AtomicBool,
+    /// Its record was seen to be durable: where there is none any more, it is gone.
+    stored: AtomicBool,
+    /// It was taken back, or forgotten: nothing of it is kept.
+    gone: AtomicBool,
     throttle: Option<Mutex<Throttle>>,
     /// Knows whether the full event has come.
     log: Arc<dyn Log>,
@@ -48,6 +52,8 @@ impl Job {
             spec,
             selection,
             running: AtomicBool::new(running),
+            stored: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             throttle,
             log,
         })
@@ -59,6 +65,24 @@ impl Job {
 
     pub fn set_running(&self, running: bool) {
         self.running.store(running, Ordering::Relaxed);
+    }
+
+    pub fn is_stored(&self) -> bool {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    pub fn set_stored(&self) {
+        self.stored.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Nothing more of it is sent, whoever still has it.
+    fn set_gone(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.set_running(false);
     }
 
     /// What the log may leave out for it.
@@ -140,6 +164,24 @@ pub(super) struct Jobs {
 impl Jobs {
     pub fn lock(&self) -> MutexGuard<'_, Listed> {
         lock(&self.listed)
+    }
+
+    /// There is no such replay any more. Whoever carries it out lets go of it with the next save.
+    pub fn drop_gone(&self, id: &str) {
+        if let Some((job, _)) = self.lock().remove(id) {
+            job.set_gone();
+        }
+        self.set_clear(id);
+    }
+
+    /// Those whose records were seen to be durable, and of which nothing is being settled here.
+    pub fn stored(&self) -> Vec<String> {
+        let unclear = lock(&self.unclear).clone();
+        let jobs = self.lock();
+        let stored = jobs
+            .iter()
+            .filter(|(id, (job, _))| job.is_stored() && !unclear.contains_key(*id));
+        stored.map(|(id, _)| id.clone()).collect()
     }
 
     /// Only one changes records while this is held.

@@ -433,7 +433,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_what_it_wrote_to_standard_error_is_kept() {
         let answer = |outcome: Outcome| match outcome {
-            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => reason.answer,
+            Outcome::Retry { reason, .. } | Outcome::Untried { reason } | Outcome::Reject { reason } => reason.answer,
             Outcome::Delivered | Outcome::Skipped | Outcome::Waits(_) => None,
         };
         let said = answer(run("echo no such lead >&2; printf '\\033[2J' >&2; exit 1").await).unwrap();

@@ -486,9 +486,8 @@ impl Postgres {
         reason: Reason,
     ) -> Result<Written, Unavailable> {
         let began = Instant::now();
-        let untried = Outcome::Retry {
+        let untried = Outcome::Untried {
             reason: "an event beside it was refused, and there was no time to try this one".into(),
-            after: None,
         };
         let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row, untried.clone())).collect();
         // The last one is tried first, so they stand in reverse. The whole was tried, and `reason` is what came of it.

@@ -59,6 +59,37 @@ async fn damage_is_named_counted_and_passed() {
     .await;
     assert_eq!(daemon.sink("file")["lost"], 1);
     assert_eq!(daemon.run_command(&["events", "verify"]).status.code(), Some(1));
+
+    // Whoever looks at the events is told what is missing between them, beside the events.
+    for arguments in [&["events", "list"][..], &["events", "list", "--json"]] {
+        let listed = daemon.run_command(arguments);
+        let (shown, said) = (String::from_utf8(listed.stdout), String::from_utf8(listed.stderr));
+        let (shown, said) = (shown.unwrap(), said.unwrap());
+        assert!(listed.status.success() && shown.contains("ev_5"), "{shown}{said}");
+        assert!(
+            said.contains("can't be read") && said.contains("`closehook events verify`"),
+            "{said}"
+        );
+        if arguments.contains(&"--json") {
+            let said: Value = serde_json::from_str(&said).unwrap();
+            assert!(said["error"]["message"].is_string(), "{said}");
+            shown
+                .lines()
+                .for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
+        }
+    }
+    let newest = daemon.run_command(&["events", "list", "--limit", "1"]);
+    assert_eq!(String::from_utf8(newest.stderr).unwrap(), "", "there is none behind it");
+    let mut tail = daemon.command();
+    tail.args(["events", "tail", "--since", "1d"]);
+    tail.stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped());
+    let mut child = tail.spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stderr.take().unwrap()), &mut said).unwrap();
+    assert!(said.contains("can't be read"), "{said}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,6 +342,40 @@ async fn a_tail_goes_on_where_it_began_although_nothing_was_shown_yet() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(followed().iter().all(|from| *from == 8), "{:?}", followed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_ends_when_nobody_reads_it_although_nothing_comes() {
+    let mut daemon = Daemon::start("").await;
+    let ends = async |mut child: std::process::Child| {
+        // Whoever read has gone, as a page that was closed, or a script that has seen enough.
+        drop(child.stdout.take());
+        let mut exit = None;
+        until("it has ended", async || {
+            exit = child.try_wait().unwrap();
+            exit.is_some()
+        })
+        .await;
+        assert_eq!(exit.unwrap().code(), Some(141), "as of a program that SIGPIPE ends");
+    };
+    let tail = |daemon: &Daemon| {
+        let mut tail = daemon.command();
+        tail.args(["events", "tail", "--since", "1d"])
+            .stdout(std::process::Stdio::piped());
+        tail.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    daemon.store(1..=1).await;
+    ends(tail(&daemon)).await;
+    // Also while it waits for the daemon.
+    let mut child = tail(&daemon);
+    let mut said = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
+    daemon.stop().await;
+    line.clear();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("waiting for it to come back"), "{line}");
+    ends(child).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
@@ -114,17 +115,18 @@ pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Vie
 /// `GET /close/subscriptions/{id}`
 pub async fn subscription(State(state): State<AdminState>, Named(id): Named, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let shown = state
-        .ask(Subscription {
-            id: id.clone(),
-            masks: true,
-        })
-        .texts(1)
-        .await;
-    match shown.map_err(by_close)?.first() {
-        Some(shown) => Ok(plain(shown)),
-        None => Err(Refused::missing(format!("Close knows no subscription {id}"))),
-    }
+    Ok(plain(&shown_by_close(&state, &id).await?))
+}
+
+/// A subscription as Close shows it; 404 where it knows none of this id.
+async fn shown_by_close(state: &AdminState, id: &str) -> Result<Box<RawValue>, Refused> {
+    let asked = Subscription {
+        id: id.to_owned(),
+        masks: true,
+    };
+    let shown = state.ask(asked).texts(1).await.map_err(by_close)?;
+    let shown = shown.into_iter().next();
+    shown.ok_or_else(|| Refused::missing(format!("Close knows no subscription {id}")))
 }
 
 /// `POST /close/subscriptions/{id}/resume`
@@ -134,6 +136,7 @@ pub async fn resume_subscription(
     actor: Actor,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
+    shown_by_close(&state, &id).await?;
     let told = state.order(&actor, Resume { id, only_ours: true });
     Ok(plain(&told.last_text().await.map_err(by_close)?))
 }

@@ -168,7 +168,9 @@ async fn sent(
         };
         let payload = match rendering.preview(rules, senders.clone(), event.clone()).await {
             Ok(made) => Ok(sink.options.payload(&made.delivery)),
-            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),
+            Err(Delivered::Reject { reason } | Delivered::Untried { reason } | Delivered::Retry { reason, .. }) => {
+                Err(Unsent::Failed(reason.text))
+            }
             // That names are not known here says nothing of the other cases.
             Err(Delivered::Waits(unavailable)) if rendering.names().now().lacking.is_some() => {
                 Err(Unsent::Failed(unavailable.reason))

@@ -123,6 +123,37 @@ async fn the_last_delivery_is_the_newest_one_that_close_made() {
     assert_eq!(status.last_delivery_at, Some(delivered));
 }
 
+/// Nor are events that were not asked for missing from a list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_says_what_is_missing_between_its_events() {
+    let bench = Bench::with(1200).await;
+    *lock(&bench.log.damaged) = vec![(Seq(5), Seq(9)), (Seq(1100), Seq(1101))];
+    let listed = async |last: bool, limit: u64| {
+        let list = events::List {
+            pick: Pick::default(),
+            limit: Some(limit),
+            last,
+            follow: false,
+            from: None,
+        };
+        let (mut count, mut missing) = (0, Vec::new());
+        for listed in bench.answers(list).await {
+            match listed {
+                events::Listed::Event(_) => count += 1,
+                events::Listed::Unread(unread) => {
+                    missing.extend(unread.unread.iter().map(|lost| (lost.from.0, lost.to.0)));
+                }
+            }
+        }
+        (count, missing)
+    };
+    assert_eq!(listed(true, 50).await, (50, Vec::new()), "both are before them");
+    assert_eq!(listed(true, 110).await, (110, vec![(1100, 1101)]));
+    assert_eq!(listed(true, 2000).await, (1193, vec![(5, 9), (1100, 1101)]));
+    assert_eq!(listed(false, 4).await, (4, Vec::new()), "it is behind the last one");
+    assert_eq!(listed(false, 5).await, (5, vec![(5, 9)]));
+}
+
 /// What is damaged is not passed over as if it had never been there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_says_what_is_missing_from_it() {

@@ -63,6 +63,14 @@ impl Disk {
         if self.is_missing()? {
             return Ok(Index::default());
         }
+        if names::left_of_rewrite(&self.path)? == names::Left::Letters {
+            // None of it is of this sink, and all of it stands in the file that it was made of.
+            if !self.read_only {
+                let aside = names::put_by(&self.path);
+                std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
+            }
+            return Ok(Index::default());
+        }
         match self.scan() {
             Err(FrameError::Alien(_)) => self.read_behind_header(),
             Err(error) if is_gone(&error) => self.read_behind_header(),

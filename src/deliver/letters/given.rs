@@ -234,6 +234,24 @@ impl Letters {
         self.index(|index| index.given.len())
     }
 
+    /// How many of them are of events before this place.
+    pub fn given_before(&self, place: Seq) -> usize {
+        self.index(|index| {
+            let (mut before, mut behind) = (index.given.range(..place), index.given.range(place..));
+            // Either side may be long: the shorter one tells.
+            let mut count = 0;
+            loop {
+                if before.next().is_none() {
+                    return count;
+                }
+                if behind.next().is_none() {
+                    return index.given.len() - count;
+                }
+                count += 1;
+            }
+        })
+    }
+
     /// Whether one is to be delivered for the event.
     pub fn is_given(&self, seq: Seq) -> bool {
         self.index(|index| index.given.contains_key(&seq))

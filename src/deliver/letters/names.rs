@@ -1,14 +1,15 @@
 //! What files of dead letters are called, and what stands beside them.
 //!
 //! A sink may be called `a.new` or `a.damaged`, but none begins with a dot: so does what stands beside a file. An older closehook called
-//! that `a.new`, `a.tmp`, `a.damaged` and `a.1.damaged`. Which of these is a sink's file and which was left or set aside, what is in it tells.
+//! that `a.new`, `a.tmp`, `a.damaged` and `a.1.damaged`. Which of these is a sink's file and which was left or set aside, what is in it tells:
+//! a letter names its sink.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::is_gone;
-use super::record::FORMAT;
+use super::record::{self, FORMAT};
 use crate::framefile::{self, FrameError, HEADER_LEN};
 
 const NEW: &str = ".new";
@@ -54,6 +55,12 @@ pub(super) fn is_of_sink(path: &Path, name: &str) -> io::Result<bool> {
             Err(FrameError::Io { source, .. }) => Err(source),
             Err(error) => Err(io::Error::other(error)),
         }
+    } else if name.ends_with(NEW) {
+        match left_of_rewrite(path) {
+            Ok(left) => Ok(left == Left::No),
+            Err(FrameError::Io { source, .. }) => Err(source),
+            Err(error) => Err(io::Error::other(error)),
+        }
     } else if name.ends_with(TEMPORARY) {
         path.symlink_metadata().map(|metadata| metadata.len() > HEADER_LEN)
     } else {
@@ -63,6 +70,54 @@ pub(super) fn is_of_sink(path: &Path, name: &str) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         is => is,
     }
+}
+
+/// What a file that is called `a.new` is to the sink `a`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing: it is that of a sink which is called so.
+    No,
+    /// There is nothing in it, whosever it is.
+    Empty,
+    /// An older closehook was stopped while it wrote the letters of `a` anew: these are there as well, and all of it is theirs.
+    Letters,
+}
+
+/// What of a file that is called `a.new` was left by a rewrite of the letters of `a`. In doubt it is the sink's that is called so.
+pub(super) fn left_of_rewrite(path: &Path) -> Result<Left, FrameError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some(own) = name.strip_suffix(NEW).filter(|own| !own.is_empty()) else {
+        return Ok(Left::No);
+    };
+    // What the sink's own file does not have may be nowhere else.
+    if path.with_file_name(own).symlink_metadata().is_err() {
+        return Ok(Left::No);
+    }
+    let (mut frames, mut own_letters, mut others) = (0, 0, 0);
+    let scanned = framefile::scan(path, FORMAT, |frame| {
+        frames += 1;
+        match record::letter_in(frame.tag, frame.payload) {
+            Some(letter) if letter.sink == own => own_letters += 1,
+            Some(_) => others += 1,
+            None => {}
+        }
+    });
+    match scanned {
+        Ok(scan) if frames == 0 && scan.damage.is_empty() => Ok(Left::Empty),
+        Ok(_) if own_letters > 0 && others == 0 => Ok(Left::Letters),
+        Ok(_) | Err(FrameError::Newer { .. }) => Ok(Left::No),
+        Err(FrameError::Alien(_)) if path.symlink_metadata().is_ok_and(|file| file.len() == 0) => Ok(Left::Empty),
+        Err(FrameError::Alien(_)) => Ok(Left::No),
+        Err(error) if is_gone(&error) => Ok(Left::No),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where what an older closehook left of a rewrite is put by, so that the sink which is called so can have its file: beside the letters
+/// that it was made of, and goes with them.
+pub(super) fn put_by(path: &Path) -> PathBuf {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    free_aside(&path.with_file_name(name.strip_suffix(NEW).unwrap_or(name)))
 }
 
 /// Whether a file in the directory was set aside.
@@ -102,6 +157,10 @@ pub(super) fn all_beside(path: &Path) -> io::Result<Vec<PathBuf>> {
                     .is_some_and(|end| end == NEW || end == ".new.tmp");
                 is_new || aside_end(hidden) == Some(own)
             }
+            None if name.strip_suffix(NEW) == Some(own) => {
+                let left = left_of_rewrite(&entry.path()).map_err(io::Error::other)?;
+                left == Left::Letters
+            }
             None => is_old_aside_of(dir, own, &name) && is_aside(&entry.path(), &name)?,
         };
         if is_own {
@@ -128,6 +187,15 @@ mod tests {
 
     use super::super::tests::letter;
     use super::super::{Letters, asides, listed};
+    use crate::deliver::DeadLetter;
+    use crate::event::Seq;
+
+    fn of(sink: &str, seq: u64) -> DeadLetter {
+        DeadLetter {
+            sink: sink.into(),
+            ..letter(seq)
+        }
+    }
 
     /// They are called as what an older closehook put beside the file of `a`.
     #[test]
@@ -136,7 +204,7 @@ mod tests {
         let open = |name: &str| Letters::open(dir.path(), name, false).unwrap();
         let others = ["a.1.damaged", "a.damaged", "a.new", "a.tmp"];
         for name in others {
-            open(name).add(&[letter(1), letter(2)]).unwrap();
+            open(name).add(&[of(name, 1), of(name, 2)]).unwrap();
         }
         let a = open("a");
         a.add(&[letter(1), letter(2)]).unwrap();
@@ -159,6 +227,45 @@ mod tests {
             assert_eq!(open(name).len(), 2, "{name}");
         }
         assert!(asides(dir.path()).unwrap().is_empty(), "nothing is left of it");
+    }
+
+    /// It wrote what was left of a file into a new one, and was stopped before that took the old one's place.
+    #[test]
+    fn what_an_older_closehook_left_of_a_rewrite_is_no_sinks_file_and_goes_with_its_sink() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| Letters::open(dir.path(), name, false).unwrap();
+        let names = || -> Vec<String> {
+            let mut names: Vec<String> = listed(dir.path()).unwrap().into_iter().map(|(name, _)| name).collect();
+            names.sort();
+            names
+        };
+        open("a").add(&[of("a", 1), of("a", 2)]).unwrap();
+        let left = std::fs::read(dir.path().join("a")).unwrap();
+        // A sink that is called so, and what is nowhere else.
+        open("b").add(&[of("b", 1)]).unwrap();
+        open("b.new").add(&[of("b.new", 1)]).unwrap();
+        std::fs::write(dir.path().join("c.new"), &left).unwrap();
+        for len in [left.len(), left.len() - 3, crate::framefile::HEADER_LEN as usize, 0] {
+            std::fs::write(dir.path().join("a.new"), &left[..len]).unwrap();
+            assert_eq!(names(), ["a", "b", "b.new", "c.new"], "{len} bytes");
+        }
+        // A sink that is called so has none of them, and keeps what it gets.
+        std::fs::write(dir.path().join("a.new"), &left).unwrap();
+        let called_so = open("a.new");
+        assert_eq!(called_so.len(), 0);
+        called_so.add(&[of("a.new", 7)]).unwrap();
+        assert_eq!(names(), ["a", "a.new", "b", "b.new", "c.new"]);
+        assert_eq!(open("a").forget().unwrap(), 2);
+        assert_eq!(open("a.new").seqs(Seq(1), 9), [Seq(7)]);
+        assert!(asides(dir.path()).unwrap().is_empty(), "nothing is left of it");
+
+        // And without one.
+        open("a").add(&[of("a", 1)]).unwrap();
+        open("a.new").forget().unwrap();
+        std::fs::write(dir.path().join("a.new"), &left).unwrap();
+        open("a").forget().unwrap();
+        assert_eq!(names(), ["b", "b.new", "c.new"]);
+        assert!(!dir.path().join("a.new").exists());
     }
 
     #[test]

@@ -132,6 +132,32 @@ async fn what_the_other_sink_has_not_had_yet_waits_there_over_a_restart_and_is_l
     }
 }
 
+/// It has read none of them, and other sinks give it each once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_paused_sink_has_not_read_and_is_given_too_is_one_event_of_its_lag() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=10).await;
+    until("the first are given", async || second.sorted().len() == 10).await;
+    engine.pause("b", true).await.unwrap();
+    bench.store(11..=30).await;
+    until("the rest waits there", async || status_of(&engine, "b").given == 20).await;
+    // It looks at itself again.
+    engine.pause("b", true).await.unwrap();
+    assert_eq!(status_of(&engine, "b").lag_events, 20);
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Look).await;
+    assert_eq!(status_of(&engine, "b").lag_events, 20, "as it is saved");
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", false).await.unwrap();
+    until("all are there", async || status_of(&engine, "b").given == 0).await;
+    assert_eq!(second.sorted(), (1..=30).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_there_is_its_dead_letter_and_is_retried_with_why_it_came() {
     let (first, second) = (Receiver::new(), Receiver::new());

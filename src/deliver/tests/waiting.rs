@@ -227,6 +227,44 @@ async fn a_delivery_that_never_ends_is_given_up() {
     }
 }
 
+/// What a sink has no time for in a call (the next transaction has it) is no try of it, however often that happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sink_has_not_come_to_goes_next_and_costs_no_attempt() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].concurrency = Some(1);
+        bench.store(1..=40).await;
+        let tries = Arc::new(Mutex::new(Vec::new()));
+        let noted = tries.clone();
+        receiver.says(move |delivery| {
+            let seq = delivery.event.seq.0;
+            let mut noted = lock(&noted);
+            noted.push((seq, delivery.attempt));
+            // Each goes at the third time, but for every fourth.
+            let times = noted.iter().filter(|(other, _)| *other == seq).count();
+            Ok(if seq % 4 == 1 || times > 2 {
+                Outcome::Delivered
+            } else {
+                let reason = "its turn comes with the next one".into();
+                Outcome::Untried { reason }
+            })
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 40).await;
+        assert_eq!(receiver.sorted(), (1..=40).collect::<Vec<_>>());
+        let tries = lock(&tries).clone();
+        assert!(tries.len() >= 100, "{tries:?}");
+        assert!(tries.iter().all(|(_, attempt)| *attempt == 1), "{commit:?}: {tries:?}");
+        let status = status(&engine);
+        assert_eq!(
+            (status.dead, status.retrying, status.breaker.as_str()),
+            (0, 0, "closed")
+        );
+        engine.shutdown().await;
+    }
+}
+
 /// Decision 33: the receiver has taken some of a batch when the connection breaks.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_attempt() {

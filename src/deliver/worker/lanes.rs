@@ -149,6 +149,11 @@ impl Replaying {
         self.job.is_running() && !self.done && !self.unruled
     }
 
+    /// Whether it is gone, and all that was under way of it has come to its end.
+    fn is_over(&self) -> bool {
+        self.job.is_gone() && self.feed.in_flight() == 0 && self.feed.parked_len() == 0
+    }
+
     /// Nothing is read for it before this node has heard of what the log has here.
     pub fn waits_until_heard(&mut self, of: Seq) {
         self.unheard = Some(of);
@@ -219,9 +224,9 @@ impl Lanes {
         }
     }
 
-    /// Begins a replay unless it is there already.
+    /// Begins a replay unless it is there already, or gone by now.
     pub fn begin(&mut self, job: &Arc<Job>, order: Order) {
-        if !self.replays.iter().any(|replay| replay.job.id == job.id) {
+        if !job.is_gone() && !self.replays.iter().any(|replay| replay.job.id == job.id) {
             self.replays
                 .push(Replaying::new(job.clone(), &fresh(job), order, &self.memory));
         }
@@ -345,10 +350,17 @@ impl Lanes {
             .collect()
     }
 
+    /// Whether there are replays that may be let go of.
+    pub fn may_drop_replays(&self) -> bool {
+        self.replays.iter().any(|replay| replay.done || replay.is_over())
+    }
+
     /// Lets go of replays that have come to their end and are not known any more.
     pub fn keep_replays(&mut self, is_known: impl Fn(&str) -> bool) {
-        self.replays
-            .retain(|replay| !(replay.done || replay.unruled) || is_known(&replay.job.id));
+        self.replays.retain(|replay| {
+            let has_ended = replay.done || replay.unruled || replay.is_over();
+            !has_ended || is_known(&replay.job.id)
+        });
     }
 
     /// Marks replays that have come to their end; `true` if any has.

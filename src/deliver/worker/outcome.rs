@@ -118,6 +118,8 @@ impl Worker<'_> {
             Outcome::Waits(unavailable) => Some(unavailable.clone()),
             _ => None,
         });
+        // A sink that has come to none of them would be asked again at once, for ever.
+        let waits = waits.or_else(|| none_was_tried(&outcomes));
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
         self.note_had_before_skipping(lane, &batch, &outcomes).await;
@@ -196,6 +198,7 @@ impl Worker<'_> {
                 }
             }
             (Outcome::Waits(unavailable), _) => self.put_off(lane, seq, &unavailable.reason),
+            (Outcome::Untried { .. }, _) => self.put_back(lane, std::slice::from_ref(delivery)),
             (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
                 self.last_error = Some((reason.text.clone(), Timestamp::now()));
                 ends.dead.push(self.letter(lane, delivery, reason));
@@ -234,10 +237,11 @@ impl Worker<'_> {
     /// One batch is one answer of the receiver; of refusals at its end each is one (decision 21): they are made one by one.
     pub(super) fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
         let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
-        let says_nothing = |outcome: &Outcome| matches!(outcome, Outcome::Skipped | Outcome::Waits(_));
+        let says_nothing =
+            |outcome: &Outcome| matches!(outcome, Outcome::Skipped | Outcome::Waits(_) | Outcome::Untried { .. });
         if outcomes.iter().all(says_nothing) {
             // That says nothing about the sink, or that it takes nothing now, which comes after this.
-            if !any(|outcome| matches!(outcome, Outcome::Waits(_))) {
+            if !any(|outcome| matches!(outcome, Outcome::Waits(_) | Outcome::Untried { .. })) {
                 self.breaker.unasked(now);
             }
             return;
@@ -245,7 +249,7 @@ impl Worker<'_> {
         self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
         let reason = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
-            Outcome::Delivered | Outcome::Skipped | Outcome::Waits(_) => None,
+            Outcome::Delivered | Outcome::Skipped | Outcome::Waits(_) | Outcome::Untried { .. } => None,
         });
         let reason = reason.unwrap_or_default();
         let refused = refused_at_the_end(outcomes);
@@ -406,7 +410,23 @@ fn refused_at_the_end(outcomes: &[Outcome]) -> usize {
         .iter()
         .rev()
         .filter(|outcome| **outcome != Outcome::Skipped)
-        .skip_while(|outcome| matches!(outcome, Outcome::Retry { .. } | Outcome::Waits(_)))
+        .skip_while(|outcome| {
+            matches!(
+                outcome,
+                Outcome::Retry { .. } | Outcome::Waits(_) | Outcome::Untried { .. }
+            )
+        })
         .take_while(|outcome| matches!(outcome, Outcome::Reject { .. }))
         .count()
+}
+
+/// What a sink is to wait for that says it has come to none of these, but skipped some.
+fn none_was_tried(outcomes: &[Outcome]) -> Option<Unavailable> {
+    let mut reasons = outcomes.iter().filter(|outcome| **outcome != Outcome::Skipped);
+    let first = match reasons.next()? {
+        Outcome::Untried { reason } => reason.text.clone(),
+        _ => return None,
+    };
+    let is_untried = |outcome: &Outcome| matches!(outcome, Outcome::Untried { .. });
+    reasons.all(is_untried).then(|| Unavailable::new(first))
 }

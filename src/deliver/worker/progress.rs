@@ -345,7 +345,7 @@ impl Worker<'_> {
         if !self.save_is_due() && self.pausing.is_empty() {
             return;
         }
-        if self.lanes.replays.iter().any(|replay| replay.done) {
+        if self.lanes.may_drop_replays() {
             let jobs = self.kit.jobs.lock();
             self.lanes.keep_replays(|id| jobs.contains_key(id));
         }

@@ -272,9 +272,12 @@ impl Worker<'_> {
             .clone()
             .or_else(|| unmarked(&self.record, self.kit.name()));
         let (last_error, last_error_at) = last_error.unzip();
+        // What it has not read yet is counted there, whoever gives it.
+        let unread_from = if self.kit.follow { main.next() } else { Seq(u64::MAX) };
+        let given = self.kit.letters.given_before(unread_from) as u64;
         let status = SinkStatus {
             cursor,
-            lag_events: lag_events + main.open_len() as u64 + self.kit.letters.given_len() as u64 + gathered,
+            lag_events: lag_events + main.open_len() as u64 + given + gathered,
             in_flight: self.lanes.in_flight(),
             retrying: self.lanes.retrying(),
             dead: self.kit.letters.len() as u64,
@@ -396,7 +399,7 @@ pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letter
     let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
-        lag_events: log.places(next, head) + open as u64 + letters.given_len() as u64,
+        lag_events: log.places(next, head) + open as u64 + letters.given_before(next) as u64,
         given: letters.given_len() as u64,
         retrying,
         dead: letters.len() as u64,

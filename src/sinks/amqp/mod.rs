@@ -211,7 +211,7 @@ impl Fared {
             return Err(why.clone());
         }
         for outcome in &mut self.outcomes {
-            if matches!(outcome, Outcome::Retry { .. }) {
+            if matches!(outcome, Outcome::Retry { .. } | Outcome::Untried { .. }) {
                 *outcome = Outcome::Waits(why.clone());
             }
         }
@@ -367,9 +367,8 @@ impl Sink for Amqp {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let until = self.deadline();
         let deliveries = batch.deliveries();
-        let waiting = Outcome::Retry {
+        let waiting = Outcome::Untried {
             reason: "it was not published".into(),
-            after: None,
         };
         let mut fared = Fared {
             outcomes: vec![waiting; deliveries.len()],

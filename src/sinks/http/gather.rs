@@ -243,9 +243,8 @@ impl Http {
             return Err(why);
         }
         // There is none left over unless every event waits for the one before.
-        Ok(fared.finished(&Outcome::Retry {
+        Ok(fared.finished(&Outcome::Untried {
             reason: "it was not sent: it waits for the event before".into(),
-            after: None,
         }))
     }
 

@@ -17,8 +17,10 @@ pub(super) enum Fate {
     Taken,
     /// It will never be taken.
     Refused(Reason),
-    /// Several before it were refused: it has its try later.
+    /// Several before it were refused: it is tried again later.
     Behind(Reason),
+    /// It was not sent, for no fault of its own or of the brokers: it goes next.
+    Untried(String),
     /// Nothing is known of it, or nothing is taken now: why, one sentence.
     Waits(String),
 }
@@ -26,7 +28,7 @@ pub(super) enum Fate {
 impl Fate {
     /// Whether it may still be taken, at another time.
     pub fn has_to_wait(&self) -> bool {
-        matches!(self, Fate::Behind(_) | Fate::Waits(_))
+        matches!(self, Fate::Behind(_) | Fate::Untried(_) | Fate::Waits(_))
     }
 }
 
@@ -70,16 +72,19 @@ impl Run<'_> {
     /// These were not sent, for no fault of theirs or of the brokers.
     pub fn put_off(&mut self, places: &[usize], why: &str) {
         for place in places {
-            self.fates[*place] = Fate::Behind(why.into());
+            self.fates[*place] = Fate::Untried(why.to_owned());
         }
     }
 
-    /// Whatever comes after the first that waits waits for the same.
+    /// Whatever comes after the first that waits waits for the same. Of those behind one that was refused none was tried.
     pub fn hold_behind_the_first(&mut self) {
         let mut waiting = self.fates.iter_mut().filter(|fate| fate.has_to_wait());
         if let Some(first) = waiting.next() {
-            let first = first.clone();
-            waiting.for_each(|fate| *fate = first.clone());
+            let held = match first {
+                Fate::Behind(reason) => Fate::Untried(reason.text.clone()),
+                held => held.clone(),
+            };
+            waiting.for_each(|fate| *fate = held.clone());
         }
     }
 }
@@ -143,7 +148,7 @@ impl Lane {
         }
         if run.refusals >= REFUSALS_MAX {
             for place in self.chunks.drain(..).flatten() {
-                run.fates[place] = Fate::Behind("several before it were refused".into());
+                run.fates[place] = Fate::Untried("several before it were refused".into());
             }
         }
     }

@@ -156,6 +156,7 @@ impl Packed {
                 Fate::Taken => Outcome::Delivered,
                 Fate::Refused(reason) => Outcome::Reject { reason },
                 Fate::Behind(reason) => Outcome::Retry { reason, after: None },
+                Fate::Untried(why) => Outcome::Untried { reason: why.into() },
                 Fate::Waits(why) => {
                     trouble.get_or_insert_with(|| why.clone());
                     Outcome::Waits(Unavailable::new(why))
@@ -268,7 +269,7 @@ fn settled(fate: Option<Fate>) -> Result<(), String> {
     match fate {
         Some(Fate::Taken) => Ok(()),
         Some(Fate::Refused(reason) | Fate::Behind(reason)) => Err(format!("the mark is refused: {reason}")),
-        Some(Fate::Waits(why)) => Err(why),
+        Some(Fate::Waits(why) | Fate::Untried(why)) => Err(why),
         None => Err("the mark was not sent".into()),
     }
 }

@@ -86,6 +86,32 @@ fn a_password_that_all_can_read_on_the_way_is_warned_of() {
     assert!(tests::sound(&definition::TYPE, table).warning().is_none());
 }
 
+/// Where the order is strict a transaction ends when half of its time is over.
+#[test]
+fn what_there_was_no_time_for_in_a_transaction_was_not_tried() {
+    let mut run = lane::Run {
+        parcels: &[],
+        fates: vec![Fate::Taken; 4],
+        refusals: 0,
+    };
+    run.put_off(&[2, 3], "its turn comes with the next transaction");
+    run.hold_behind_the_first();
+    let packed = Packed {
+        parcels: Vec::new(),
+        places: (0..4).collect(),
+        outcomes: vec![Outcome::Delivered; 4],
+    };
+    let (outcomes, trouble) = packed.fared(run.fates);
+    let untried = Outcome::Untried {
+        reason: "its turn comes with the next transaction".into(),
+    };
+    assert_eq!(
+        outcomes,
+        [Outcome::Delivered, Outcome::Delivered, untried.clone(), untried]
+    );
+    assert_eq!(trouble, None);
+}
+
 #[test]
 fn the_key_is_the_transforms_or_the_configured_one_or_the_lead() {
     use super::super::common::line::tests::delivery;

@@ -419,9 +419,8 @@ impl Sink for Nats {
             return Err(Unavailable::new(trouble.why));
         }
         let until = Instant::now() + self.patience;
-        let waiting = Outcome::Retry {
+        let waiting = Outcome::Untried {
             reason: "it waits behind another event".into(),
-            after: None,
         };
         let mut places = vec![waiting; batch.deliveries().len()];
         let mut fates = Vec::with_capacity(places.len());

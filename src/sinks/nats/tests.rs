@@ -406,7 +406,7 @@ fn a_sink_that_has_to_wait_counts_no_attempt_of_what_waits() {
                 let letter = |outcome: &Outcome| match outcome {
                     Outcome::Delivered => 'd',
                     Outcome::Reject { .. } => 'x',
-                    Outcome::Retry { .. } => 'r',
+                    Outcome::Retry { .. } | Outcome::Untried { .. } => 'r',
                     Outcome::Waits(_) => 'w',
                     Outcome::Skipped => 's',
                 };

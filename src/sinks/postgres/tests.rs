@@ -324,7 +324,7 @@ async fn a_bad_row_is_refused_alone() {
                 let said = (seq == 333).then(|| "not this one".to_owned());
                 assert_eq!(reason.answer, said);
             }
-            Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
+            Outcome::Retry { reason, .. } | Outcome::Untried { reason } => panic!("{seq}: {reason}"),
             Outcome::Skipped | Outcome::Waits(_) => panic!("{seq}"),
         }
     }

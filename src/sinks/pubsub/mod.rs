@@ -518,7 +518,7 @@ fn stopped(mut outcomes: Vec<Outcome>, why: Unavailable) -> Result<Vec<Outcome>,
         return Err(why);
     }
     for outcome in &mut outcomes {
-        if matches!(outcome, Outcome::Retry { .. }) {
+        if matches!(outcome, Outcome::Retry { .. } | Outcome::Untried { .. }) {
             *outcome = Outcome::Waits(why.clone());
         }
     }
@@ -528,9 +528,8 @@ fn stopped(mut outcomes: Vec<Outcome>, why: Unavailable) -> Result<Vec<Outcome>,
 #[async_trait]
 impl Sink for PubSub {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let waiting = Outcome::Retry {
+        let waiting = Outcome::Untried {
             reason: "it was not published".into(),
-            after: None,
         };
         let mut fared = Fared {
             outcomes: vec![waiting; batch.deliveries().len()],

@@ -142,7 +142,7 @@ async fn fares(sink: &dyn Sink, deliveries: &[Delivery]) -> String {
         .iter()
         .map(|outcome| match outcome {
             Outcome::Delivered | Outcome::Skipped => 'd',
-            Outcome::Retry { .. } => 'r',
+            Outcome::Retry { .. } | Outcome::Untried { .. } => 'r',
             Outcome::Waits(_) => 'w',
             Outcome::Reject { .. } => 'x',
         })

@@ -278,7 +278,7 @@ async fn a_bad_row_is_refused_alone() {
                     "{reason}"
                 );
             }
-            Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
+            Outcome::Retry { reason, .. } | Outcome::Untried { reason } => panic!("{seq}: {reason}"),
             Outcome::Skipped | Outcome::Waits(_) => panic!("{seq}"),
         }
     }

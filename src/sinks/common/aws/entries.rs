@@ -370,7 +370,7 @@ mod tests {
             .iter()
             .map(|outcome| match outcome {
                 Outcome::Delivered | Outcome::Skipped => 'd',
-                Outcome::Retry { .. } => 'r',
+                Outcome::Retry { .. } | Outcome::Untried { .. } => 'r',
                 Outcome::Waits(_) => 'w',
                 Outcome::Reject { .. } => 'x',
             })

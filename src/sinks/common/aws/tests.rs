@@ -486,7 +486,7 @@ pub(in crate::sinks) async fn fares(
             .map(|outcome| match outcome {
                 crate::sinks::Outcome::Delivered => 'd',
                 crate::sinks::Outcome::Skipped => 's',
-                crate::sinks::Outcome::Retry { .. } => 'r',
+                crate::sinks::Outcome::Retry { .. } | crate::sinks::Outcome::Untried { .. } => 'r',
                 crate::sinks::Outcome::Waits(_) => 'w',
                 crate::sinks::Outcome::Reject { .. } => 'x',
             })
