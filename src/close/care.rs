@@ -17,7 +17,7 @@ use super::account::Account;
 use super::api::error::Error;
 use super::fields;
 use super::seen::Sightings;
-use super::shared::Shared;
+use super::shared::{Copied, Shared};
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -27,6 +27,9 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked what others have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
+const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
@@ -66,7 +69,10 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
     let mut was_well = true;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         let looked = shared.look().await;
-        let followed = looked.and_then(|changed| account.reread(&changed));
+        let followed = match looked {
+            Ok(changed) => account.reread(&changed).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &followed
             && was_well
         {
@@ -195,5 +201,36 @@ impl Account {
         if let Err(error) = noted {
             tracing::debug!(%error, "the backfill's trouble can't be noted");
         }
+    }
+
+    /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
+    /// with the process. No other one begins. It gives up after 20 s, and says so.
+    pub async fn settle(&self) {
+        let refreshes = self.store.refreshes();
+        refreshes.close();
+        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
+            tracing::error!(
+                "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
+                SETTLES_WITHIN.as_secs()
+            );
+        }
+    }
+
+    /// Takes over what another node has changed up to now, where there are others.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        let Some(shared) = self.store.shared() else {
+            return Ok(());
+        };
+        let changed = shared.look().await?;
+        self.reread(&changed).await
+    }
+
+    /// Takes over files that another node has changed.
+    async fn reread(&self, copied: &Copied) -> Result<(), Error> {
+        self.store.reread(copied).await?;
+        if copied.contains_key("keys.json") {
+            self.refresh_verifier()?;
+        }
+        Ok(())
     }
 }

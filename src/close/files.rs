@@ -64,7 +64,15 @@ pub(super) fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, E
     text.map_err(|error| Error::Local(format!("{} can't be written: {error}", path.display())))
 }
 
-/// Replaces a file's content as [`write_json`] does.
+/// Does what may wait for the disk, on no thread of the runtime.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Local(error.to_string()))?
+}
+
+/// Replaces a file's content as [`write_json`] does. Blocking.
 pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
     // What another node has changed is copied here by more than one at a time, and each goes by the same file beside it.
     static REPLACING: Mutex<()> = Mutex::new(());

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::answer::{self, HttpAnswer};
 use super::error::{Error, rejected};
-use crate::close::files;
+use crate::close::files::{self, blocking};
 use crate::close::shared::{Shared, write_shared};
 use crate::config::{self, Secret};
 use crate::json::Node;
@@ -193,8 +193,7 @@ impl OAuthChain {
             refresh_token: refresh_token.expose_secret().to_owned(),
             previous: Some(before.refresh_token.clone()),
         };
-        let (path, shared) = (self.path.clone(), self.shared.clone());
-        let written = blocking(move || write_shared(&path, &chain, shared.as_deref())).await;
+        let written = write_shared(&self.path, &chain, self.shared.as_deref()).await;
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         match written {
             Ok(()) => *unsaved = None,
@@ -264,12 +263,6 @@ struct Tokens {
     access: SecretString,
     refresh: Option<SecretString>,
     life: Duration,
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Local(error.to_string()))?
 }
 
 #[cfg(test)]
