@@ -441,14 +441,18 @@ impl Account {
                     keys.rotation = rotation.or(keys.rotation.take());
                     keys.settle_intent();
                 })
-                .await?;
-            self.refresh_verifier()
+                .await
         };
         if let Err(error) = kept.await {
-            // Without its key it is of no use. If this fails too, the intent tells the orphan.
-            let _ = self.delete_at_close(client, &id).await;
-            let _ = self.withdraw(client).await;
+            // Without its key it is of no use. Where it can't be deleted either, the intent tells the orphan, and stays.
+            if self.delete_at_close(client, &id).await.is_ok() {
+                let _ = self.withdraw(client).await;
+            }
             return Err(error);
+        }
+        if let Err(error) = self.refresh_verifier() {
+            // Its key is durable: what is wrong with others' is no reason to delete it.
+            tracing::error!(%error, subscription = id, "the new key is kept, and does not count before this is put right");
         }
         tracing::info!(
             subscription = id,
@@ -464,3 +468,6 @@ impl Account {
         Ok(MadeSubscription { id, replaced })
     }
 }
+
+#[cfg(test)]
+mod tests;
