@@ -182,7 +182,10 @@ fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result
                 store.oauth_path(),
             );
             Auth::OAuth(Arc::new(
-                chain.shared_by(store.shared()).tracked_by(store.refreshes().clone()),
+                chain
+                    .shared_by(store.shared())
+                    .tracked_by(store.refreshes().clone())
+                    .keeping_in(store.unsaved().clone()),
             ))
         }
     };

@@ -204,7 +204,8 @@ impl Account {
     }
 
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. No other one begins. It gives up after 20 s, and says so.
+    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s of either, and says
+    /// so.
     pub async fn settle(&self) {
         let refreshes = self.store.refreshes();
         refreshes.close();
@@ -212,6 +213,14 @@ impl Account {
             tracing::error!(
                 "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
                 SETTLES_WITHIN.as_secs()
+            );
+        }
+        let client = self.client_cell().clone();
+        let Some(client) = client else { return };
+        let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
+        if !matches!(kept, Ok(Ok(()))) {
+            tracing::error!(
+                "the newest OAuth refresh token could not be written up to the stop: the app has to be authorized again"
             );
         }
     }

@@ -31,20 +31,25 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
     };
+    parse(path, &text).map(Some)
+}
+
+/// Reads what a file holds, or holds elsewhere.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Error> {
     let damaged = |error: serde_json::Error| {
         Error::Local(format!(
             "{} is damaged ({error}): put it back from a backup, or move it away",
             path.display()
         ))
     };
-    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
+    let version = serde_json::from_slice::<Versioned>(text).map_err(damaged)?.version;
     if version > VERSION {
         return Err(Error::Local(format!(
             "{} has format {version}, which this closehook does not know: run the newer version",
             path.display()
         )));
     }
-    serde_json::from_slice(&text).map(Some).map_err(damaged)
+    serde_json::from_slice(text).map_err(damaged)
 }
 
 /// Whether a file is a newer closehook's.

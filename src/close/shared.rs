@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::api::error::Error;
@@ -78,6 +79,22 @@ impl Shared {
         files::blocking(move || files::replace(&path, content.as_ref())).await?;
         lock(&self.behind).remove(name);
         Ok(())
+    }
+
+    /// What stands there of a file that nobody here keeps in memory, for whoever is about to change it; `None`: nothing. This node's copy is
+    /// left to the next look, since this may be needed where the disk is full.
+    pub(super) async fn newest(&self, path: &Path) -> Result<Option<Bytes>, Error> {
+        let Some(name) = name_of(path) else { return Ok(None) };
+        let entry = self.store.get(name).await;
+        let Some(entry) = entry.map_err(|error| Error::Local(error.to_string()))? else {
+            lock(&self.copied).remove(name);
+            return Ok(None);
+        };
+        let before = lock(&self.copied).insert(name.to_owned(), entry.revision);
+        if before != Some(entry.revision) {
+            lock(&self.behind).insert(name.to_owned());
+        }
+        Ok(Some(entry.value))
     }
 
     /// Copies everything, before anybody here has read it.

@@ -26,6 +26,9 @@ pub struct CloseStatus {
     pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
+    /// Why the newest OAuth refresh token can't be written; until it is, it goes with the process.
+    #[serde(default)]
+    pub token_unsaved: Option<String>,
     /// Close's rate limit is used up, and the next request goes then; `None`: soon.
     #[serde(default)]
     pub next_request_at: Option<Timestamp>,
@@ -233,6 +236,7 @@ impl Account {
             looked_after_by: None,
             next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
+            token_unsaved: self.store.unsaved().why(),
             checked_at: seen.checked_at,
             reconciled_at: seen.reconciled_at,
             subscriptions: seen.found.clone(),

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::error::Error;
 use super::api::identity::Organization;
+use super::api::oauth::Unsaved;
 use super::completeness::marks::Marks;
 use super::files::{VERSION, blocking, oauth_path, read_json};
 use super::noted::NotedKey;
@@ -201,6 +202,8 @@ pub(super) struct CloseStore {
     marks: Kept<Marks>,
     /// An error is why it can't be read.
     organization: Kept<Result<Option<Organization>, Error>>,
+    /// The newest refresh token, while it can't be written.
+    unsaved: Arc<Unsaved>,
     /// Where several nodes share the files.
     shared: Option<Arc<Shared>>,
     /// What must not end with a request that nobody waits for any more.
@@ -257,6 +260,7 @@ impl CloseStore {
         let marks: Marks = marks.unwrap_or_default();
         CloseStore {
             organization: Kept::new(organization.map(|file| file.map(|file| file.organization))),
+            unsaved: Arc::default(),
             refreshes: TaskTracker::new(),
             seams,
             shared,
@@ -324,6 +328,11 @@ impl CloseStore {
         self.check()?;
         let keys = self.keys.now.load();
         keys.for_verifier(&self.dir.join("keys.json")).map_err(Error::Local)
+    }
+
+    /// The newest refresh token, while it can't be written.
+    pub fn unsaved(&self) -> &Arc<Unsaved> {
+        &self.unsaved
     }
 
     /// Where the newest OAuth refresh token is kept.

@@ -228,6 +228,12 @@ fn close(status: &Status, found: &mut Found) {
             "`closehook check --probe` tries it; until then nothing is compared and no subscription is looked after",
         );
     }
+    if let Some(why) = &close.token_unsaved {
+        found.say(
+            format!("the newest OAuth refresh token is in memory only, it can't be written: {why}"),
+            "put that right before closehook stops, or the app has to be authorized again; it is tried again by itself",
+        );
+    }
     if let Some(silence) = close.silence {
         let since = silence
             .last_delivery
