@@ -19,7 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::answer::{self, HttpAnswer};
@@ -35,6 +35,9 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 /// What an access token is good for where Close does not say.
 const LIFE_DEFAULT: Duration = Duration::from_secs(600);
+
+/// A token is waited for so long: longer than it takes where the lock, Close and the other nodes each take as long as they may.
+const RENEWED_WITHIN: Duration = Duration::from_secs(240);
 
 /// What can't be written is tried again after this, and doubly so each time ...
 const KEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -195,7 +198,14 @@ impl OAuthChain {
             }
         });
         let never = |_| Error::Local("the refresh of the OAuth token broke off".into());
-        told.await.map_err(never)?
+        let hangs = |_| {
+            Error::Local(format!(
+                "the refresh of Close's OAuth token was not over within {} s: the disk of {}, or what nodes share, does not answer",
+                RENEWED_WITHIN.as_secs(),
+                self.path.display()
+            ))
+        };
+        timeout(RENEWED_WITHIN, told).await.map_err(hangs)?.map_err(never)?
     }
 
     /// The access token at hand, while it is good.
@@ -211,8 +221,8 @@ impl OAuthChain {
         if let Some(token) = self.valid() {
             return Ok(token);
         }
-        let path = self.path.clone();
-        let locked = blocking(move || files::lock_beside(&path)).await?;
+        // Nothing has been asked of Close yet: a stop need not wait for whoever has it.
+        let locked = files::lock_beside(&self.path, || self.refreshes.is_closed()).await?;
         let kept = self.kept().await?;
         let chain = self.chain(kept.as_ref());
         let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
@@ -298,8 +308,7 @@ impl OAuthChain {
             return Ok(());
         }
         let _one_at_a_time = self.refreshing.lock().await;
-        let path = self.path.clone();
-        let _locked = blocking(move || files::lock_beside(&path)).await?;
+        let _locked = files::lock_beside(&self.path, || false).await?;
         let kept = self.kept().await?;
         let Some(chain) = self.unsaved.over(kept.as_ref()) else {
             return Ok(());

@@ -4,6 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::close::unanswered::Unanswered;
 use crate::state::LocalStore;
 
 /// The refresh token that a request brings.
@@ -207,4 +208,34 @@ async fn a_token_that_could_not_be_kept_is_kept_as_soon_as_it_can_be() {
     tokio::time::timeout(LONG, kept)
         .await
         .expect("nobody asks for another one");
+}
+
+/// As `check --probe` does that somebody has stopped in the middle of it.
+#[tokio::test(start_paused = true)]
+async fn who_holds_the_lock_for_ever_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, path) = node(dir.path(), "t0", None);
+    let held = std::fs::File::create(path.with_extension("lock")).unwrap();
+    held.lock().unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = Url::parse("http://127.0.0.1:9/").unwrap();
+    let error = chain.access_token(&http, url).await.unwrap_err().to_string();
+    assert!(
+        error.contains("oauth.lock") && error.contains("another process"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_hangs_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, _) = node(dir.path(), "t0", None);
+    let store = Arc::new(Unanswered::new("oauth.json").also_to_readers());
+    let shared = Some(Shared::new(store, dir.path()));
+    let chain = Arc::new(Arc::into_inner(chain).unwrap().shared_by(shared));
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = Url::parse("http://127.0.0.1:9/").unwrap();
+    let within = Duration::from_secs(24 * 3600);
+    let told = tokio::time::timeout(within, chain.access_token(&http, url)).await;
+    assert!(told.expect("it ends").is_err());
 }
