@@ -31,6 +31,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 
+/// A look at Close's side is due after so many intervals, and not before this has gone by.
+const OVERDUE_INTERVALS: u32 = 3;
+const OVERDUE_MIN: Duration = Duration::from_secs(600);
+
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
     tokio::select! {
@@ -46,6 +50,7 @@ struct Caring<'a>(&'a Account);
 
 impl<'a> Caring<'a> {
     fn begin(account: &'a Account) -> Caring<'a> {
+        account.seen().got_on();
         account.is_supervised.store(true, Ordering::Relaxed);
         Caring(account)
     }
@@ -173,7 +178,11 @@ impl Account {
     /// Says how it went where that is news. Whether it went well.
     fn note(&self, result: Result<(), Error>) -> bool {
         let trouble = result.err();
-        let before = std::mem::replace(&mut self.seen().trouble, trouble.clone());
+        let before = {
+            let mut seen = self.seen();
+            seen.got_on();
+            std::mem::replace(&mut seen.trouble, trouble.clone())
+        };
         match (&before, &trouble) {
             (before, Some(trouble)) if before.as_ref().is_none_or(|before| !before.is_like(trouble)) => {
                 tracing::warn!("{trouble}; receiving and delivering go on, and it is tried again later");
@@ -182,6 +191,18 @@ impl Account {
             _ => {}
         }
         trouble.is_none()
+    }
+
+    /// For how long a look has not got on, or none has begun, although this node looks after Close's side; `None`: all goes its way.
+    pub(super) fn overdue(&self, seen: &Sightings) -> Option<Duration> {
+        let is_ours = self.is_supervised.load(Ordering::Relaxed) && self.is_configured();
+        let due = self
+            .policy()
+            .health_every
+            .saturating_mul(OVERDUE_INTERVALS)
+            .max(OVERDUE_MIN);
+        let waits = seen.got_on_at.filter(|_| is_ours)?.elapsed();
+        (waits > due).then_some(waits)
     }
 
     async fn note_job(&self, error: &Error) {
@@ -243,3 +264,6 @@ impl Account {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
