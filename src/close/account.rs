@@ -20,8 +20,8 @@ use super::fields::{self, Fields};
 use super::organization;
 use super::seams::Seams;
 use super::seen::Sightings;
-use super::shared::{Copied, Shared};
-use super::store::{self, CloseStore};
+use super::shared::Shared;
+use super::store::CloseStore;
 use super::subscriptions::ownership::{Ownership, Standing};
 use super::subscriptions::plan::{SubscriptionPlan, plan};
 use super::subscriptions::scope::Scope;
@@ -134,9 +134,6 @@ impl Policy {
     }
 }
 
-/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
-const SETTLES_WITHIN: Duration = Duration::from_secs(20);
-
 /// A question waits so long for a change of subscriptions that is under way, so that it is not answered from the middle of it.
 const QUESTION_WAITS: Duration = Duration::from_secs(10);
 
@@ -186,7 +183,10 @@ fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result
                 store.oauth_path(),
             );
             Auth::OAuth(Arc::new(
-                chain.shared_by(store.shared()).tracked_by(store.refreshes().clone()),
+                chain
+                    .shared_by(store.shared())
+                    .tracked_by(store.refreshes().clone())
+                    .keeping_in(store.unsaved().clone()),
             ))
         }
     };
@@ -397,19 +397,6 @@ impl Account {
         }
     }
 
-    /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. No other one begins. It gives up after 20 s, and says so.
-    pub async fn settle(&self) {
-        let refreshes = self.store.refreshes();
-        refreshes.close();
-        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
-            tracing::error!(
-                "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
-                SETTLES_WITHIN.as_secs()
-            );
-        }
-    }
-
     /// Whether there are credentials.
     pub fn is_configured(&self) -> bool {
         self.settings.load().credentials.is_some()
@@ -450,7 +437,7 @@ impl Account {
         }
     }
 
-    fn client_cell(&self) -> MutexGuard<'_, Option<Arc<Client>>> {
+    pub(super) fn client_cell(&self) -> MutexGuard<'_, Option<Arc<Client>>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -581,27 +568,9 @@ impl Account {
         self.policy().plan(&self.store, close_has)
     }
 
-    /// Takes over what another node has changed up to now, where there are others.
-    pub async fn catch_up(&self) -> Result<(), Error> {
-        let Some(shared) = self.store.shared() else {
-            return Ok(());
-        };
-        let changed = shared.look().await?;
-        self.reread(&changed)
-    }
-
-    /// Takes over files that another node has changed.
-    pub(super) fn reread(&self, copied: &Copied) -> Result<(), Error> {
-        self.store.reread(copied)?;
-        if copied.contains_key("keys.json") {
-            self.refresh_verifier()?;
-        }
-        Ok(())
-    }
-
-    /// Keys have changed on disk: whoever holds the verifier has them at once.
+    /// Keys have changed: whoever holds the verifier has them at once.
     pub(super) fn refresh_verifier(&self) -> Result<(), Error> {
-        let (live, retired) = store::signature_keys(self.store.data_dir()).map_err(Error::Local)?;
+        let (live, retired) = self.store.signature_keys()?;
         self.verifier.rcu(|current| Verifier {
             kept: live.clone(),
             retired: retired.clone(),

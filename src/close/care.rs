@@ -17,7 +17,7 @@ use super::account::Account;
 use super::api::error::Error;
 use super::fields;
 use super::seen::Sightings;
-use super::shared::Shared;
+use super::shared::{Copied, Shared};
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -27,6 +27,13 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked what others have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
+const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+
+/// A look at Close's side is due after so many intervals, and not before this has gone by.
+const OVERDUE_INTERVALS: u32 = 3;
+const OVERDUE_MIN: Duration = Duration::from_secs(600);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
@@ -43,6 +50,7 @@ struct Caring<'a>(&'a Account);
 
 impl<'a> Caring<'a> {
     fn begin(account: &'a Account) -> Caring<'a> {
+        account.seen().got_on();
         account.is_supervised.store(true, Ordering::Relaxed);
         Caring(account)
     }
@@ -66,7 +74,10 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
     let mut was_well = true;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         let looked = shared.look().await;
-        let followed = looked.and_then(|changed| account.reread(&changed));
+        let followed = match looked {
+            Ok(changed) => account.reread(&changed).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &followed
             && was_well
         {
@@ -167,7 +178,11 @@ impl Account {
     /// Says how it went where that is news. Whether it went well.
     fn note(&self, result: Result<(), Error>) -> bool {
         let trouble = result.err();
-        let before = std::mem::replace(&mut self.seen().trouble, trouble.clone());
+        let before = {
+            let mut seen = self.seen();
+            seen.got_on();
+            std::mem::replace(&mut seen.trouble, trouble.clone())
+        };
         match (&before, &trouble) {
             (before, Some(trouble)) if before.as_ref().is_none_or(|before| !before.is_like(trouble)) => {
                 tracing::warn!("{trouble}; receiving and delivering go on, and it is tried again later");
@@ -176,6 +191,18 @@ impl Account {
             _ => {}
         }
         trouble.is_none()
+    }
+
+    /// For how long a look has not got on, or none has begun, although this node looks after Close's side; `None`: all goes its way.
+    pub(super) fn overdue(&self, seen: &Sightings) -> Option<Duration> {
+        let is_ours = self.is_supervised.load(Ordering::Relaxed) && self.is_configured();
+        let due = self
+            .policy()
+            .health_every
+            .saturating_mul(OVERDUE_INTERVALS)
+            .max(OVERDUE_MIN);
+        let waits = seen.got_on_at.filter(|_| is_ours)?.elapsed();
+        (waits > due).then_some(waits)
     }
 
     async fn note_job(&self, error: &Error) {
@@ -196,4 +223,47 @@ impl Account {
             tracing::debug!(%error, "the backfill's trouble can't be noted");
         }
     }
+
+    /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
+    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s of either, and says
+    /// so.
+    pub async fn settle(&self) {
+        let refreshes = self.store.refreshes();
+        refreshes.close();
+        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
+            tracing::error!(
+                "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
+                SETTLES_WITHIN.as_secs()
+            );
+        }
+        let client = self.client_cell().clone();
+        let Some(client) = client else { return };
+        let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
+        if !matches!(kept, Ok(Ok(()))) {
+            tracing::error!(
+                "the newest OAuth refresh token could not be written up to the stop: the app has to be authorized again"
+            );
+        }
+    }
+
+    /// Takes over what another node has changed up to now, where there are others.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        let Some(shared) = self.store.shared() else {
+            return Ok(());
+        };
+        let changed = shared.look().await?;
+        self.reread(&changed).await
+    }
+
+    /// Takes over files that another node has changed.
+    async fn reread(&self, copied: &Copied) -> Result<(), Error> {
+        self.store.reread(copied).await?;
+        if copied.contains_key("keys.json") {
+            self.refresh_verifier()?;
+        }
+        Ok(())
+    }
 }
+
+#[cfg(test)]
+mod tests;

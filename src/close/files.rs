@@ -1,11 +1,13 @@
 //! Small files below the data directory: versioned JSON, mode 0600, replaced as a whole and synced, and locks beside them.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::api::error::Error;
 use crate::framefile;
@@ -13,6 +15,12 @@ use crate::sync::lock;
 
 /// Format of the files here; a newer one is refused.
 pub(super) const VERSION: u32 = 1;
+
+/// Who holds a lock gives it back within this: refreshing a token takes two requests at the most.
+const LOCKED_WITHIN: Duration = Duration::from_secs(90);
+
+/// How often it is tried meanwhile.
+const LOCK_EVERY: Duration = Duration::from_millis(50);
 
 /// Where the newest OAuth refresh token is kept in a data directory.
 pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
@@ -31,20 +39,25 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
     };
+    parse(path, &text).map(Some)
+}
+
+/// Reads what a file holds, or holds elsewhere.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Error> {
     let damaged = |error: serde_json::Error| {
         Error::Local(format!(
             "{} is damaged ({error}): put it back from a backup, or move it away",
             path.display()
         ))
     };
-    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
+    let version = serde_json::from_slice::<Versioned>(text).map_err(damaged)?.version;
     if version > VERSION {
         return Err(Error::Local(format!(
             "{} has format {version}, which this closehook does not know: run the newer version",
             path.display()
         )));
     }
-    serde_json::from_slice(&text).map(Some).map_err(damaged)
+    serde_json::from_slice(text).map_err(damaged)
 }
 
 /// Whether a file is a newer closehook's.
@@ -64,7 +77,15 @@ pub(super) fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, E
     text.map_err(|error| Error::Local(format!("{} can't be written: {error}", path.display())))
 }
 
-/// Replaces a file's content as [`write_json`] does.
+/// Does what may wait for the disk, on no thread of the runtime.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Local(error.to_string()))?
+}
+
+/// Replaces a file's content as [`write_json`] does. Blocking.
 pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
     // What another node has changed is copied here by more than one at a time, and each goes by the same file beside it.
     static REPLACING: Mutex<()> = Mutex::new(());
@@ -93,25 +114,51 @@ fn leave_to_owner(path: &Path) {
     }
 }
 
-/// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
-pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
+/// Waits for the right to replace a file; given back when the handle is dropped. Whoever has it may be a process that stands still, so
+/// it is not waited for for ever, and no longer than `gives_up` lets it.
+pub(super) async fn lock_beside(path: &Path, gives_up: impl Fn() -> bool) -> Result<File, Error> {
+    let lock_path = path.with_extension("lock");
+    let opening = lock_path.clone();
+    let file = blocking(move || open_lock(&opening)).await?;
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(not_locked(&lock_path, &error)),
+            Err(TryLockError::WouldBlock) if gives_up() => return Err(Error::Interrupted),
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCKED_WITHIN => tokio::time::sleep(LOCK_EVERY).await,
+            Err(TryLockError::WouldBlock) => {
+                let lock = lock_path.display();
+                return Err(Error::Local(format!(
+                    "another process holds {lock} and did not give it back within {} s: `fuser {lock}` shows which; it may be a \
+                     `closehook check --probe`, or another command, that was stopped in the middle (Ctrl-Z): let it go on, or end it",
+                    LOCKED_WITHIN.as_secs()
+                )));
+            }
+        }
+    }
+}
+
+fn open_lock(lock_path: &Path) -> Result<File, Error> {
     use std::os::unix::fs::OpenOptionsExt;
-    let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
-    if let Some(dir) = path.parent()
+    let fail = |error: std::io::Error| not_locked(lock_path, &error);
+    if let Some(dir) = lock_path.parent()
         && !dir.exists()
     {
         framefile::make_dir(dir).map_err(fail)?;
         leave_to_owner(dir);
     }
-    let lock_path = path.with_extension("lock");
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&lock_path)
+        .open(lock_path)
         .map_err(fail)?;
-    leave_to_owner(&lock_path);
-    file.lock().map_err(fail)?;
+    leave_to_owner(lock_path);
     Ok(file)
+}
+
+fn not_locked(lock_path: &Path, error: &std::io::Error) -> Error {
+    Error::Local(format!("{} can't be locked: {error}", lock_path.display()))
 }

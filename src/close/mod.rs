@@ -32,6 +32,8 @@ pub mod shared;
 mod status;
 mod store;
 mod subscriptions;
+#[cfg(test)]
+mod unanswered;
 
 pub use account::{Account, Policy, Probed, preview, probe, probe_all};
 pub use api::error::Error;

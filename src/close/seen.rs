@@ -118,12 +118,21 @@ pub(super) struct Sightings {
     pub checked_at: Option<Timestamp>,
     pub reconciled_at: Option<Timestamp>,
     pub silence: Option<DeliverySilence>,
+    /// When the newest look began, got on or ended, however it did.
+    pub got_on_at: Option<Instant>,
     /// Why Close can't be used just now.
     pub trouble: Option<Error>,
     /// When subscriptions were made active again.
     pub resumed: BTreeMap<String, Resumed>,
     /// Up to here the log was searched for a delivery of the new subscription of a rotation.
     pub searched_to: Seq,
+}
+
+impl Sightings {
+    /// A look gets on: where it goes on and on like this, it only takes long.
+    pub fn got_on(&mut self) {
+        self.got_on_at = Some(Instant::now());
+    }
 }
 
 /// When a subscription was last made active again, or that was tried.

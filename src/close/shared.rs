@@ -1,15 +1,16 @@
 //! What nodes that share a log know of Close's side together: its files, in a store that all of them reach.
 //!
 //! What stands there counts, and a node's own files are copies of it. A change is made there first, expecting what this node has copied,
-//! so that of two that change one thing one is refused; only then is it written here. Each node looks every few seconds what others have
+//! so that of two that change one thing one is refused; only then is it written here. Where that fails the change counts all the same, and the
+//! copy is made up for with the next look. Each node looks every few seconds what others have
 //! changed: keys of subscriptions and rotations so reach all that receive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use serde::Serialize;
-use tokio::runtime::Handle;
 
 use super::api::error::Error;
 use super::files;
@@ -26,47 +27,74 @@ pub type Copied = BTreeMap<String, Revision>;
 #[derive(Debug)]
 pub struct Shared {
     store: Arc<dyn Store>,
-    runtime: Handle,
     dir: PathBuf,
-    /// What this node's files are copies of.
+    /// What is known here is of these.
     copied: Mutex<Copied>,
+    /// What is known here and not in this node's file yet.
+    behind: Mutex<BTreeSet<String>>,
+    /// What is asked there, and the file that is written by it, are one step: else an older copy could come later.
+    copying: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
-    /// Files of a data directory that are shared in a store, which has to keep secrets. Within a runtime.
+    /// Files of a data directory that are shared in a store, which has to keep secrets.
     pub fn new(store: Arc<dyn Store>, data_dir: &Path) -> Arc<Shared> {
         Arc::new(Shared {
             store,
-            runtime: Handle::current(),
             dir: data_dir.join("close"),
             copied: Mutex::default(),
+            behind: Mutex::default(),
+            copying: tokio::sync::Mutex::default(),
         })
     }
 
-    /// Makes a change known to all, before it is made here. Blocking, on no thread of the runtime.
-    pub(super) fn put(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
-        let Some(name) = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .filter(|name| FILES.contains(name))
-        else {
-            return Ok(());
-        };
+    /// Makes a change known to all, before it is made here.
+    async fn change(&self, name: &str, path: &Path, content: Vec<u8>) -> Result<(), Error> {
+        let _copying = self.copying.lock().await;
         let copied = lock(&self.copied).get(name).copied();
         let expected = copied.map_or(Expected::Nothing, Expected::Revision);
-        let put = self.store.put(name, content.to_vec(), expected);
-        match self.runtime.block_on(put) {
-            Ok(revision) => {
-                self.note(name, revision);
-                Ok(())
+        match self.store.put(name, content.clone(), expected).await {
+            Ok(revision) => self.note(name, revision),
+            Err(StoreError::Conflict(_)) => {
+                return Err(Error::Local(format!(
+                    "another node has just changed {name}: try again in a moment"
+                )));
             }
-            Err(StoreError::Conflict(_)) => Err(Error::Local(format!(
-                "another node has just changed {name}: try again in a moment"
-            ))),
-            Err(error) => Err(Error::Local(format!(
-                "{name} can't be shared with the other nodes: {error}"
-            ))),
+            Err(error) => {
+                return Err(Error::Local(format!(
+                    "{name} can't be shared with the other nodes: {error}"
+                )));
+            }
         }
+        if let Err(error) = self.copy(name, path.to_owned(), content).await {
+            // It is so for all of them, this one included: to say that it failed would be to go on from what it was.
+            tracing::warn!(%error, "what is shared with the other nodes can't be copied to this one's disk now; this is tried again");
+        }
+        Ok(())
+    }
+
+    /// Writes this node's file.
+    async fn copy(&self, name: &str, path: PathBuf, content: impl AsRef<[u8]> + Send + 'static) -> Result<(), Error> {
+        lock(&self.behind).insert(name.to_owned());
+        files::blocking(move || files::replace(&path, content.as_ref())).await?;
+        lock(&self.behind).remove(name);
+        Ok(())
+    }
+
+    /// What stands there of a file that nobody here keeps in memory, for whoever is about to change it; `None`: nothing. This node's copy is
+    /// left to the next look, since this may be needed where the disk is full.
+    pub(super) async fn newest(&self, path: &Path) -> Result<Option<Bytes>, Error> {
+        let Some(name) = name_of(path) else { return Ok(None) };
+        let entry = self.store.get(name).await;
+        let Some(entry) = entry.map_err(|error| Error::Local(error.to_string()))? else {
+            lock(&self.copied).remove(name);
+            return Ok(None);
+        };
+        let before = lock(&self.copied).insert(name.to_owned(), entry.revision);
+        if before != Some(entry.revision) {
+            lock(&self.behind).insert(name.to_owned());
+        }
+        Ok(Some(entry.value))
     }
 
     /// Copies everything, before anybody here has read it.
@@ -89,17 +117,17 @@ impl Shared {
         for name in FILES {
             let path = self.dir.join(name);
             let local = |error: StoreError| Error::Local(error.to_string());
+            let _copying = self.copying.lock().await;
             let before = lock(&self.copied).get(name).copied();
             let Some(entry) = self.store.get(name).await.map_err(local)? else {
                 self.share_own(name, &path).await?;
                 continue;
             };
-            if before == Some(entry.revision) {
+            let is_here = !lock(&self.behind).contains(name);
+            if before == Some(entry.revision) && is_here {
                 continue;
             }
-            let value = entry.value.clone();
-            let written = tokio::task::spawn_blocking(move || files::replace(&path, &value)).await;
-            written.map_err(|error| Error::Local(error.to_string()))??;
+            self.copy(name, path, entry.value).await?;
             changed.insert(name.to_owned(), entry.revision);
         }
         Ok(changed)
@@ -156,13 +184,24 @@ pub async fn fetch(data_dir: &Path, store: &dyn Store) -> Result<usize, Error> {
     Ok(count)
 }
 
-/// Replaces a file as [`files::write_json`] does; where several nodes share it, all of them have it before it is here.
-pub(super) fn write_shared<T: Serialize>(path: &Path, value: &T, shared: Option<&Shared>) -> Result<(), Error> {
+/// What a file is called that is shared.
+fn name_of(path: &Path) -> Option<&str> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.filter(|name| FILES.contains(name))
+}
+
+/// Replaces a file as [`files::write_json`] does; where several nodes share it, all of them have it before it is here, and it counts then.
+pub(super) async fn write_shared<T: Serialize + Sync>(
+    path: &Path,
+    value: &T,
+    shared: Option<&Shared>,
+) -> Result<(), Error> {
     let text = files::text_of(path, value)?;
-    if let Some(shared) = shared {
-        shared.put(path, &text)?;
+    if let Some((shared, name)) = shared.zip(name_of(path)) {
+        return shared.change(name, path, text).await;
     }
-    files::replace(path, &text)
+    let path = path.to_owned();
+    files::blocking(move || files::replace(&path, &text)).await
 }
 
 #[cfg(test)]
@@ -177,10 +216,8 @@ mod tests {
     }
 
     async fn write(shared: &Arc<Shared>, name: &str, value: u32) -> Result<(), Error> {
-        let (shared, path) = (shared.clone(), shared.dir.join(name));
         let value = serde_json::json!({ "version": 1, "value": value });
-        let write = move || write_shared(&path, &value, Some(&shared));
-        tokio::task::spawn_blocking(write).await.unwrap()
+        write_shared(&shared.dir.join(name), &value, Some(shared)).await
     }
 
     fn read(shared: &Shared, name: &str) -> Option<u64> {
@@ -237,5 +274,23 @@ mod tests {
         one.look().await.unwrap();
         assert!(two.look().await.unwrap().contains_key("keys.json"));
         assert_eq!(read(&two, "keys.json"), Some(1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_shared_counts_although_this_nodes_disk_is_full() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let ((_one, one), (_two, two)) = (node(&store), node(&store));
+        let in_the_way = one.dir.join("keys.json.tmp");
+        write(&one, "keys.json", 1).await.unwrap();
+        std::fs::create_dir_all(in_the_way.join("x")).unwrap();
+        write(&one, "keys.json", 2).await.unwrap();
+        two.look_first().await.unwrap();
+        assert_eq!((read(&one, "keys.json"), read(&two, "keys.json")), (Some(1), Some(2)));
+        assert!(one.look().await.is_err(), "it is tried again");
+        std::fs::remove_dir_all(in_the_way).unwrap();
+        assert!(one.look().await.unwrap().contains_key("keys.json"));
+        assert_eq!(read(&one, "keys.json"), Some(2));
+        assert!(one.look().await.unwrap().is_empty());
     }
 }

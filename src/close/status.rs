@@ -26,6 +26,12 @@ pub struct CloseStatus {
     pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
+    /// For how many seconds a look at it has not got on, where that is overdue; known to the node that looks after it.
+    #[serde(default)]
+    pub overdue_seconds: Option<u64>,
+    /// Why the newest OAuth refresh token can't be written; until it is, it goes with the process.
+    #[serde(default)]
+    pub token_unsaved: Option<String>,
     /// Close's rate limit is used up, and the next request goes then; `None`: soon.
     #[serde(default)]
     pub next_request_at: Option<Timestamp>,
@@ -233,6 +239,8 @@ impl Account {
             looked_after_by: None,
             next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
+            overdue_seconds: self.overdue(&seen).map(|overdue| overdue.as_secs()),
+            token_unsaved: self.store.unsaved().why(),
             checked_at: seen.checked_at,
             reconciled_at: seen.reconciled_at,
             subscriptions: seen.found.clone(),
@@ -256,7 +264,7 @@ impl Account {
         let found = seen.found.iter().filter(is_to_deliver);
         let active = found.map(|found| (found.id.clone(), found.state == Condition::Active));
         Vitals {
-            reachable: seen.trouble.is_none() && seen.checked_at.is_some(),
+            reachable: seen.trouble.is_none() && seen.checked_at.is_some() && self.overdue(&seen).is_none(),
             silent: seen.silence.is_some(),
             backfilling: marks.job.is_some_and(|job| job.state == JobState::Running),
             complete_upto: marks.complete.map(|complete| complete.upto),

@@ -14,22 +14,23 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
 use super::api::error::Error;
 use super::api::identity::Organization;
+use super::api::oauth::Unsaved;
 use super::completeness::marks::Marks;
-use super::files::{VERSION, oauth_path, read_json};
+use super::files::{VERSION, blocking, oauth_path, read_json};
 use super::noted::NotedKey;
 use super::seams::Seams;
 use super::shared::{Copied, Shared, write_shared};
 use crate::event::Seq;
 use crate::ingress::verify::Key;
-use crate::sync::lock;
 
 /// The signature key of one subscription.
 #[derive(Clone, Serialize, Deserialize)]
@@ -142,6 +143,28 @@ impl Keys {
         live.map(|key| key.id.clone()).collect()
     }
 
+    /// For the verifier: live ones, and those that only stored deliveries are checked with. `path`: where they are, for an error.
+    fn for_verifier(&self, path: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
+        let (mut live, mut retired) = (Vec::new(), Vec::new());
+        for stored in &self.list {
+            let list = if stored.retired_at.is_none() {
+                &mut live
+            } else {
+                &mut retired
+            };
+            list.push(
+                stored
+                    .key()
+                    .map_err(|error| format!("{}: {}: {error}", path.display(), stored.id))?,
+            );
+        }
+        for noted in &self.configured {
+            let key = noted.key().map_err(|error| format!("{}: {error}", path.display()))?;
+            retired.push(key);
+        }
+        Ok((live, retired))
+    }
+
     /// The subscription is gone: its key serves `events verify` only.
     pub fn retire(&mut self, id: &str, now: Timestamp) {
         for key in self.list.iter_mut().filter(|key| key.id == id) {
@@ -168,22 +191,46 @@ impl OrganizationFile {
     }
 }
 
-/// The files. Every change is on disk when it returns.
+/// The files. Every change is durable when it returns: on disk, or, where several nodes share them, with all of these.
 #[derive(Debug)]
 pub(super) struct CloseStore {
     dir: PathBuf,
     read_only: bool,
-    keys: Mutex<Keys>,
+    keys: Kept<Keys>,
     /// Why the keys file can't be read; then it is not written either.
     fault: Option<Error>,
-    marks: Mutex<Marks>,
+    marks: Kept<Marks>,
     /// An error is why it can't be read.
-    organization: Mutex<Result<Option<Organization>, Error>>,
+    organization: Kept<Result<Option<Organization>, Error>>,
+    /// The newest refresh token, while it can't be written.
+    unsaved: Arc<Unsaved>,
     /// Where several nodes share the files.
     shared: Option<Arc<Shared>>,
     /// What must not end with a request that nobody waits for any more.
     refreshes: TaskTracker,
     seams: Seams,
+}
+
+/// What a file holds. Whoever asks never waits for the disk, or for other nodes: only who changes it does.
+#[derive(Debug)]
+struct Kept<T> {
+    /// As it is durable.
+    now: ArcSwap<T>,
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl<T> Kept<T> {
+    fn new(now: T) -> Kept<T> {
+        Kept {
+            now: ArcSwap::from_pointee(now),
+            changing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// For whoever holds `changing`.
+    fn set(&self, now: T) {
+        self.now.store(Arc::new(now));
+    }
 }
 
 /// Where the organization is remembered.
@@ -212,15 +259,16 @@ impl CloseStore {
         let organization = read_json::<OrganizationFile>(&dir.join(ORGANIZATION));
         let marks: Marks = marks.unwrap_or_default();
         CloseStore {
-            organization: Mutex::new(organization.map(|file| file.map(|file| file.organization))),
+            organization: Kept::new(organization.map(|file| file.map(|file| file.organization))),
+            unsaved: Arc::default(),
             refreshes: TaskTracker::new(),
             seams,
             shared,
             dir,
             read_only,
-            keys: Mutex::new(keys),
+            keys: Kept::new(keys),
             fault,
-            marks: Mutex::new(marks.taken_over()),
+            marks: Kept::new(marks.taken_over()),
         }
     }
 
@@ -240,24 +288,27 @@ impl CloseStore {
     }
 
     /// Takes over files that another node has changed. What is changed here builds on what was read, so both are one step.
-    pub fn reread(&self, copied: &Copied) -> Result<(), Error> {
+    pub async fn reread(&self, copied: &Copied) -> Result<(), Error> {
         let Some(shared) = &self.shared else { return Ok(()) };
         for (name, revision) in copied {
             let path = self.dir.join(name);
             match name.as_str() {
                 "keys.json" => {
-                    let mut keys = lock(&self.keys);
-                    *keys = read_json(&path)?.unwrap_or_default();
+                    let _changing = self.keys.changing.lock().await;
+                    let keys: Option<Keys> = blocking(move || read_json(&path)).await?;
+                    self.keys.set(keys.unwrap_or_default());
                     shared.note(name, *revision);
                 }
                 "state.json" => {
-                    let mut marks = lock(&self.marks);
-                    *marks = read_json::<Marks>(&path)?.unwrap_or_default().taken_over();
+                    let _changing = self.marks.changing.lock().await;
+                    let marks: Option<Marks> = blocking(move || read_json(&path)).await?;
+                    self.marks.set(marks.unwrap_or_default().taken_over());
                     shared.note(name, *revision);
                 }
                 ORGANIZATION => {
-                    let mut organization = lock(&self.organization);
-                    *organization = Ok(read_json::<OrganizationFile>(&path)?.map(|file| file.organization));
+                    let _changing = self.organization.changing.lock().await;
+                    let file: Option<OrganizationFile> = blocking(move || read_json(&path)).await?;
+                    self.organization.set(Ok(file.map(|file| file.organization)));
                     shared.note(name, *revision);
                 }
                 // The newest refresh token is read whenever it is needed.
@@ -272,22 +323,34 @@ impl CloseStore {
         &self.refreshes
     }
 
+    /// The keys there are: live ones, and those that only stored deliveries are checked with.
+    pub fn signature_keys(&self) -> Result<(Vec<Key>, Vec<Key>), Error> {
+        self.check()?;
+        let keys = self.keys.now.load();
+        keys.for_verifier(&self.dir.join("keys.json")).map_err(Error::Local)
+    }
+
+    /// The newest refresh token, while it can't be written.
+    pub fn unsaved(&self) -> &Arc<Unsaved> {
+        &self.unsaved
+    }
+
     /// Where the newest OAuth refresh token is kept.
     pub fn oauth_path(&self) -> PathBuf {
         oauth_path(self.data_dir())
     }
 
     pub fn keys(&self) -> Keys {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Keys::clone(&self.keys.now.load())
     }
 
     pub fn marks(&self) -> Marks {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Marks::clone(&self.marks.now.load())
     }
 
     /// Whose all of it is; `None` where that is not known yet. An error where it can't be read.
     pub fn organization(&self) -> Result<Option<Organization>, Error> {
-        self.organization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Result::clone(&self.organization.now.load())
     }
 
     /// Where that is kept.
@@ -305,15 +368,15 @@ impl CloseStore {
             self.change_marks(move |marks| marks.belong_to(id)).await?;
         }
         let store = self.clone();
-        self.changing(ORGANIZATION, move || {
-            // Whoever is first has said it; the lock is held so that nobody else writes the file meanwhile.
-            let mut known = store.organization.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(&*known, Ok(Some(known)) if *known == organization) {
+        self.changing(ORGANIZATION, async move {
+            // Whoever is first has said it, and nobody else writes the file meanwhile.
+            let _changing = store.organization.changing.lock().await;
+            if store.organization()?.as_ref() == Some(&organization) {
                 return Ok(());
             }
             let file = OrganizationFile::new(organization.clone());
-            write_shared(&store.organization_path(), &file, store.shared.as_deref())?;
-            *known = Ok(Some(organization));
+            write_shared(&store.organization_path(), &file, store.shared.as_deref()).await?;
+            store.organization.set(Ok(Some(organization)));
             Ok(())
         })
         .await
@@ -329,14 +392,11 @@ impl CloseStore {
 
     async fn write_keys(self: &Arc<CloseStore>, change: Change<Keys>) -> Result<(), Error> {
         self.check()?;
-        let store = self.clone();
-        self.changing("keys.json", move || {
-            store.write("keys.json", &store.keys, |keys| {
-                keys.version = VERSION;
-                change(keys);
-            })
-        })
-        .await
+        let change: Change<Keys> = Box::new(|keys| {
+            keys.version = VERSION;
+            change(keys);
+        });
+        self.write("keys.json", |store| &store.keys, change).await
     }
 
     /// Changes the state file; on failure nothing has changed.
@@ -348,46 +408,49 @@ impl CloseStore {
     }
 
     async fn write_marks(self: &Arc<CloseStore>, change: Change<Marks>) -> Result<(), Error> {
-        let store = self.clone();
         let now = self.seams.now();
-        self.changing("state.json", move || {
-            store.write("state.json", &store.marks, |marks| {
-                let before = marks.clone();
-                marks.version = VERSION;
-                change(marks);
-                marks.remember(&before, now);
-            })
-        })
-        .await
+        let change: Change<Marks> = Box::new(move |marks| {
+            let before = marks.clone();
+            marks.version = VERSION;
+            change(marks);
+            marks.remember(&before, now);
+        });
+        self.write("state.json", |store| &store.marks, change).await
     }
 
-    /// Writes a file, with a step before and after it.
-    async fn changing(
-        &self,
-        name: &str,
-        work: impl FnOnce() -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        self.seams.step(|| format!("before {name}")).await;
-        let written = tokio::task::spawn_blocking(work).await;
-        written.map_err(|error| Error::Local(error.to_string()))??;
-        self.seams.step(|| format!("after {name}")).await;
-        Ok(())
-    }
-
-    fn write<T: Clone + Serialize>(
-        &self,
-        name: &str,
-        cell: &Mutex<T>,
-        change: impl FnOnce(&mut T),
+    async fn write<T: Clone + Serialize + Send + Sync + 'static>(
+        self: &Arc<CloseStore>,
+        name: &'static str,
+        of: fn(&CloseStore) -> &Kept<T>,
+        change: Change<T>,
     ) -> Result<(), Error> {
         if self.read_only {
             return Err(Error::Local("the data directory is open for reading only".into()));
         }
-        let mut current = cell.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = current.clone();
-        change(&mut next);
-        write_shared(&self.dir.join(name), &next, self.shared.as_deref())?;
-        *current = next;
+        let store = self.clone();
+        self.changing(name, async move {
+            let kept = of(&store);
+            let _changing = kept.changing.lock().await;
+            let mut next = T::clone(&kept.now.load());
+            change(&mut next);
+            write_shared(&store.dir.join(name), &next, store.shared.as_deref()).await?;
+            kept.set(next);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes a file, with a step before and after it. What was begun ends, whether or not somebody still waits for it: otherwise a file
+    /// could be another than what is known of it.
+    async fn changing(
+        &self,
+        name: &str,
+        work: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.seams.step(|| format!("before {name}")).await;
+        let written = tokio::spawn(work).await;
+        written.map_err(|error| Error::Local(error.to_string()))??;
+        self.seams.step(|| format!("after {name}")).await;
         Ok(())
     }
 }
@@ -401,84 +464,8 @@ pub(crate) fn has_live_key(data_dir: &Path) -> bool {
 pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
     let path = data_dir.join("close").join("keys.json");
     let keys: Keys = read_json(&path).map_err(|error| error.to_string())?.unwrap_or_default();
-    let (mut live, mut retired) = (Vec::new(), Vec::new());
-    for stored in &keys.list {
-        let list = if stored.retired_at.is_none() {
-            &mut live
-        } else {
-            &mut retired
-        };
-        list.push(
-            stored
-                .key()
-                .map_err(|error| format!("{}: {}: {error}", path.display(), stored.id))?,
-        );
-    }
-    for noted in &keys.configured {
-        let key = noted.key().map_err(|error| format!("{}: {error}", path.display()))?;
-        retired.push(key);
-    }
-    Ok((live, retired))
+    keys.for_verifier(&path)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
-
-    #[tokio::test]
-    async fn keys_are_private_on_disk_and_silent_elsewhere() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
-        let now = Timestamp::UNIX_EPOCH;
-        let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
-        assert!(!format!("{key:?}").contains(KEY));
-        store.change_keys(|keys| keys.list.push(key)).await.unwrap();
-        let path = dir.path().join("close/keys.json");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let (live, retired) = signature_keys(dir.path()).unwrap();
-        assert_eq!((live.len(), retired.len()), (1, 0));
-        assert_eq!(live[0].subscription_id.as_deref(), Some("whsub_1"));
-        store
-            .change_keys(move |keys| keys.retire("whsub_1", now))
-            .await
-            .unwrap();
-        let (live, retired) = signature_keys(dir.path()).unwrap();
-        assert_eq!((live.len(), retired.len()), (0, 1));
-        let again = CloseStore::open(dir.path(), true, Seams::default());
-        assert!(again.keys().live("whsub_1").is_none());
-        assert!(
-            Arc::new(again).change_keys(|_| ()).await.is_err(),
-            "reading writes nothing"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_keys_file_that_cannot_be_read_is_never_written_over() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("close")).unwrap();
-        let path = dir.path().join("close/keys.json");
-        for (content, why) in [
-            ("{\"version\": 1, \"keys\": [{", "damaged"),
-            ("{\"version\": 2}", "newer version"),
-        ] {
-            std::fs::write(&path, content).unwrap();
-            let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
-            let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
-        }
-        std::fs::write(&path, "").unwrap();
-        assert!(signature_keys(dir.path()).is_err());
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
-        assert!(
-            CloseStore::open(dir.path(), false, Seams::default())
-                .marks()
-                .complete
-                .is_none()
-        );
-    }
-}
+mod tests;

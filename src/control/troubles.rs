@@ -228,6 +228,22 @@ fn close(status: &Status, found: &mut Found) {
             "`closehook check --probe` tries it; until then nothing is compared and no subscription is looked after",
         );
     }
+    if let Some(seconds) = close.overdue_seconds {
+        found.say(
+            format!(
+                "Close's side was last looked at {} ago, several times close.health.interval: what was begun then does not end",
+                Span::secs(seconds)
+            ),
+            "the log says what it waits for (`journalctl -u closehook`), `closehook check --probe` tries Close; if neither helps, restart \
+             closehook. Until then no subscription is looked after and nothing is compared",
+        );
+    }
+    if let Some(why) = &close.token_unsaved {
+        found.say(
+            format!("the newest OAuth refresh token is in memory only, it can't be written: {why}"),
+            "put that right before closehook stops, or the app has to be authorized again; it is tried again by itself",
+        );
+    }
     if let Some(silence) = close.silence {
         let since = silence
             .last_delivery

@@ -157,6 +157,14 @@ impl Client {
         SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
     }
 
+    /// Writes an OAuth token that could not be written, if there is one.
+    pub async fn keep_token(&self) -> Result<(), Error> {
+        match &self.auth {
+            Auth::ApiKey(_) => Ok(()),
+            Auth::OAuth(oauth) => oauth.keep_now().await,
+        }
+    }
+
     /// Whether it is known to be for the right organization.
     pub fn is_proved(&self) -> bool {
         self.is_proved.load(Ordering::Relaxed)

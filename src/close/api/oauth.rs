@@ -4,9 +4,13 @@
 //! with it is used. The file is shared by the daemon and commands that run without one: a lock beside it lets only one of
 //! them refresh at a time, and each reads what the other has written. A refresh that was begun goes on when nobody waits for it
 //! any more, and the daemon's stop waits for it: it would throw the only good token away.
+//!
+//! Where the newest token can't be written it is kept in memory, with what it follows: what is written is tried again until it is, and as
+//! soon as somebody else has written a later one that counts instead.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,15 +19,16 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::answer::{self, HttpAnswer};
 use super::error::{Error, rejected};
-use crate::close::files;
+use crate::close::files::{self, blocking};
 use crate::close::shared::{Shared, write_shared};
 use crate::config::{self, Secret};
 use crate::json::Node;
+use crate::sync::lock;
 
 /// An access token is renewed so long before it expires.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -31,8 +36,17 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// What an access token is good for where Close does not say.
 const LIFE_DEFAULT: Duration = Duration::from_secs(600);
 
+/// A token is waited for so long: longer than it takes where the lock, Close and the other nodes each take as long as they may.
+const RENEWED_WITHIN: Duration = Duration::from_secs(240);
+
+/// What can't be written is tried again after this, and doubly so each time ...
+const KEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// ... up to this.
+const KEPT_AGAIN_MAX: Duration = Duration::from_secs(60);
+
 /// The tokens as kept on disk.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Chain {
     version: u32,
     /// SHA-256 of the configured token the chain began with: another one in the configuration begins a new chain.
@@ -40,6 +54,60 @@ struct Chain {
     refresh_token: String,
     /// The one before, until the newest has been used.
     previous: Option<String>,
+}
+
+impl Chain {
+    fn place(&self) -> Place {
+        Place {
+            seed: self.seed.clone(),
+            refresh_token: self.refresh_token.clone(),
+        }
+    }
+}
+
+/// Which chain, and where in it.
+#[derive(Clone, PartialEq, Eq)]
+struct Place {
+    seed: String,
+    refresh_token: String,
+}
+
+/// A chain that could not be written.
+#[derive(Clone)]
+struct Newer {
+    chain: Chain,
+    /// What is kept instead; `None`: nothing.
+    follows: Option<Place>,
+    why: String,
+}
+
+/// The newest refresh token, while it can't be written. It outlives the client that was given it.
+#[derive(Default)]
+pub(in crate::close) struct Unsaved {
+    newer: Mutex<Option<Newer>>,
+    /// Somebody tries to write it again and again.
+    is_tried: AtomicBool,
+}
+
+impl std::fmt::Debug for Unsaved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unsaved").finish_non_exhaustive()
+    }
+}
+
+impl Unsaved {
+    /// Why the newest token can't be written; `None`: it is.
+    pub fn why(&self) -> Option<String> {
+        lock(&self.newer).as_ref().map(|newer| newer.why.clone())
+    }
+
+    /// What counts where this is what is kept: the one in memory goes where it does not follow that.
+    fn over(&self, kept: Option<&Chain>) -> Option<Chain> {
+        let mut newer = lock(&self.newer);
+        let place = kept.map(Chain::place);
+        newer.take_if(|newer| newer.follows != place);
+        newer.as_ref().map(|newer| newer.chain.clone())
+    }
 }
 
 /// The credentials of an OAuth app and where its chain stands.
@@ -52,8 +120,7 @@ pub(in crate::close) struct OAuthChain {
     shared: Option<Arc<Shared>>,
     access: Mutex<Option<(SecretString, Instant)>>,
     refreshing: tokio::sync::Mutex<()>,
-    /// A newer refresh token than the disk has, while writing it fails.
-    unsaved: Mutex<Option<SecretString>>,
+    unsaved: Arc<Unsaved>,
     /// What must end before the process does.
     refreshes: TaskTracker,
 }
@@ -77,7 +144,7 @@ impl OAuthChain {
             shared: None,
             access: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
-            unsaved: Mutex::default(),
+            unsaved: Arc::default(),
             refreshes: TaskTracker::new(),
         }
     }
@@ -85,6 +152,12 @@ impl OAuthChain {
     /// The same, with its refreshes among those that somebody waits for before the process ends.
     pub fn tracked_by(mut self, refreshes: TaskTracker) -> OAuthChain {
         self.refreshes = refreshes;
+        self
+    }
+
+    /// The same, where what can't be written is kept here.
+    pub fn keeping_in(mut self, unsaved: Arc<Unsaved>) -> OAuthChain {
+        self.unsaved = unsaved;
         self
     }
 
@@ -103,7 +176,7 @@ impl OAuthChain {
 
     /// Close did not accept the access token: the next request gets a new one.
     pub fn forget_access(&self) {
-        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.access) = None;
     }
 
     /// A token that is good for a request now.
@@ -125,34 +198,33 @@ impl OAuthChain {
             }
         });
         let never = |_| Error::Local("the refresh of the OAuth token broke off".into());
-        told.await.map_err(never)?
+        let hangs = |_| {
+            Error::Local(format!(
+                "the refresh of Close's OAuth token was not over within {} s: the disk of {}, or what nodes share, does not answer",
+                RENEWED_WITHIN.as_secs(),
+                self.path.display()
+            ))
+        };
+        timeout(RENEWED_WITHIN, told).await.map_err(hangs)?.map_err(never)?
     }
 
     /// The access token at hand, while it is good.
     fn valid(&self) -> Option<SecretString> {
-        let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-        access
+        lock(&self.access)
             .as_ref()
             .filter(|(_, until)| Instant::now() < *until)
             .map(|(token, _)| token.clone())
     }
 
     /// Gets a new access token, unless another request has just done so. Only for who holds the lock.
-    async fn renew(&self, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
+    async fn renew(self: &Arc<Self>, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
         if let Some(token) = self.valid() {
             return Ok(token);
         }
-        let path = self.path.clone();
-        let lock = blocking(move || files::lock_beside(&path)).await?;
-        if let Some(shared) = &self.shared {
-            // Another node may have refreshed it since.
-            for (name, revision) in shared.look().await? {
-                if name == "oauth.json" {
-                    shared.note(&name, revision);
-                }
-            }
-        }
-        let chain = self.chain().await?;
+        // Nothing has been asked of Close yet: a stop need not wait for whoever has it.
+        let locked = files::lock_beside(&self.path, || self.refreshes.is_closed()).await?;
+        let kept = self.kept().await?;
+        let chain = self.chain(kept.as_ref());
         let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
         if let (Err(Error::RefreshRefused(_)), Some(previous)) = (&answer, &chain.previous) {
             // The newest may never have been given out in full; Close then still accepts the one before.
@@ -160,49 +232,101 @@ impl OAuthChain {
         }
         let tokens = answer?;
         if let Some(refresh_token) = &tokens.refresh {
-            self.keep(&chain, refresh_token).await;
+            let chain = Chain {
+                refresh_token: refresh_token.expose_secret().to_owned(),
+                previous: Some(chain.refresh_token),
+                ..chain
+            };
+            self.keep(chain, kept.as_ref().map(Chain::place)).await;
         }
-        drop(lock);
+        drop(locked);
         let until = Instant::now() + tokens.life.saturating_sub(MARGIN).max(Duration::from_secs(1));
-        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = Some((tokens.access.clone(), until));
+        *lock(&self.access) = Some((tokens.access.clone(), until));
         Ok(tokens.access)
     }
 
-    /// Where the chain stands: in memory, on disk, or at its beginning in the configuration.
-    async fn chain(&self) -> Result<Chain, Error> {
-        let seed = hex::encode(Sha256::digest(self.seed.expose_secret()));
+    /// What is kept: what all nodes share, where there are several, since that may be later than this one's file.
+    async fn kept(&self) -> Result<Option<Chain>, Error> {
+        if let Some(shared) = &self.shared
+            && let Some(content) = shared.newest(&self.path).await?
+        {
+            return files::parse(&self.path, &content).map(Some);
+        }
         let path = self.path.clone();
-        let on_disk: Option<Chain> = blocking(move || files::read_json(&path)).await?;
-        let mut chain = on_disk.filter(|chain| chain.seed == seed).unwrap_or_else(|| Chain {
+        blocking(move || files::read_json(&path)).await
+    }
+
+    /// Where the chain stands where this is kept: in memory, there, or at its beginning in the configuration.
+    fn chain(&self, kept: Option<&Chain>) -> Chain {
+        let seed = hex::encode(Sha256::digest(self.seed.expose_secret()));
+        let newest = self.unsaved.over(kept).or_else(|| kept.cloned());
+        newest.filter(|chain| chain.seed == seed).unwrap_or_else(|| Chain {
             version: files::VERSION,
             seed,
             refresh_token: self.seed.expose_secret().to_owned(),
             previous: None,
-        });
-        if let Some(unsaved) = &*self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) {
-            unsaved.expose_secret().clone_into(&mut chain.refresh_token);
-        }
-        Ok(chain)
+        })
     }
 
-    /// Makes the new refresh token durable. Where that fails it is kept in memory, and written at the next refresh.
-    async fn keep(&self, before: &Chain, refresh_token: &SecretString) {
-        let chain = Chain {
-            version: files::VERSION,
-            seed: before.seed.clone(),
-            refresh_token: refresh_token.expose_secret().to_owned(),
-            previous: Some(before.refresh_token.clone()),
-        };
-        let (path, shared) = (self.path.clone(), self.shared.clone());
-        let written = blocking(move || write_shared(&path, &chain, shared.as_deref())).await;
-        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
-        match written {
-            Ok(()) => *unsaved = None,
-            Err(error) => {
-                tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
-                *unsaved = Some(refresh_token.clone());
+    /// Makes the new refresh token durable. Where that fails it is kept in memory, and tried again until it is. For who holds the locks.
+    async fn keep(self: &Arc<Self>, chain: Chain, follows: Option<Place>) {
+        let written = write_shared(&self.path, &chain, self.shared.as_deref()).await;
+        let newer = written.err().map(|error| {
+            tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
+            let why = error.to_string();
+            Newer { chain, follows, why }
+        });
+        let is_written = newer.is_none();
+        *lock(&self.unsaved.newer) = newer;
+        if !is_written && !self.unsaved.is_tried.swap(true, Ordering::SeqCst) {
+            tokio::spawn(self.clone().keep_later());
+        }
+    }
+
+    /// Nobody may need another one for an hour, and until it is written it goes with the process.
+    async fn keep_later(self: Arc<Self>) {
+        loop {
+            let mut pause = KEPT_AGAIN;
+            while self.unsaved.why().is_some() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(KEPT_AGAIN_MAX);
+                if let Err(error) = self.keep_now().await {
+                    tracing::debug!(%error, "the OAuth refresh token can't be written yet");
+                }
+            }
+            self.unsaved.is_tried.store(false, Ordering::SeqCst);
+            // Another one may have been given in between.
+            if self.unsaved.why().is_none() || self.unsaved.is_tried.swap(true, Ordering::SeqCst) {
+                return;
             }
         }
+    }
+
+    /// Writes the token that could not be written, unless there is a later one by now.
+    pub async fn keep_now(&self) -> Result<(), Error> {
+        if self.unsaved.why().is_none() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.refreshing.lock().await;
+        let _locked = files::lock_beside(&self.path, || false).await?;
+        let kept = self.kept().await?;
+        let Some(chain) = self.unsaved.over(kept.as_ref()) else {
+            return Ok(());
+        };
+        let written = write_shared(&self.path, &chain, self.shared.as_deref()).await;
+        let mut newer = lock(&self.unsaved.newer);
+        match &written {
+            Ok(()) => {
+                *newer = None;
+                tracing::info!("the OAuth refresh token is written at last");
+            }
+            Err(error) => {
+                if let Some(newer) = &mut *newer {
+                    newer.why = error.to_string();
+                }
+            }
+        }
+        written
     }
 
     /// Asks for new tokens, once: a second request with the same token would be refused.
@@ -266,119 +390,5 @@ struct Tokens {
     life: Duration,
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Local(error.to_string()))?
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
-
-    /// The refresh token that a request brings.
-    async fn asked_with(stream: &mut TcpStream) -> String {
-        let mut said = String::new();
-        let mut piece = [0; 1024];
-        while !said.contains("refresh_token=") {
-            let len = stream.read(&mut piece).await.unwrap();
-            assert!(len > 0, "{said}");
-            said += std::str::from_utf8(&piece[..len]).unwrap();
-        }
-        let value = said.rsplit("refresh_token=").next().unwrap();
-        value.split('&').next().unwrap().to_owned()
-    }
-
-    /// Answers one request for each of these bodies, and gives the tokens they came with; fails where one does not come.
-    async fn answers(listener: TcpListener, bodies: &[(u16, &str)]) -> Vec<String> {
-        let mut tokens = Vec::new();
-        for (status, body) in bodies {
-            let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
-            let (mut stream, _) = accepted.unwrap().unwrap();
-            tokens.push(asked_with(&mut stream).await);
-            let answer = format!(
-                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-        tokens
-    }
-
-    #[test]
-    fn only_close_itself_refuses_a_refresh_token() {
-        let judged = |status: u16, kind: &'static str, body: &'static str| {
-            let mut headers = reqwest::header::HeaderMap::new();
-            headers.insert("content-type", kind.parse().unwrap());
-            headers.insert("retry-after", "7".parse().unwrap());
-            let answer = HttpAnswer {
-                status: reqwest::StatusCode::from_u16(status).unwrap(),
-                headers,
-                body: body.into(),
-            };
-            answer.granted()
-        };
-        let (json, html) = ("application/json", "text/html");
-        assert_eq!(judged(200, json, "{}"), Ok(()));
-        let refused = judged(400, json, r#"{"error":"invalid_grant"}"#);
-        assert_eq!(refused, Err(Error::RefreshRefused("invalid_grant".into())));
-        for status in [200, 302, 400, 401, 403, 502] {
-            let page = judged(status, html, "<html>Attention required");
-            assert!(matches!(page, Err(Error::NotClose { .. })), "{status}: {page:?}");
-        }
-        assert_eq!(
-            judged(429, html, "slow down"),
-            Err(Error::RateLimited(Duration::from_secs(7)))
-        );
-        assert_eq!(judged(503, json, "{}"), Err(Error::Server(503)));
-        let missing = judged(404, html, "<html>");
-        assert!(
-            matches!(missing, Err(Error::Rejected { status: 404, .. })),
-            "{missing:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn where_the_newest_refresh_token_is_refused_the_one_before_is_tried() {
-        crate::install_crypto();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("oauth.json");
-        let seed = "first";
-        let chain = |refresh_token: &str, previous: Option<&str>| Chain {
-            version: files::VERSION,
-            seed: hex::encode(Sha256::digest(seed)),
-            refresh_token: refresh_token.to_owned(),
-            previous: previous.map(str::to_owned),
-        };
-        files::write_json(&path, &chain("newest", Some("before"))).unwrap();
-        let oauth = || {
-            let chain = OAuthChain::new("id".into(), "secret".into(), seed.into(), path.clone());
-            Arc::new(chain)
-        };
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = Url::parse(&format!("http://{}/oauth2/token/", listener.local_addr().unwrap())).unwrap();
-        let refused = (400, r#"{"error":"invalid_grant"}"#);
-        let given = (200, r#"{"access_token":"a","refresh_token":"next","expires_in":3600}"#);
-        let (asking, all) = (oauth(), [refused, given]);
-        let (tokens, access) = tokio::join!(answers(listener, &all), asking.access_token(&http, url));
-        assert_eq!(tokens, ["newest", "before"]);
-        assert_eq!(access.unwrap().expose_secret(), "a");
-        let kept: Chain = files::read_json(&path).unwrap().unwrap();
-        assert_eq!((kept.refresh_token.as_str(), kept.previous.is_some()), ("next", true));
-
-        // Where that is refused as well, it is said; and where there is none before, only one is tried.
-        for (previous, expected) in [(Some("before"), vec!["newest", "before"]), (None, vec!["newest"])] {
-            files::write_json(&path, &chain("newest", previous)).unwrap();
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let url = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-            let all = vec![refused; expected.len()];
-            let asking = oauth();
-            let (tokens, access) = tokio::join!(answers(listener, &all), asking.access_token(&http, url));
-            assert_eq!(tokens, expected);
-            assert!(matches!(access, Err(Error::RefreshRefused(_))));
-        }
-    }
-}
+mod tests;

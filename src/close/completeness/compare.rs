@@ -52,6 +52,7 @@ impl Account {
             self.store
                 .change_marks(move |marks| marks.complete = Some(complete))
                 .await?;
+            self.seen().got_on();
         }
         let damage_seen = gaps.iter().map(|gap| gap.found_at).max();
         self.store

@@ -441,8 +441,7 @@ impl Account {
                     keys.rotation = rotation.or(keys.rotation.take());
                     keys.settle_intent();
                 })
-                .await?;
-            self.refresh_verifier()
+                .await
         };
         if let Err(error) = kept.await {
             // Without its key it is of no use. Where it can't be deleted either, the intent tells the orphan, and stays.
@@ -450,6 +449,10 @@ impl Account {
                 let _ = self.withdraw(client).await;
             }
             return Err(error);
+        }
+        if let Err(error) = self.refresh_verifier() {
+            // Its key is durable: what is wrong with others' is no reason to delete it.
+            tracing::error!(%error, subscription = id, "the new key is kept, and does not count before this is put right");
         }
         tracing::info!(
             subscription = id,
@@ -465,3 +468,6 @@ impl Account {
         Ok(MadeSubscription { id, replaced })
     }
 }
+
+#[cfg(test)]
+mod tests;

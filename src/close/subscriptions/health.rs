@@ -47,6 +47,7 @@ impl Account {
             let mut seen = self.seen();
             seen.found = found;
             seen.checked_at = Some(self.now());
+            seen.got_on();
         }
         begun?;
         resumed?;

@@ -82,6 +82,16 @@ fn each_trouble_is_said_with_what_to_do() {
             "node.roles",
         ),
         (
+            Box::new(|s| s["close"]["overdue_seconds"] = json!(7200)),
+            "Close's side was last looked at 2h ago",
+            "closehook check --probe",
+        ),
+        (
+            Box::new(|s| s["close"]["token_unsaved"] = json!("the disk is full")),
+            "the newest OAuth refresh token is in memory only, it can't be written: the disk is full",
+            "before closehook stops",
+        ),
+        (
             Box::new(|s| {
                 s["ready"] = json!(false);
                 s["not_ready_because"] = json!("the data directory /data is at log.max_size: ...");

@@ -1,0 +1,124 @@
+use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::*;
+use crate::close::Account;
+use crate::close::unanswered::Unanswered;
+use crate::ingress::verify::Verifier;
+use crate::state;
+
+const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
+
+#[tokio::test]
+async fn keys_are_private_on_disk_and_silent_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
+    let now = Timestamp::UNIX_EPOCH;
+    let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
+    assert!(!format!("{key:?}").contains(KEY));
+    store.change_keys(|keys| keys.list.push(key)).await.unwrap();
+    let path = dir.path().join("close/keys.json");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let (live, retired) = signature_keys(dir.path()).unwrap();
+    assert_eq!((live.len(), retired.len()), (1, 0));
+    assert_eq!(live[0].subscription_id.as_deref(), Some("whsub_1"));
+    store
+        .change_keys(move |keys| keys.retire("whsub_1", now))
+        .await
+        .unwrap();
+    let (live, retired) = signature_keys(dir.path()).unwrap();
+    assert_eq!((live.len(), retired.len()), (0, 1));
+    let again = CloseStore::open(dir.path(), true, Seams::default());
+    assert!(again.keys().live("whsub_1").is_none());
+    assert!(
+        Arc::new(again).change_keys(|_| ()).await.is_err(),
+        "reading writes nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_keys_file_that_cannot_be_read_is_never_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("close")).unwrap();
+    let path = dir.path().join("close/keys.json");
+    for (content, why) in [
+        ("{\"version\": 1, \"keys\": [{", "damaged"),
+        ("{\"version\": 2}", "newer version"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
+        let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+    std::fs::write(&path, "").unwrap();
+    assert!(signature_keys(dir.path()).is_err());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
+    assert!(
+        CloseStore::open(dir.path(), false, Seams::default())
+            .marks()
+            .complete
+            .is_none()
+    );
+}
+
+/// An account whose changes are shared in a store.
+async fn account_on(dir: &Path, store: Arc<dyn state::Store>) -> Account {
+    let mut config = crate::config::Config::load(&crate::config::Layers::new(&[], crate::rules::faults)).unwrap();
+    config.log.dir = dir.to_owned();
+    let rules = crate::rules::RuleSet::of(&config).unwrap();
+    let log = crate::log::LocalLog::open(crate::log::Options::from_config(&config)).unwrap();
+    let verifier = Arc::new(ArcSwap::from_pointee(Verifier::default()));
+    let shared = Some(Shared::new(store, dir));
+    Account::open_shared(&config, &rules, Arc::new(log), verifier, false, shared)
+}
+
+/// With one thread for all of them: were it to wait, nobody would be left to see the change through.
+#[test]
+fn whoever_asks_waits_for_no_change_that_is_under_way() {
+    const LONG: Duration = Duration::from_secs(20);
+    for key in ["keys.json", "state.json", ORGANIZATION] {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (asked, is_asked) = mpsc::channel();
+        let unanswered = Arc::new(Unanswered::new(key).telling(asked));
+        let account = Arc::new(runtime.block_on(account_on(dir.path(), unanswered)));
+        let store = account.store.clone();
+        runtime.spawn(async move {
+            let organization = Organization {
+                id: "orga_1".into(),
+                name: None,
+            };
+            match key {
+                "keys.json" => store.change_keys(|keys| keys.paused.extend(["whsub_1".into()])).await,
+                "state.json" => store.change_marks(|_| ()).await,
+                _ => store.remember_organization(organization).await,
+            }
+        });
+        let is_under_way = is_asked.recv_timeout(LONG);
+        let (tell, told) = mpsc::channel();
+        runtime.spawn(async move {
+            let status = account.status();
+            let counts = (account.health().held_events, account.held_by_sink().len());
+            let known = (account.store.keys().paused.len(), status.organization.is_some());
+            tell.send((counts, known)).unwrap();
+        });
+        let answer = told.recv_timeout(LONG);
+        // First: one of its threads may hang.
+        runtime.shutdown_background();
+        is_under_way.unwrap();
+        assert_eq!(
+            answer,
+            Ok(((0, 0), (0, false))),
+            "{key}: what is not durable is not known either"
+        );
+    }
+}
