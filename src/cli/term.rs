@@ -49,7 +49,7 @@ pub(super) async fn unread() {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// How a bar shows how far something is.

@@ -200,7 +200,7 @@ impl<T: Send + 'static> Told<T> {
     /// Whether nothing more is answered.
     #[cfg(test)]
     pub(super) fn has_ended(&self) -> bool {
-        self.answering.as_ref().is_none_or(|answering| answering.is_finished())
+        self.answering.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Every answer as it is sent, so many at the most.

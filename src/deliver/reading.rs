@@ -54,7 +54,9 @@ pub(super) async fn at_length<T: Send + 'static>(
         let hand = HANDS.acquire().await;
         let work = tokio::task::spawn_blocking(move || {
             let _hand = hand;
-            work(&|| drop(turned.fetch_add(1, Ordering::Relaxed)))
+            work(&|| {
+                turned.fetch_add(1, Ordering::Relaxed);
+            })
         });
         work.await.map_err(|panicked| panicked.to_string())
     };

@@ -67,14 +67,14 @@ async fn a_keys_file_that_cannot_be_read_is_never_written_over() {
 }
 
 /// An account whose changes are shared in a store.
-async fn account_on(dir: &Path, store: Arc<dyn state::Store>) -> Account {
+fn account_on(dir: &Path, store: Arc<dyn state::Store>) -> Account {
     let mut config = crate::config::Config::load(&crate::config::Layers::new(&[], crate::rules::faults)).unwrap();
     config.log.dir = dir.to_owned();
     let rules = crate::rules::RuleSet::of(&config).unwrap();
     let log = crate::log::LocalLog::open(crate::log::Options::from_config(&config)).unwrap();
     let verifier = Arc::new(ArcSwap::from_pointee(Verifier::default()));
     let shared = Some(Shared::new(store, dir));
-    Account::open_shared(&config, &rules, Arc::new(log), verifier, false, shared)
+    Account::open_shared(&config, &rules, Arc::new(log), verifier, false, Arc::default(), shared)
 }
 
 /// With one thread for all of them: were it to wait, nobody would be left to see the change through.
@@ -90,7 +90,7 @@ fn whoever_asks_waits_for_no_change_that_is_under_way() {
         let dir = tempfile::tempdir().unwrap();
         let (asked, is_asked) = mpsc::channel();
         let unanswered = Arc::new(Unanswered::new(key).telling(asked));
-        let account = Arc::new(runtime.block_on(account_on(dir.path(), unanswered)));
+        let account = Arc::new(runtime.block_on(async { account_on(dir.path(), unanswered) }));
         let store = account.store.clone();
         runtime.spawn(async move {
             let organization = Organization {

@@ -248,7 +248,7 @@ fn each_trouble_is_said_with_what_to_do() {
         ),
         (
             Box::new(|s| {
-                s["retention"] = json!({ "used_bytes": 1, "max_bytes": 2, "waits_for_clock": "it is a year ahead" })
+                s["retention"] = json!({ "used_bytes": 1, "max_bytes": 2, "waits_for_clock": "it is a year ahead" });
             }),
             "it is a year ahead",
             "timedatectl",

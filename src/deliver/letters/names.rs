@@ -105,9 +105,8 @@ pub(super) fn left_of_rewrite(path: &Path) -> Result<Left, FrameError> {
     match scanned {
         Ok(scan) if frames == 0 && scan.damage.is_empty() => Ok(Left::Empty),
         Ok(_) if own_letters > 0 && others == 0 => Ok(Left::Letters),
-        Ok(_) | Err(FrameError::Newer { .. }) => Ok(Left::No),
         Err(FrameError::Alien(_)) if path.symlink_metadata().is_ok_and(|file| file.len() == 0) => Ok(Left::Empty),
-        Err(FrameError::Alien(_)) => Ok(Left::No),
+        Ok(_) | Err(FrameError::Newer { .. } | FrameError::Alien(_)) => Ok(Left::No),
         Err(error) if is_gone(&error) => Ok(Left::No),
         Err(error) => Err(error),
     }

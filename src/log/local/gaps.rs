@@ -150,11 +150,6 @@ impl Gaps {
         }
     }
 
-    /// Leaves out Seqs in which nothing ever stood, as far as anybody knows, so that none of them is given out; durable.
-    pub fn leave_out(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        self.add(from, to, reason, true)
-    }
-
     /// Forgets what is before a Seq.
     pub fn forget_before(&self, first_kept: Seq) -> io::Result<()> {
         let _changing = lock(&self.changing);
@@ -237,13 +232,13 @@ mod tests {
         std::fs::rename(&place, &away).unwrap();
         for _ in 0..2 {
             assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
-            assert!(gaps.leave_out(Seq(10), Seq(19), "why").is_err());
+            assert!(gaps.add(Seq(10), Seq(19), "why", true).is_err());
             assert!(gaps.forget_before(Seq(3)).is_err());
             assert_eq!(*gaps.list(), [gap(1, 2, false)]);
         }
         std::fs::rename(&away, &place).unwrap();
         gaps.record(Seq(5), Seq(9), "why").unwrap();
-        gaps.leave_out(Seq(10), Seq(19), "why").unwrap();
+        gaps.add(Seq(10), Seq(19), "why", true).unwrap();
         gaps.forget_before(Seq(3)).unwrap();
         let stored = Gaps::open(&place, true).unwrap();
         assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));

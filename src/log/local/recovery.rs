@@ -43,14 +43,14 @@ pub(super) struct Owed {
 pub(super) struct Aside {
     pub first: Seq,
     pub dir: PathBuf,
-    pub aside: PathBuf,
+    pub to: PathBuf,
     pub damage: Vec<Damage>,
 }
 
 impl Aside {
     /// Copies them there.
     pub fn make(&self) -> io::Result<()> {
-        journal::set_aside(&self.dir, &self.aside, &self.damage)
+        journal::set_aside(&self.dir, &self.to, &self.damage)
     }
 }
 
@@ -294,7 +294,7 @@ impl Finder<'_> {
             let aside = Aside {
                 first,
                 dir: dir.clone(),
-                aside: swap::aside(self.log_dir, first),
+                to: swap::aside(self.log_dir, first),
                 damage: scan.damage.clone(),
             };
             if !unless_full(aside.make(), "a copy of what is damaged of a journal", first).map_err(fail)? {

@@ -165,9 +165,11 @@ async fn a_token_that_can_not_be_kept_serves_until_there_is_a_later_one() {
     std::fs::create_dir_all(in_the_way(&path).join("x")).unwrap();
     assert_eq!(refreshed(&chain, "t1").await, "t0");
     assert_eq!(refreshed(&chain, "t2").await, "t1", "the disk does not have it");
-    // A command has refreshed it in a directory where it could.
+    // A command has refreshed it, with the lock as everybody who does.
+    let locked = files::lock_beside(&path, || false).await.unwrap();
     std::fs::remove_dir_all(in_the_way(&path)).unwrap();
     write(&path, "t3", Some("t2"));
+    drop(locked);
     assert_eq!(refreshed(&chain, "t4").await, "t3");
     assert_eq!(on_disk(&path), "t4");
 }

@@ -79,7 +79,9 @@ async fn what_is_begun_is_known_as_long_as_its_orphan_may_be_there() {
         let in_the_way = dir.join("keys.json.tmp");
         match (what, writes) {
             ("before keys.json", 1) => std::fs::create_dir_all(in_the_way.join("x")).unwrap(),
-            (what, 2) if what.starts_with("before DELETE") => std::fs::remove_dir_all(in_the_way).unwrap(),
+            (what, 2) if what.starts_with("before DELETE") && in_the_way.exists() => {
+                std::fs::remove_dir_all(in_the_way).unwrap();
+            }
             _ => {}
         }
     };

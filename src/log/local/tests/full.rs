@@ -95,7 +95,8 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
         assert_eq!(lost(&log), seen[0].0);
         log.close();
         let log = open(&data);
-        assert_eq!((lost(&log), seqs(&log, 1..=5)), seen[0]);
+        let kept: Vec<Seq> = seqs(&log, 1..=5).into_iter().filter(|seq| *seq < last).collect();
+        assert_eq!((lost(&log), kept), seen[0]);
         assert_eq!(log.get(last).unwrap().unwrap().seq, last);
         assert!(data.join("damaged").exists(), "what could not be read is kept");
         log.close();
