@@ -3,7 +3,7 @@
 //! A clock that is ahead makes old what is young, and what went for it does not come back when the clock is set right. So nothing goes by what
 //! this machine's clock says alone:
 //!
-//! - What Close has signed, and what its API has dated, is a time that is past: it is that late at the least, whatever the clock here says. From
+//! - What Close has signed (and not closehook itself, for a try), and what its API has dated, is a time that is past: it is that late at the least, whatever the clock here says. From
 //!   then on this process's monotonic clock counts, which nobody sets.
 //! - Where nobody has told the time since the process began, the machine's clock is believed once it has gone evenly for a day: one that is
 //!   wrong when the machine starts is set right long before.

@@ -17,6 +17,7 @@ use super::{Failure, Global, Outcome, field, kinds, print_line};
 use crate::app;
 use crate::config::Config;
 use crate::control::sign::Sign;
+use crate::ingress::SAMPLE_HEADER;
 use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use crate::json::{self, Node};
 use crate::net::{self, address, http::root_cause};
@@ -230,6 +231,7 @@ impl Sender {
         };
         let request = self.client.post(&self.url).header("content-type", "application/json");
         let request = request.header(TIMESTAMP_HEADER, timestamp).header(HASH_HEADER, hash);
+        let request = request.header(SAMPLE_HEADER, "1");
         let cant = |error| Failure::Work(format!("{} can't be reached: {}", self.url, root_cause(&error)));
         let response = request.body(body).send().await.map_err(cant)?;
         let status = response.status();

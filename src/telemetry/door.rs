@@ -266,8 +266,12 @@ impl Door {
         static OFFSET: LazyLock<Gauge> = LazyLock::new(|| gauge!("closehook_clock_offset_seconds"));
         let seconds = times.offset().as_secs();
         self.hour.measure(seconds, self.now());
-        self.age.told(times.signed_at);
         OFFSET.set(seconds as f64);
+    }
+
+    /// Close has signed that this time is past.
+    pub fn told(&self, signed_at: Timestamp) {
+        self.age.told(signed_at);
     }
 
     fn count_refusal(&self, reason: &'static str) {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Daemon, Receiver, body, ids_in, skipped, until};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+
+use crate::harness::{Daemon, KEY, Receiver, body, ids_in, skipped, until};
 
 const CONFIG: &str = "[log]\nsegment_size = \"64 KiB\"\n\
     [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
@@ -561,14 +563,31 @@ async fn retention_and_signatures_follow_the_clock_there_and_back() {
         (Some(1), Some(9)),
         "nothing has expired"
     );
+    // By the clock here alone nothing is old.
     clock.set(5 * 60);
+    until("it waits for the time", async || {
+        daemon.status()["retention"]["waits_for_clock"].is_string()
+    })
+    .await;
+    assert_eq!(daemon.status()["log"]["first"], 1);
+    // What closehook has signed itself says what the clock here says.
+    daemon.ok(&["trigger", "unsubscribed_email.created"]);
+    assert!(daemon.status()["retention"]["waits_for_clock"].is_string());
+    assert_eq!(daemon.status()["log"]["first"], 1);
+    let signed_at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5);
+    let headers = Key::from_hex(None, KEY).unwrap().sign(signed_at, body(10).as_bytes());
+    let request = daemon.client.post(&daemon.url).body(body(10));
+    let request = request
+        .header(TIMESTAMP_HEADER, headers.timestamp)
+        .header(HASH_HEADER, headers.hash);
+    assert_eq!(request.send().await.unwrap().status(), 200);
     until("it has expired", async || {
         daemon.status()["log"]["first"].as_u64() > Some(3)
     })
     .await;
     daemon.kill();
     daemon.run().await;
-    daemon.store(10..=10).await;
+    daemon.store(11..=11).await;
     assert_eq!(
         daemon.send(body(1)).await.unwrap().1["status"],
         "duplicate",

@@ -15,6 +15,7 @@ use crate::cli::field;
 use crate::cli::when::when;
 use crate::config::Config;
 use crate::control;
+use crate::ingress::SAMPLE_HEADER;
 use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 use crate::listener::tls;
 use crate::net::{self, http::CONNECT_TIMEOUT, http::root_cause};
@@ -154,6 +155,7 @@ async fn post(answers: &Answers, body: &str, headers: &(String, String), is_stri
         .header("content-type", "application/json")
         .header(TIMESTAMP_HEADER, &headers.0)
         .header(HASH_HEADER, &headers.1)
+        .header(SAMPLE_HEADER, "1")
         .body(body.to_owned())
         .send()
         .await;

@@ -24,6 +24,7 @@ use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
 use crate::json;
 use crate::net;
+use crate::sync::lock;
 use crate::telemetry;
 
 /// Time-outs of one request, at the most: somebody may be waiting, and who does not answer now may do so in a minute.
@@ -108,6 +109,8 @@ pub(in crate::close) struct Client {
     base: Url,
     auth: Auth,
     budget: Mutex<RateBudget>,
+    /// When a request went at last that had waited long for the rate limit.
+    let_go_at: Mutex<Option<Instant>>,
     /// Close's clock minus ours, in milliseconds.
     offset_ms: AtomicI64,
     has_worked: AtomicBool,
@@ -124,6 +127,7 @@ impl Client {
             base,
             auth,
             budget: Mutex::default(),
+            let_go_at: Mutex::default(),
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
             is_proved: AtomicBool::new(false),
@@ -257,16 +261,29 @@ impl Client {
         let answer = receive(request, self.base.host_str().unwrap_or_default()).await?;
         flight.limit = answer.limit();
         drop(flight);
-        self.learn_time(&answer.headers);
         telemetry::close_answered(answer.status.as_u16());
-        self.judge(call, answer)
+        self.hear(call, answer)
     }
 
-    /// The one place that decides what an answer means.
-    fn judge(&self, call: &Call, answer: HttpAnswer) -> Result<Bytes, Error> {
+    /// What an answer means, and what time it is at Close, if it is Close's.
+    fn hear(&self, call: &Call, answer: HttpAnswer) -> Result<Bytes, Error> {
+        let now = self.seams.now();
+        let date = told_in(&answer.headers, now);
+        let judged = self.judge(call, answer, date.unwrap_or_else(|| self.now()));
+        // A page of somebody else's has somebody else's time.
+        if let Some(date) = date
+            && !matches!(judged, Err(Error::NotClose { .. }))
+        {
+            self.learn_time(date, now);
+        }
+        judged
+    }
+
+    /// The one place that decides what an answer means. `answered_at`: by the clock of whoever answered.
+    fn judge(&self, call: &Call, answer: HttpAnswer, answered_at: Timestamp) -> Result<Bytes, Error> {
         let status = answer.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
-            let wait = answer.comes_back_in(self.now());
+            let wait = answer.comes_back_in(answered_at);
             self.with_budget(|budget| budget.block(Instant::now(), wait));
             telemetry::close_limited(wait);
             return Err(Error::RateLimited(wait));
@@ -348,6 +365,9 @@ impl Client {
             waited += wait;
             tokio::time::sleep(wait).await;
         }
+        if waited >= WORTH_A_WORD {
+            *lock(&self.let_go_at) = Some(Instant::now());
+        }
         telemetry::close_waited(waited);
         Flight {
             client: self,
@@ -362,14 +382,23 @@ impl Client {
         self.seams.now().checked_add(wait).ok()
     }
 
+    /// When a request went at last that had waited long for the rate limit, the newest of them.
+    pub fn let_go_at(&self) -> Option<Instant> {
+        *lock(&self.let_go_at)
+    }
+
+    /// As if Close had just said 429.
+    #[cfg(test)]
+    pub fn limit_for(&self, wait: Duration) {
+        self.with_budget(|budget| budget.block(Instant::now(), wait));
+    }
+
     fn with_budget<T>(&self, work: impl FnOnce(&mut RateBudget) -> T) -> T {
         work(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn learn_time(&self, headers: &HeaderMap) {
-        let now = self.seams.now();
-        let date = headers.get(DATE).and_then(|date| date_of(date.to_str().ok()?, now));
-        let Some(date) = date else { return };
+    /// It was `date` at Close when it was `now` here.
+    fn learn_time(&self, date: Timestamp, now: Timestamp) {
         self.seams.age.told(date);
         let offset = date.duration_since(now);
         // The header has whole seconds: nearer than that, our own clock is the better one.
@@ -380,6 +409,11 @@ impl Client {
         };
         self.offset_ms.store(offset_ms, Ordering::Relaxed);
     }
+}
+
+/// The time at whoever has answered.
+fn told_in(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
+    headers.get(DATE).and_then(|date| date_of(date.to_str().ok()?, now))
 }
 
 /// A date as HTTP has it, or with another zone than it may have.
@@ -462,6 +496,45 @@ mod tests {
         for other in ["Duplicate active subscription.", "whsub_1a is not yours", ""] {
             assert!(matches!(rejected(400, other.into()), Error::Rejected { .. }), "{other}");
         }
+    }
+
+    fn client(seams: Seams) -> Client {
+        let auth = Auth::ApiKey(SecretString::from("k".to_owned()));
+        Client::new("https://api.close.com/api/v1/".parse().unwrap(), auth, seams).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_page_of_somebody_elses_does_not_tell_the_time() {
+        let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
+        let client = client(Seams {
+            clock: Arc::new(move || now),
+            ..Seams::default()
+        });
+        let hear = |body: &'static str| {
+            let date = HeaderValue::from_static("Thu, 15 Feb 2024 13:00:00 GMT");
+            let answer = HttpAnswer {
+                status: StatusCode::OK,
+                headers: [(DATE, date)].into_iter().collect(),
+                body: Bytes::from_static(body.as_bytes()),
+            };
+            client.hear(&Call::get("me/"), answer)
+        };
+        assert!(matches!(hear("<html>"), Err(Error::NotClose { .. })));
+        assert_eq!(client.clock_offset(), SignedDuration::ZERO);
+        hear("{}").unwrap();
+        assert_eq!(client.clock_offset(), SignedDuration::from_hours(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_long_for_the_rate_limit_is_known() {
+        let client = client(Seams::default());
+        drop(client.take_off().await);
+        assert_eq!(client.let_go_at(), None);
+        client.limit_for(WORTH_A_WORD);
+        assert!(client.next_request_at().is_some());
+        drop(client.take_off().await);
+        assert_eq!(client.let_go_at(), Some(Instant::now()));
+        assert_eq!(client.next_request_at(), None);
     }
 
     #[test]
