@@ -193,7 +193,8 @@ impl Account {
         trouble.is_none()
     }
 
-    /// For how long a look has not got on, or none has begun, although this node looks after Close's side; `None`: all goes its way.
+    /// For how long a look has not got on, or none has begun, although this node looks after Close's side and Close lets it; `None`: all
+    /// goes its way.
     pub(super) fn overdue(&self, seen: &Sightings) -> Option<Duration> {
         let is_ours = self.is_supervised.load(Ordering::Relaxed) && self.is_configured();
         let due = self
@@ -201,7 +202,14 @@ impl Account {
             .health_every
             .saturating_mul(OVERDUE_INTERVALS)
             .max(OVERDUE_MIN);
-        let waits = seen.got_on_at.filter(|_| is_ours)?.elapsed();
+        let got_on_at = seen.got_on_at.filter(|_| is_ours)?;
+        let client = self.client_cell().clone();
+        // What waits for Close's rate limit gets on when Close lets it.
+        if client.as_ref().is_some_and(|client| client.next_request_at().is_some()) {
+            return None;
+        }
+        let let_go_at = client.and_then(|client| client.let_go_at());
+        let waits = let_go_at.map_or(got_on_at, |at| at.max(got_on_at)).elapsed();
         (waits > due).then_some(waits)
     }
 
@@ -257,11 +265,12 @@ impl Account {
 
     /// Takes over files that another node has changed.
     async fn reread(&self, copied: &Copied) -> Result<(), Error> {
-        self.store.reread(copied).await?;
+        let reread = self.store.reread(copied).await;
+        // Keys that were taken over are not looked at again, whatever became of the other files.
         if copied.contains_key("keys.json") {
             self.refresh_verifier()?;
         }
-        Ok(())
+        reread
     }
 }
 

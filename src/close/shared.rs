@@ -5,7 +5,7 @@
 //! copy is made up for with the next look. Each node looks every few seconds what others have
 //! changed: keys of subscriptions and rotations so reach all that receive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -20,8 +20,25 @@ use crate::sync::lock;
 /// The files that are shared, below `close/`. What custom fields are called each node can ask for itself.
 const FILES: [&str; 4] = ["keys.json", "state.json", "organization.json", "oauth.json"];
 
-/// Files that were copied, by name, and what they are copies of.
-pub type Copied = BTreeMap<String, Revision>;
+/// Files that others have changed, by name.
+pub type Copied = BTreeMap<String, Changed>;
+
+/// A file as it stands there now.
+pub struct Changed {
+    /// What was known here when it was looked at.
+    before: Option<Revision>,
+    pub(super) revision: Revision,
+    /// What it holds: this node's copy may be missing.
+    pub(super) value: Bytes,
+}
+
+impl std::fmt::Debug for Changed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changed")
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Files that several nodes share.
 #[derive(Debug)]
@@ -29,9 +46,9 @@ pub struct Shared {
     store: Arc<dyn Store>,
     dir: PathBuf,
     /// What is known here is of these.
-    copied: Mutex<Copied>,
-    /// What is known here and not in this node's file yet.
-    behind: Mutex<BTreeSet<String>>,
+    copied: Mutex<BTreeMap<String, Revision>>,
+    /// What is known here and not in this node's file yet, and whether it was said why.
+    behind: Mutex<BTreeMap<String, bool>>,
     /// What is asked there, and the file that is written by it, are one step: else an older copy could come later.
     copying: tokio::sync::Mutex<()>,
 }
@@ -66,19 +83,24 @@ impl Shared {
                 )));
             }
         }
-        if let Err(error) = self.copy(name, path.to_owned(), content).await {
-            // It is so for all of them, this one included: to say that it failed would be to go on from what it was.
-            tracing::warn!(%error, "what is shared with the other nodes can't be copied to this one's disk now; this is tried again");
-        }
+        // It is so for all of them, this one included: to say that it failed would be to go on from what it was.
+        let _ = self.copy(name, path.to_owned(), content).await;
         Ok(())
     }
 
-    /// Writes this node's file.
+    /// Writes this node's file. Where that fails it is said once, and the next look tries it again.
     async fn copy(&self, name: &str, path: PathBuf, content: impl AsRef<[u8]> + Send + 'static) -> Result<(), Error> {
-        lock(&self.behind).insert(name.to_owned());
-        files::blocking(move || files::replace(&path, content.as_ref())).await?;
-        lock(&self.behind).remove(name);
-        Ok(())
+        lock(&self.behind).entry(name.to_owned()).or_default();
+        let copied = files::blocking(move || files::replace(&path, content.as_ref())).await;
+        if let Err(error) = &copied {
+            let was_said = lock(&self.behind).insert(name.to_owned(), true).unwrap_or_default();
+            if !was_said {
+                tracing::warn!(%error, "what is shared with the other nodes can't be copied to this one's disk now; this is tried again");
+            }
+        } else {
+            lock(&self.behind).remove(name);
+        }
+        copied
     }
 
     /// What stands there of a file that nobody here keeps in memory, for whoever is about to change it; `None`: nothing. This node's copy is
@@ -92,17 +114,25 @@ impl Shared {
         };
         let before = lock(&self.copied).insert(name.to_owned(), entry.revision);
         if before != Some(entry.revision) {
-            lock(&self.behind).insert(name.to_owned());
+            lock(&self.behind).entry(name.to_owned()).or_default();
         }
         Ok(Some(entry.value))
     }
 
-    /// Copies everything, before anybody here has read it.
+    /// Copies everything, before anybody here has read it: what can't be copied would not be known here.
     pub async fn look_first(&self) -> Result<(), Error> {
-        for (name, revision) in self.look().await? {
-            self.note(&name, revision);
+        let (changed, written) = self.take().await?;
+        written?;
+        for (name, file) in changed {
+            self.note(&name, file.revision);
         }
         Ok(())
+    }
+
+    /// Whether what is known here of a file is still what it was when this was looked at: else it is an old story by now, and could undo
+    /// a change that was made here since.
+    pub(super) fn is_next(&self, name: &str, file: &Changed) -> bool {
+        lock(&self.copied).get(name).copied() == file.before
     }
 
     /// What this node knows of a file is of this revision from now on.
@@ -111,9 +141,16 @@ impl Shared {
     }
 
     /// Copies what others have changed; the files that are others now. Until that is noted nothing of them can be changed here. What only
-    /// this node has is shared.
+    /// this node has is shared. What this node's disk does not take counts all the same.
     pub(super) async fn look(&self) -> Result<Copied, Error> {
+        let (changed, _) = self.take().await?;
+        Ok(changed)
+    }
+
+    /// The files that are others now, and whether all of them are on this node's disk.
+    async fn take(&self) -> Result<(Copied, Result<(), Error>), Error> {
         let mut changed = Copied::new();
+        let mut written = Ok(());
         for name in FILES {
             let path = self.dir.join(name);
             let local = |error: StoreError| Error::Local(error.to_string());
@@ -123,14 +160,22 @@ impl Shared {
                 self.share_own(name, &path).await?;
                 continue;
             };
-            let is_here = !lock(&self.behind).contains(name);
+            let is_here = !lock(&self.behind).contains_key(name);
             if before == Some(entry.revision) && is_here {
                 continue;
             }
-            self.copy(name, path, entry.value).await?;
-            changed.insert(name.to_owned(), entry.revision);
+            written = written.and(self.copy(name, path, entry.value.clone()).await);
+            // Of what is known, only the copy was missing.
+            if before != Some(entry.revision) {
+                let file = Changed {
+                    before,
+                    revision: entry.revision,
+                    value: entry.value,
+                };
+                changed.insert(name.to_owned(), file);
+            }
         }
-        Ok(changed)
+        Ok((changed, written))
     }
 
     /// A file that was there before anything was shared.
@@ -287,10 +332,33 @@ mod tests {
         write(&one, "keys.json", 2).await.unwrap();
         two.look_first().await.unwrap();
         assert_eq!((read(&one, "keys.json"), read(&two, "keys.json")), (Some(1), Some(2)));
-        assert!(one.look().await.is_err(), "it is tried again");
+        assert!(one.look().await.unwrap().is_empty(), "only the copy is missing");
+        write(&two, "keys.json", 3).await.unwrap();
+        write(&two, "state.json", 4).await.unwrap();
+        assert!(one.look_first().await.is_err(), "who reads the file would not know it");
+        let changed = one.look().await.unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&changed["keys.json"].value).unwrap();
+        assert_eq!(value["value"], 3);
+        assert!(changed.contains_key("state.json"), "the others are looked at too");
+        assert_eq!((read(&one, "keys.json"), read(&one, "state.json")), (Some(1), Some(4)));
         std::fs::remove_dir_all(in_the_way).unwrap();
-        assert!(one.look().await.unwrap().contains_key("keys.json"));
-        assert_eq!(read(&one, "keys.json"), Some(2));
+        one.look_first().await.unwrap();
+        assert_eq!(read(&one, "keys.json"), Some(3));
         assert!(one.look().await.unwrap().is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_that_failed_is_made_with_a_later_look() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let (_one, one) = node(&store);
+        let in_the_way = one.dir.join("keys.json.tmp");
+        std::fs::create_dir_all(in_the_way.join("x")).unwrap();
+        write(&one, "keys.json", 1).await.unwrap();
+        assert!(one.look().await.unwrap().is_empty());
+        assert_eq!(read(&one, "keys.json"), None);
+        std::fs::remove_dir_all(in_the_way).unwrap();
+        assert!(one.look().await.unwrap().is_empty(), "it is known here");
+        assert_eq!(read(&one, "keys.json"), Some(1));
     }
 }

@@ -25,7 +25,7 @@ use super::api::error::Error;
 use super::api::identity::Organization;
 use super::api::oauth::Unsaved;
 use super::completeness::marks::Marks;
-use super::files::{VERSION, blocking, oauth_path, read_json};
+use super::files::{VERSION, oauth_path, parse, read_json};
 use super::noted::NotedKey;
 use super::seams::Seams;
 use super::shared::{Copied, Shared, write_shared};
@@ -287,32 +287,42 @@ impl CloseStore {
         self.shared.clone()
     }
 
-    /// Takes over files that another node has changed. What is changed here builds on what was read, so both are one step.
+    /// Takes over files that another node has changed, as they stand with all nodes: this one's disk may be full. What is changed here builds
+    /// on what was read, so both are one step.
     pub async fn reread(&self, copied: &Copied) -> Result<(), Error> {
         let Some(shared) = &self.shared else { return Ok(()) };
-        for (name, revision) in copied {
+        for (name, file) in copied {
             let path = self.dir.join(name);
             match name.as_str() {
                 "keys.json" => {
                     let _changing = self.keys.changing.lock().await;
-                    let keys: Option<Keys> = blocking(move || read_json(&path)).await?;
-                    self.keys.set(keys.unwrap_or_default());
-                    shared.note(name, *revision);
+                    if !shared.is_next(name, file) {
+                        continue;
+                    }
+                    self.keys.set(parse(&path, &file.value)?);
+                    shared.note(name, file.revision);
                 }
                 "state.json" => {
                     let _changing = self.marks.changing.lock().await;
-                    let marks: Option<Marks> = blocking(move || read_json(&path)).await?;
-                    self.marks.set(marks.unwrap_or_default().taken_over());
-                    shared.note(name, *revision);
+                    if !shared.is_next(name, file) {
+                        continue;
+                    }
+                    let marks: Marks = parse(&path, &file.value)?;
+                    self.marks.set(marks.taken_over());
+                    shared.note(name, file.revision);
                 }
                 ORGANIZATION => {
                     let _changing = self.organization.changing.lock().await;
-                    let file: Option<OrganizationFile> = blocking(move || read_json(&path)).await?;
-                    self.organization.set(Ok(file.map(|file| file.organization)));
-                    shared.note(name, *revision);
+                    if !shared.is_next(name, file) {
+                        continue;
+                    }
+                    let known: OrganizationFile = parse(&path, &file.value)?;
+                    self.organization.set(Ok(Some(known.organization)));
+                    shared.note(name, file.revision);
                 }
                 // The newest refresh token is read whenever it is needed.
-                _ => shared.note(name, *revision),
+                _ if shared.is_next(name, file) => shared.note(name, file.revision),
+                _ => {}
             }
         }
         Ok(())

@@ -158,6 +158,7 @@ impl Account {
             }
             next = batch.next;
             parts.searched_to = next.prev();
+            self.seen().got_on();
         }
         Ok(())
     }
@@ -222,6 +223,7 @@ impl Account {
             if self.take_in(&mut intake, batch.events, Timestamp::MIN).await?.has_parts {
                 refill.meet();
             }
+            self.seen().got_on();
         }
         // What still lacks its data now, and was not stored by others meanwhile, is none that this key could bring.
         {

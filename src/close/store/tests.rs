@@ -77,6 +77,64 @@ fn account_on(dir: &Path, store: Arc<dyn state::Store>) -> Account {
     Account::open_shared(&config, &rules, Arc::new(log), verifier, false, Arc::default(), shared)
 }
 
+/// Two nodes, each with its directory.
+fn two_nodes(below: &Path) -> [Account; 2] {
+    let store = state::LocalStore::open(&below.join("shared"), false).unwrap();
+    ["one", "two"].map(|name| account_on(&below.join(name), Arc::new(store.clone())))
+}
+
+async fn add_key(account: &Account) {
+    let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), Timestamp::UNIX_EPOCH).unwrap();
+    let added = account.store.change_keys(|keys| keys.list.push(key)).await;
+    added.unwrap();
+}
+
+async fn retire_key(account: &Account) {
+    let retire = |keys: &mut Keys| keys.retire("whsub_1", Timestamp::UNIX_EPOCH);
+    account.store.change_keys(retire).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_change_counts_here_although_this_nodes_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = two_nodes(dir.path());
+    let in_the_way = one.store.dir.join("keys.json.tmp");
+    std::fs::create_dir_all(in_the_way.join("x")).unwrap();
+    add_key(&two).await;
+    let marked = two.store.change_marks(|marks| marks.belong_to("orga_1".into())).await;
+    marked.unwrap();
+    one.catch_up().await.unwrap();
+    assert_eq!(one.verifier.load().kept.len(), 1, "its deliveries are good here too");
+    assert!(
+        one.store.marks().organization.is_some(),
+        "the other files are taken over"
+    );
+    retire_key(&one).await;
+    two.catch_up().await.unwrap();
+    assert_eq!(
+        (two.verifier.load().kept.len(), two.verifier.load().retired.len()),
+        (0, 1)
+    );
+    std::fs::remove_dir_all(in_the_way).unwrap();
+    one.catch_up().await.unwrap();
+    let (live, retired) = signature_keys(one.store.data_dir()).unwrap();
+    assert_eq!((live.len(), retired.len()), (0, 1), "the copy is made up for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_over_late_undoes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = two_nodes(dir.path());
+    add_key(&two).await;
+    let shared = one.store.shared().unwrap();
+    let late = shared.look().await.unwrap();
+    one.catch_up().await.unwrap();
+    retire_key(&one).await;
+    one.store.reread(&late).await.unwrap();
+    assert!(one.store.keys().live("whsub_1").is_none());
+    one.store.change_keys(|_| ()).await.unwrap();
+}
+
 /// With one thread for all of them: were it to wait, nobody would be left to see the change through.
 #[test]
 fn whoever_asks_waits_for_no_change_that_is_under_way() {
