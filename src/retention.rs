@@ -43,6 +43,9 @@ const LETTERS: &str = "dead";
 /// A clock that is further ahead than this of what is known for sure is worth a word; a delivery may have been on its way that long.
 const DOUBTED: SignedDuration = SignedDuration::from_hours(1);
 
+/// A walk through the data directory takes no longer, unless its disk does not answer.
+const MEASURED_WITHIN: Duration = Duration::from_secs(60);
+
 /// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
 const FULL_AT: u64 = 90;
 
@@ -304,6 +307,8 @@ pub struct Retention {
     room: AtomicU64,
     /// Held by whoever needs everything to stay for a while, and by the round that drops.
     dropping: tokio::sync::Mutex<()>,
+    /// Held while the data directory is measured.
+    measuring: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Retention {
@@ -325,6 +330,7 @@ impl Retention {
             standing: Mutex::default(),
             room: AtomicU64::new(u64::MAX),
             dropping: tokio::sync::Mutex::default(),
+            measuring: Arc::default(),
         }
     }
 
@@ -477,14 +483,22 @@ impl Retention {
 
     /// What the data directory takes up, what dead letters do of it, and the cap.
     async fn measure(&self) -> Result<(u64, u64, u64), String> {
-        let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
-        let measured = tokio::task::spawn_blocking(move || {
-            Ok::<_, io::Error>((used(&dir)?, used(&dir.join(LETTERS))?, cap(&dir, max_size)?))
-        })
-        .await;
-        measured
-            .map_err(|error| error.to_string())?
-            .map_err(|error| format!("the data directory can't be measured: {error}"))
+        let (dir, max_size, measuring) = (self.options.dir.clone(), self.options.max_size, self.measuring.clone());
+        let measured = async {
+            // One that hangs has no others beside it.
+            let one = measuring.lock_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let _one = one;
+                Ok::<_, io::Error>((used(&dir)?, used(&dir.join(LETTERS))?, cap(&dir, max_size)?))
+            })
+            .await
+        };
+        let cannot = |why: String| format!("the data directory can't be measured: {why}");
+        match tokio::time::timeout(MEASURED_WITHIN, measured).await {
+            Ok(Ok(measured)) => measured.map_err(|error| cannot(error.to_string())),
+            Ok(Err(panicked)) => Err(panicked.to_string()),
+            Err(_) => Err(cannot("the disk does not answer".into())),
+        }
     }
 
     /// Says what is new, once.

@@ -416,17 +416,17 @@ impl Committer {
             return Ok(());
         }
         self.make_sure()?;
-        let lost_from = self.next;
-        self.next = seq;
         self.shared
             .gaps
             .record(
-                lost_from,
+                self.next,
                 seq.prev(),
                 "sinks had already seen these Seqs, so they can't be given out again",
             )
             .map_err(|error| failing(&error))?;
-        self.start_segment()?;
+        // On record they are never given out. Where no segment can begin there now, one does with the next event.
+        self.next = seq;
+        drop(self.start_segment());
         self.shared.head.send_replace(seq.prev());
         Ok(())
     }

@@ -1,8 +1,7 @@
 //! Where the keeper is asked for what only it may do, and where it says what it is at.
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::journal::{BlockRef, OpenSegment};
@@ -23,10 +22,14 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 /// Called with the answer; dropped without one where the keeper gave up on it.
 pub(super) type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
+/// Gone when nobody waits for the answer any more.
+pub(super) type Awaited = Weak<()>;
+
 /// What the keeper is asked to do beside its rounds.
 pub(super) enum Errand {
-    /// Remove what is before this Seq, as far as whole segments go; gives the oldest Seq kept.
-    DropBefore(Seq, Reply<Result<Seq, String>>),
+    /// Remove what is before this Seq, as far as whole segments go; gives the oldest Seq kept. Not where nobody waits for it any more: somebody
+    /// else may have begun who needs it.
+    DropBefore(Seq, Awaited, Reply<Result<Seq, String>>),
     /// Replace these events by tombstones.
     Erase(Narrow, Arc<Doomed>, Reply<Result<Erased, String>>),
     /// Look at what could not be read, and put it right where it is damaged: look again after that.
@@ -171,6 +174,15 @@ impl Desk {
             Err(RecvTimeoutError::Timeout) => Err(self.says()),
             Err(RecvTimeoutError::Disconnected) => Err("the keeper of the log gave up on it".into()),
         }
+    }
+
+    /// Has what is before a Seq removed. Whoever stops waiting has it left there, unless that has begun.
+    pub async fn have_dropped(&self, before: Seq) -> Result<Seq, String> {
+        let waits = Arc::new(());
+        let awaited = Arc::downgrade(&waits);
+        let dropped = self.have_done(|reply| Errand::DropBefore(before, awaited, reply)).await;
+        drop(waits);
+        dropped?
     }
 
     /// Has something done, and waits for it as long as the keeper gets on.

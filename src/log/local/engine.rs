@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::desk::Errand;
 use super::handle::LocalLog;
 use super::shared::Segment;
 use super::{back, read, sealed};
@@ -145,8 +144,7 @@ impl Log for LocalLog {
     }
 
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
-        let dropped = self.shared.desk.have_done(|reply| Errand::DropBefore(seq, reply));
-        dropped.await.and_then(|dropped| dropped).map_err(ChangeError)
+        self.shared.desk.have_dropped(seq).await.map_err(ChangeError)
     }
 
     fn disk_bytes(&self) -> (u64, u64) {

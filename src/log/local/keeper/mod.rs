@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use sealing::drop_journal;
 
-use super::desk::Errand;
+use super::desk::{Awaited, Errand, Reply};
 use super::fault::SegmentError;
 use super::journal;
 use super::sealed::{Access, Manifest, SealedSegment, swap};
@@ -182,7 +182,7 @@ impl Keeper {
 
     fn serve(&mut self, errand: Errand) {
         match errand {
-            Errand::DropBefore(seq, reply) => reply(self.drop_before(seq).map_err(|error| error.to_string())),
+            Errand::DropBefore(seq, awaited, reply) => self.drop_if_awaited(seq, &awaited, reply),
             Errand::Erase(narrow, doomed, reply) => {
                 let erased = self.erase(&narrow, &*doomed).map_err(|error| error.to_string());
                 reply(erased);
@@ -248,15 +248,21 @@ impl Keeper {
         }
     }
 
+    fn drop_if_awaited(&mut self, seq: Seq, awaited: &Awaited, reply: Reply<Result<Seq, String>>) {
+        if awaited.strong_count() > 0 {
+            reply(self.drop_before(seq).map_err(|error| error.to_string()));
+        }
+    }
+
     /// Serves what can't wait while the segment that begins with `at` is worked on; `false` when that work is to stop.
     fn attend(&mut self, at: Seq, work: Work) -> bool {
         self.shared.desk.turn();
         let mut go_on = !self.shared.is_closing();
         while let Ok(errand) = self.errands.try_recv() {
             match errand {
-                Errand::DropBefore(seq, reply) if !self.is_worked_on_before(at, seq) => {
+                Errand::DropBefore(seq, awaited, reply) if !self.is_worked_on_before(at, seq) => {
                     let doing = self.shared.desk.doing();
-                    reply(self.drop_before(seq).map_err(|error| error.to_string()));
+                    self.drop_if_awaited(seq, &awaited, reply);
                     self.shared.desk.begin(doing);
                 }
                 Errand::DropBefore(..) => self.deferred.push_front(errand),
@@ -345,10 +351,12 @@ impl Keeper {
         self.shared
             .desk
             .begin(format!("dropping the segment from event {first} on"));
-        if let Segment::Open(open) = segment
-            && open.last().is_some()
-        {
-            keys::write(&self.shared, first)?;
+        let mut owes_keys = false;
+        match segment {
+            Segment::Open(open) if open.last().is_none() => {}
+            Segment::Open(_) => keys::write(&self.shared, first)?,
+            // In memory alone where the disk was full when they were made anew of its events: then there is room when those are gone.
+            Segment::Sealed(_) => owes_keys = keys::write(&self.shared, first).is_err(),
         }
         write_lock(&self.shared.segments).remove(&first);
         if let Segment::Sealed(sealed) = segment {
@@ -368,6 +376,9 @@ impl Keeper {
         if let Err(error) = swap::finish_old(log_dir, first, swap::Old::Removed) {
             tracing::warn!(%error, first = first.0, "a segment is gone, and its space can't be given back yet");
             self.leftovers.push(first);
+        }
+        if owes_keys {
+            keys::write(&self.shared, first)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What goes, and when: never by itself, at once when told to, and the log keeps to its room.
 
+use std::pin::pin;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,6 +302,33 @@ async fn a_segment_is_dropped_while_another_is_checked_and_mended_and_what_was_s
     );
     assert_eq!(log.first(), Seq(11));
     log.shared.desk.watch(|_| ());
+    log.close();
+}
+
+/// Whoever has given up may have let somebody begin who needs it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_any_more_is_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=11).await;
+    // The keeper is held up until then.
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let doomed = move |_: &Event| {
+        let _ = crate::sync::lock(&held).recv();
+        false
+    };
+    let (erasing, asked) = (log.clone(), log.shared.desk.asked());
+    let erasing = tokio::spawn(async move { LocalLog::erase(&erasing, Narrow::default(), Arc::new(doomed)).await });
+    wait_until("the keeper is asked", || log.shared.desk.asked() > asked);
+    assert!(futures::poll!(pin!(Log::drop_before(&log, Seq(11)))).is_pending());
+    drop(go_on);
+    erasing.await.unwrap().unwrap();
+    log.go_round().await.unwrap();
+    assert_eq!(log.first(), Seq(1));
+    assert_eq!(Log::drop_before(&log, Seq(11)).await.unwrap(), Seq(11));
     log.close();
 }
 

@@ -92,11 +92,13 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
             panic!("{last:?}")
         };
         assert_eq!(last, *log.head().borrow());
-        assert_eq!(lost(&log), seen[0].0);
+        // What is before everything that is kept is forgotten with the first round.
+        let on_record = if all { Vec::new() } else { seen[0].0.clone() };
+        assert_eq!(lost(&log), on_record);
         log.close();
         let log = open(&data);
         let kept: Vec<Seq> = seqs(&log, 1..=5).into_iter().filter(|seq| *seq < last).collect();
-        assert_eq!((lost(&log), kept), seen[0]);
+        assert_eq!((lost(&log), kept), (on_record, seen[0].1.clone()));
         assert_eq!(log.get(last).unwrap().unwrap().seq, last);
         assert!(data.join("damaged").exists(), "what could not be read is kept");
         log.close();
