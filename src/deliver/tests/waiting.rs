@@ -265,6 +265,42 @@ async fn what_a_sink_has_not_come_to_goes_next_and_costs_no_attempt() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_a_sink_has_not_come_to_stay_in_their_order() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.store(1..=4).await;
+    let is_refused = Arc::new(AtomicBool::new(true));
+    let refuses = is_refused.clone();
+    // One at a time goes, whatever comes with it.
+    let (taken, reason) = (
+        Arc::new(AtomicU64::new(0)),
+        crate::sinks::Reason::from("it does not like it"),
+    );
+    receiver.says(move |delivery| {
+        let seq = delivery.event.seq.0;
+        Ok(if refuses.load(Ordering::SeqCst) {
+            Outcome::Reject { reason: reason.clone() }
+        } else if taken.load(Ordering::SeqCst) < 2 && seq > 2 * taken.load(Ordering::SeqCst) + 1 {
+            let reason = "its turn comes with the next one".into();
+            if seq == 4 {
+                taken.fetch_add(1, Ordering::SeqCst);
+            }
+            Outcome::Untried { reason }
+        } else {
+            Outcome::Delivered
+        })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 4).await;
+    is_refused.store(false, Ordering::SeqCst);
+    engine.dead_retry("a", (1..=4).map(Seq).collect()).await.unwrap();
+    until("none is", async || status(&engine).dead == 0).await;
+    assert_eq!(receiver.seqs(), [1, 2, 3, 4]);
+    engine.shutdown().await;
+}
+
 /// Decision 33: the receiver has taken some of a batch when the connection breaks.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_attempt() {

@@ -1,5 +1,6 @@
 //! Judging what a sink answers: delivered, tried again, given up; and what it says of the sink itself.
 
+use std::borrow::Borrow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -76,7 +77,7 @@ impl Worker<'_> {
     }
 
     /// These were taken and not tried. They go next.
-    pub(super) fn put_back(&mut self, lane: &Lane, rest: &[Delivery]) {
+    pub(super) fn put_back(&mut self, lane: &Lane, rest: &[impl Borrow<Delivery>]) {
         if rest.is_empty() {
             return;
         }
@@ -89,7 +90,7 @@ impl Worker<'_> {
             replay.job.give_back(rest.len());
         }
         for delivery in rest.iter().rev() {
-            let seq = delivery.event.seq;
+            let seq = delivery.borrow().event.seq;
             if self.lanes.ends_erased(lane, seq) {
                 continue;
             }
@@ -123,13 +124,19 @@ impl Worker<'_> {
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
         self.note_had_before_skipping(lane, &batch, &outcomes).await;
-        let mut ends = Ends::default();
+        let (mut ends, mut untried) = (Ends::default(), Vec::new());
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
+            if matches!(outcome, Outcome::Untried { .. }) {
+                untried.push(delivery);
+                continue;
+            }
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
             if is_passed || !self.lanes.ends_erased(lane, delivery.event.seq) {
                 self.end(lane, delivery, outcome, is_believed, now, &mut ends);
             }
         }
+        // All together, so that they stay in their order.
+        self.put_back(lane, &untried);
         self.note_delivered(ends.taken);
         // What failed before a success is no news of the sink.
         if ends_well {
@@ -198,7 +205,7 @@ impl Worker<'_> {
                 }
             }
             (Outcome::Waits(unavailable), _) => self.put_off(lane, seq, &unavailable.reason),
-            (Outcome::Untried { .. }, _) => self.put_back(lane, std::slice::from_ref(delivery)),
+            (Outcome::Untried { .. }, _) => self.put_back(lane, &[delivery]),
             (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
                 self.last_error = Some((reason.text.clone(), Timestamp::now()));
                 ends.dead.push(self.letter(lane, delivery, reason));
