@@ -68,6 +68,11 @@ impl Disk {
             if !self.read_only {
                 let aside = names::put_by(&self.path);
                 std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
+                tracing::warn!(
+                    "{} was left by an older closehook that was stopped while it wrote dead letters anew, and is now {}",
+                    self.path.display(),
+                    aside.display()
+                );
             }
             return Ok(Index::default());
         }
@@ -272,6 +277,9 @@ impl Disk {
         if self.file.as_ref().is_some_and(|file| file.len() > HEADER_LEN) {
             self.writer(index)?;
             self.rewrite(index, turn)?;
+        }
+        if let Some(left) = names::left_beside(&self.path)? {
+            std::fs::remove_file(&left).map_err(|source| self.io(source))?;
         }
         match std::fs::remove_file(names::unnamed(&self.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),

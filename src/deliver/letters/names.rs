@@ -97,7 +97,8 @@ pub(super) fn left_of_rewrite(path: &Path) -> Result<Left, FrameError> {
     let scanned = framefile::scan(path, FORMAT, |frame| {
         frames += 1;
         match record::letter_in(frame.tag, frame.payload) {
-            Some(letter) if letter.sink == own => own_letters += 1,
+            // Nobody gives to itself: what `a` has given is in the file of whom it was given to.
+            Some(letter) if letter.sink == own && frame.tag != record::TAG_GIVEN => own_letters += 1,
             Some(_) => others += 1,
             None => {}
         }
@@ -110,6 +111,13 @@ pub(super) fn left_of_rewrite(path: &Path) -> Result<Left, FrameError> {
         Err(error) if is_gone(&error) => Ok(Left::No),
         Err(error) => Err(error),
     }
+}
+
+/// What an older closehook left of a rewrite of this file; all of it stands in it as well.
+pub(super) fn left_beside(path: &Path) -> Result<Option<PathBuf>, FrameError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let left = path.with_file_name(format!("{name}{NEW}"));
+    Ok((left_of_rewrite(&left)? == Left::Letters).then_some(left))
 }
 
 /// Where what an older closehook left of a rewrite is put by, so that the sink which is called so can have its file: beside the letters
