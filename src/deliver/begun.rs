@@ -17,11 +17,16 @@ impl Engine {
             return Ok(());
         }
         let log = &*self.inner.log;
-        let mut ahead = Vec::new();
+        let (mut ahead, mut unread) = (Vec::new(), None);
         for key in self.record_keys().await? {
-            // One that can't be read now may be ahead too: nothing is skipped before it is known.
-            let Some((mut record, revision)) = self.whole_record(&key).await? else {
-                continue;
+            let (mut record, revision) = match self.whole_record(&key).await {
+                Ok(Some(whole)) => whole,
+                Ok(None) => continue,
+                // Whoever drives the sink looks at it: what can't be read keeps nobody from receiving.
+                Err(error) => {
+                    unread = Some(error);
+                    continue;
+                }
             };
             let sink = key.trim_start_matches(RECORDS).to_owned();
             if adopt(log, &sink, &mut record) {
@@ -33,6 +38,10 @@ impl Engine {
         let Some(most) = ahead.iter().map(|(_, _, record, _)| seen(record)).max() else {
             return Ok(());
         };
+        // One that can't be read now may be ahead too, and have seen less: nothing is skipped before it is known.
+        if let Some(error) = unread {
+            return Err(error);
+        }
         let Some(end) = end_before(log, most).await.map_err(failed)? else {
             return Ok(());
         };

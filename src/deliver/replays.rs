@@ -333,10 +333,15 @@ impl Engine {
         let configured = lock(&self.inner.configured).clone();
         for key in self.record_keys().await? {
             let sink = key.trim_start_matches(RECORDS);
-            if !configured.contains(sink)
-                && let Some((record, _)) = self.whole_record(&key).await?
-            {
-                lock(&self.inner.parted).insert(sink.to_owned(), record.replays);
+            if configured.contains(sink) {
+                continue;
+            }
+            match self.whole_record(&key).await {
+                Ok(Some((record, _))) => drop(lock(&self.inner.parted).insert(sink.to_owned(), record.replays)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(sink, %error, "how far replays were at a removed sink can't be read: they count as not made there");
+                }
             }
         }
         Ok(())

@@ -60,7 +60,8 @@ impl Engine {
         }
         for key in self.record_keys().await? {
             // A closehook from before that was noted has saved it, or whoever was alone with the log.
-            if let Some((Record { log_id: None, .. }, _)) = self.whole_record(&key).await? {
+            // One that can't be read may be no such one: then sinks without a record begin with the oldest event, which loses nothing.
+            if let Ok(Some((Record { log_id: None, .. }, _))) = self.whole_record(&key).await {
                 return Ok(());
             }
         }
@@ -167,8 +168,17 @@ impl Engine {
                 Ok(record) => {
                     found.revision = Some(entry.revision);
                     // Where it could not be forgotten in time it is all the same not gone on from.
-                    found.is_too_old = is_too_long_gone(&record, self.inner.clock.at_least());
+                    let (surely, perhaps) = (self.inner.clock.at_least(), self.inner.clock.now());
+                    found.is_too_old = is_too_long_gone(&record, surely);
                     if !found.is_too_old {
+                        if is_too_long_gone(&record, Some(perhaps)) {
+                            // As at most starts, before Close has told the time: going on loses nothing.
+                            tracing::warn!(
+                                sink = config.name,
+                                left = record.detached_at.map(tracing::field::display),
+                                "the sink left the configuration more than 7 days ago, by the clock here alone: it goes on where it was, and is not begun anew"
+                            );
+                        }
                         found.record = record;
                     }
                 }
