@@ -1,9 +1,11 @@
 //! Finding out how everything does, for [`Show`].
 
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures::future::join3;
 use jiff::Timestamp;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::answers::{Out, Refusal, text};
@@ -91,8 +93,15 @@ async fn last_delivery(on: &Facade) -> Option<Timestamp> {
 }
 
 async fn disk(on: &Facade) -> Option<Disk> {
+    // One at a time: each that hangs keeps a thread.
+    static LOOKING: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
     let dir = on.facts.dir.clone();
-    let space = tokio::task::spawn_blocking(move || space::of(&dir)).await.ok()?.ok()?;
+    let one = LOOKING.clone().lock_owned().await;
+    let look = move || {
+        let _one = one;
+        space::of(&dir)
+    };
+    let space = tokio::task::spawn_blocking(look).await.ok()?.ok()?;
     Some(Disk {
         free_bytes: space.free,
         total_bytes: space.total,
