@@ -62,7 +62,7 @@ async fn what_is_made_or_deleted_while_close_answers_a_look_is_neither_missing_n
     let list = || Fault::new(Kind::Late).on("GET /api/v1/webhook/");
     let account = process.account.clone();
     let make = async move { drop(account.create(&by_hand("lead.merged")).await.unwrap()) };
-    while_held(&world, list(), process.account.look_once(false), make)
+    Box::pin(while_held(&world, list(), process.account.look_once(false), make))
         .await
         .unwrap();
     let is_well = |one: &FoundSubscription| one.state == Condition::Active;
@@ -77,7 +77,7 @@ async fn what_is_made_or_deleted_while_close_answers_a_look_is_neither_missing_n
     };
     let account = process.account.clone();
     let delete = async move { account.delete(&made).await.unwrap() };
-    while_held(&world, list(), process.account.look_once(false), delete)
+    Box::pin(while_held(&world, list(), process.account.look_once(false), delete))
         .await
         .unwrap();
     assert!(found(&process).iter().all(is_well), "{:?}", found(&process));
@@ -122,7 +122,7 @@ async fn a_pause_that_a_person_makes_during_a_look_is_not_undone_by_it() {
     let resuming = Fault::new(Kind::Late).on(&format!("PUT /api/v1/webhook/{first}/"));
     let (account, id) = (process.account.clone(), second.clone());
     let pause = async move { account.set_active(&id, false).await.unwrap() };
-    while_held(&world, resuming, process.account.look_once(false), pause)
+    Box::pin(while_held(&world, resuming, process.account.look_once(false), pause))
         .await
         .unwrap();
     let is_active = |id: &str| world.fake.world().subscription(id).unwrap().active;

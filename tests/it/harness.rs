@@ -408,18 +408,14 @@ impl Daemon {
         let pid = child.id().to_string();
         let (sender, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(child.wait_with_output()));
-        match ended.recv_timeout(COMMAND_PATIENCE) {
-            Ok(output) => output.unwrap(),
-            Err(_) => {
-                // Nobody has waited for it, so that it is still that one.
-                let _ = Command::new("kill").args(["-KILL", &pid]).status();
-                let output = ended.recv().unwrap().unwrap();
-                panic!(
-                    "{arguments:?} does not end: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-            }
+        if let Ok(output) = ended.recv_timeout(COMMAND_PATIENCE) {
+            return output.unwrap();
         }
+        // Nobody has waited for it, so that it is still that one.
+        let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        let output = ended.recv().unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        panic!("{arguments:?} does not end: {said}");
     }
 
     /// Runs a command that must succeed, and gives its standard output.
