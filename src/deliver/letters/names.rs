@@ -117,7 +117,11 @@ pub(super) fn left_of_rewrite(path: &Path) -> Result<Left, FrameError> {
 pub(super) fn left_beside(path: &Path) -> Result<Option<PathBuf>, FrameError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let left = path.with_file_name(format!("{name}{NEW}"));
-    Ok((left_of_rewrite(&left)? == Left::Letters).then_some(left))
+    match left_of_rewrite(&left) {
+        Ok(what) => Ok((what == Left::Letters).then_some(left)),
+        Err(FrameError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Where what an older closehook left of a rewrite is put by, so that the sink which is called so can have its file: beside the letters

@@ -34,8 +34,18 @@ pub(super) struct Inventory {
 pub(super) struct Owed {
     /// Parts of journals that are to be set aside.
     pub asides: Vec<Aside>,
+    /// Segments of which nothing can be read, which are to be set aside.
+    pub segments: Vec<Seq>,
     /// Segments whose known keys are in memory and in no file.
     pub keys: Vec<Seq>,
+}
+
+/// Moves a segment of which nothing can be read out of the way, whole.
+pub(super) fn set_segment_aside(log_dir: &Path, first: Seq) -> io::Result<()> {
+    let aside = swap::aside(log_dir, first);
+    crate::framefile::make_dir(&aside)?;
+    std::fs::rename(journal::segment_dir(log_dir, first), aside.join("segment"))?;
+    framefile::sync_dir(log_dir)
 }
 
 /// Parts of a journal that are damaged, and where they are to be set aside.
@@ -358,13 +368,14 @@ impl Finder<'_> {
             let bytes = bytes_written(dir).map_err(fail)?;
             self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
         }
+        if !self.repair {
+            return Ok(());
+        }
         // Where it can't be recorded it stays where it is, and is found again.
-        if self.repair && !self.gaps.is_owed() {
-            let aside = swap::aside(self.log_dir, first);
-            let made = crate::framefile::make_dir(&aside)
-                .and_then(|()| std::fs::rename(dir, aside.join("segment")))
-                .and_then(|()| framefile::sync_dir(self.log_dir));
-            unless_full(made, "setting a segment aside, which stays until the next start", first).map_err(fail)?;
+        let is_away = !self.gaps.is_owed()
+            && unless_full(set_segment_aside(self.log_dir, first), "setting a segment aside", first).map_err(fail)?;
+        if !is_away {
+            inventory.owed.segments.push(first);
         }
         Ok(())
     }

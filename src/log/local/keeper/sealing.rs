@@ -10,6 +10,7 @@ use crate::event::Seq;
 use crate::framefile;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
+use crate::log::local::recovery;
 use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
@@ -141,6 +142,13 @@ impl Keeper {
                 aside.make()?;
             }
             lock(&self.shared.owed).asides.pop();
+        }
+        // Once what follows it begins they would be thought to have held all in between.
+        loop {
+            let owed = lock(&self.shared.owed).segments.last().copied();
+            let Some(first) = owed else { break };
+            recovery::set_segment_aside(&self.shared.log_dir, first)?;
+            lock(&self.shared.owed).segments.pop();
         }
         loop {
             let owed = lock(&self.shared.owed).keys.last().copied();
