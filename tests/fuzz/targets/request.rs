@@ -66,7 +66,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         body_max: 4 << 20,
         body_timeout: Duration::from_secs(30),
         memory: Budget::new(64 << 20, 4 << 20, Proven::default()),
-        door: Door::new(),
+        door: Door::new(Arc::default()),
     };
     Server {
         ingress: Arc::new(ingress),
