@@ -39,6 +39,7 @@ mod lookup;
 mod moved;
 mod open;
 mod options;
+mod owed;
 mod pending;
 mod placed;
 mod read;

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::fault::SegmentError;
 use super::gaps::Gaps;
 use super::journal::{self, Journal, Newest, Recovered, last_possible};
 use super::known::{self, KnownKeys};
+use super::owed::{Aside, Owed, set_segment_aside};
 use super::refused::OpenError;
 use super::sealed::{self, Access, Manifest, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
 use crate::files;
-use crate::framefile::{self, Damage, FrameError};
+use crate::framefile::{self, FrameError};
 
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
@@ -26,42 +27,6 @@ pub(super) struct Inventory {
     pub next: Seq,
     /// What there was no room for.
     pub owed: Owed,
-}
-
-/// What an open could not write on a full disk: a log on one starts all the same (decision 2). All of it is found again at the next start,
-/// and done before anything goes in which it was found.
-#[derive(Debug, Default)]
-pub(super) struct Owed {
-    /// Parts of journals that are to be set aside.
-    pub asides: Vec<Aside>,
-    /// Segments of which nothing can be read, which are to be set aside.
-    pub segments: Vec<Seq>,
-    /// Segments whose known keys are in memory and in no file.
-    pub keys: Vec<Seq>,
-}
-
-/// Moves a segment of which nothing can be read out of the way, whole.
-pub(super) fn set_segment_aside(log_dir: &Path, first: Seq) -> io::Result<()> {
-    let aside = swap::aside(log_dir, first);
-    crate::framefile::make_dir(&aside)?;
-    std::fs::rename(journal::segment_dir(log_dir, first), aside.join("segment"))?;
-    framefile::sync_dir(log_dir)
-}
-
-/// Parts of a journal that are damaged, and where they are to be set aside.
-#[derive(Debug, Clone)]
-pub(super) struct Aside {
-    pub first: Seq,
-    pub dir: PathBuf,
-    pub to: PathBuf,
-    pub damage: Vec<Damage>,
-}
-
-impl Aside {
-    /// Copies them there.
-    pub fn make(&self) -> io::Result<()> {
-        journal::set_aside(&self.dir, &self.to, &self.damage)
-    }
 }
 
 /// Whether it was done; `false`: there is no room for it.

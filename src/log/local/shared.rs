@@ -16,7 +16,7 @@ use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::{self, Answer, Identity, KnownKeys, Recalled, Unit};
 use super::options::Options;
-use super::recovery::Owed;
+use super::owed::Owed;
 use super::sealed::{OpenDatabases, SealedSegment};
 use crate::event::Seq;
 use crate::log::AppendError;

@@ -10,7 +10,7 @@ use crate::event::Seq;
 use crate::framefile;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
-use crate::log::local::recovery;
+use crate::log::local::owed::set_segment_aside;
 use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
@@ -147,7 +147,7 @@ impl Keeper {
         loop {
             let owed = lock(&self.shared.owed).segments.last().copied();
             let Some(first) = owed else { break };
-            recovery::set_segment_aside(&self.shared.log_dir, first)?;
+            set_segment_aside(&self.shared.log_dir, first)?;
             lock(&self.shared.owed).segments.pop();
         }
         loop {

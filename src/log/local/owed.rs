@@ -1,0 +1,45 @@
+//! What a log owes that was opened on a full disk.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::journal;
+use super::sealed::swap;
+use crate::event::Seq;
+use crate::framefile::{self, Damage};
+
+/// What an open could not write on a full disk: a log on one starts all the same (decision 2). All of it is found again at the next start,
+/// and done before anything goes in which it was found.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// Parts of journals that are to be set aside.
+    pub asides: Vec<Aside>,
+    /// Segments of which nothing can be read, which are to be set aside.
+    pub segments: Vec<Seq>,
+    /// Segments whose known keys are in memory and in no file.
+    pub keys: Vec<Seq>,
+}
+
+/// Parts of a journal that are damaged, and where they are to be set aside.
+#[derive(Debug, Clone)]
+pub(super) struct Aside {
+    pub first: Seq,
+    pub dir: PathBuf,
+    pub to: PathBuf,
+    pub damage: Vec<Damage>,
+}
+
+impl Aside {
+    /// Copies them there.
+    pub fn make(&self) -> io::Result<()> {
+        journal::set_aside(&self.dir, &self.to, &self.damage)
+    }
+}
+
+/// Moves a segment of which nothing can be read out of the way, whole.
+pub(super) fn set_segment_aside(log_dir: &Path, first: Seq) -> io::Result<()> {
+    let aside = swap::aside(log_dir, first);
+    crate::framefile::make_dir(&aside)?;
+    std::fs::rename(journal::segment_dir(log_dir, first), aside.join("segment"))?;
+    framefile::sync_dir(log_dir)
+}
