@@ -252,15 +252,16 @@ impl Drop {
         for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group, self.agreed).await? {
             let (engine, name) = (on.engine.clone(), sink.clone());
             let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&name, &seqs));
-            match timeout(DROPPED_WITHIN, drop).await.map(|drop| drop.map_err(text)) {
-                Ok(count) => match count? {
-                    Ok(count) => dropped += count,
-                    // Those of the others go all the same.
-                    Err(error) => left.push(format!("those of sink \"{sink}\" can't be dropped: {error}")),
-                },
-                Err(_) => left.push(format!(
+            let Ok(drop) = timeout(DROPPED_WITHIN, drop).await else {
+                left.push(format!(
                     "whether those of sink \"{sink}\" are dropped is not known: where they are kept does not answer"
-                )),
+                ));
+                continue;
+            };
+            match drop.map_err(text)? {
+                Ok(count) => dropped += count,
+                // Those of the others go all the same.
+                Err(error) => left.push(format!("those of sink \"{sink}\" can't be dropped: {error}")),
             }
         }
         if left.is_empty() {

@@ -1,11 +1,10 @@
 //! Finding out how everything does, for [`Show`].
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures::future::join3;
 use jiff::Timestamp;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::answers::{Out, Refusal, text};
@@ -16,6 +15,7 @@ use crate::close::CloseStatus;
 use crate::event::{Event, Seq};
 use crate::log::{Stats, space};
 use crate::node;
+use crate::sync::OneAtATime;
 
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
 const DELIVERIES_BACK: u64 = 256;
@@ -93,15 +93,9 @@ async fn last_delivery(on: &Facade) -> Option<Timestamp> {
 }
 
 async fn disk(on: &Facade) -> Option<Disk> {
-    // One at a time: each that hangs keeps a thread.
-    static LOOKING: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+    static LOOKING: LazyLock<OneAtATime> = LazyLock::new(OneAtATime::default);
     let dir = on.facts.dir.clone();
-    let one = LOOKING.clone().lock_owned().await;
-    let look = move || {
-        let _one = one;
-        space::of(&dir)
-    };
-    let space = tokio::task::spawn_blocking(look).await.ok()?.ok()?;
+    let space = LOOKING.run(move || space::of(&dir)).await.ok()?.ok()?;
     Some(Disk {
         free_bytes: space.free,
         total_bytes: space.total,
