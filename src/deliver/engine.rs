@@ -384,7 +384,7 @@ impl Engine {
         let mut seen = Seq::ZERO;
         for key in self.record_keys().await? {
             // What can't be read now is its worker's to read, again and again: nothing here waits for it.
-            if let Ok(Some((record, _))) = self.whole_record(&key).await
+            if let Ok(Some((record, _))) = self.record(&key).await
                 && let Some(main) = record.main
             {
                 seen = seen.max(main.next.prev());

@@ -61,7 +61,7 @@ impl Engine {
         for key in self.record_keys().await? {
             // A closehook from before that was noted has saved it, or whoever was alone with the log.
             // One that can't be read may be no such one: then sinks without a record begin with the oldest event, which loses nothing.
-            if let Ok(Some((Record { log_id: None, .. }, _))) = self.whole_record(&key).await {
+            if let Ok(Some((Record { log_id: None, .. }, _))) = self.record(&key).await {
                 return Ok(());
             }
         }

@@ -428,24 +428,31 @@ async fn a_sink_whose_lease_is_back_goes_on_while_another_has_still_to_come_to_i
     engine.shutdown().await;
 }
 
+/// The record of a sink whose next event is this one, saved before everything that a test stores.
+fn saved_long_ago(next: u64) -> Record {
+    let mut record = Record {
+        fence: 1,
+        saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
+        ..Record::default()
+    };
+    record.begin_at(Seq(next));
+    record
+}
+
 /// As after the log was put back from a copy that is older than the mark.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_beyond_the_end_of_the_log_passes_nothing_that_comes() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let ahead = |next: u64| {
-        let mut record = Record {
-            fence: 1,
-            saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
-            ..Record::default()
-        };
-        record.begin_at(Seq(next));
-        record
-    };
     let put = async |next: u64| {
-        crate::state::put_json(&*pair.store, &record_key("a"), &ahead(next), Expected::Anything)
-            .await
-            .unwrap();
+        crate::state::put_json(
+            &*pair.store,
+            &record_key("a"),
+            &saved_long_ago(next),
+            Expected::Anything,
+        )
+        .await
+        .unwrap();
     };
     // It has come to the first three after that mark was made, and to others before this node begins.
     pair.bench.store(1..=3).await;
@@ -476,15 +483,9 @@ async fn a_mark_beyond_the_end_of_the_log_passes_nothing_that_comes() {
 async fn a_mark_of_a_receiver_passes_nothing_that_comes_after_the_log_was_set_back() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let ahead = |next: u64, commits: u64| {
-        let mut record = Record {
-            fence: 1,
-            commits,
-            saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
-            ..Record::default()
-        };
-        record.begin_at(Seq(next));
-        record
+    let ahead = |next: u64, commits: u64| Record {
+        commits,
+        ..saved_long_ago(next)
     };
     let lost = crate::event::Event::new(
         Seq(100),
@@ -645,14 +646,8 @@ async fn a_sink_that_is_configured_again_is_kept_although_nobody_drives_it() {
 async fn a_log_that_was_set_back_skips_nothing_before_marks_that_were_taken_back_are_durable() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let mut record = Record {
-        fence: 1,
-        saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
-        ..Record::default()
-    };
-    record.begin_at(Seq(51));
     pair.bench.store(1..=3).await;
-    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
+    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
         .await
         .unwrap();
     pair.store.refuses.store(true, Ordering::SeqCst);
@@ -675,15 +670,14 @@ async fn a_log_that_was_set_back_skips_nothing_before_every_mark_is_known() {
     let receiver = Receiver::new();
     pair.bench.store(1..=3).await;
     for (sink, next) in [("a", 41), ("b", 51)] {
-        let mut record = Record {
-            fence: 1,
-            saved_at: Some(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1)),
-            ..Record::default()
-        };
-        record.begin_at(Seq(next));
-        crate::state::put_json(&*pair.store, &record_key(sink), &record, Expected::Anything)
-            .await
-            .unwrap();
+        crate::state::put_json(
+            &*pair.store,
+            &record_key(sink),
+            &saved_long_ago(next),
+            Expected::Anything,
+        )
+        .await
+        .unwrap();
     }
     *lock(&pair.store.unread) = Some(record_key("a"));
     let log = Arc::new(pair.bench.log.clone());
