@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +29,7 @@ use super::completeness::marks::Marks;
 use super::files::{VERSION, oauth_path, parse, read_json};
 use super::noted::NotedKey;
 use super::seams::Seams;
-use super::shared::{Copied, Shared, write_shared};
+use super::shared::{Changed, Copied, Shared, write_shared};
 use crate::event::Seq;
 use crate::ingress::verify::Key;
 
@@ -292,38 +293,35 @@ impl CloseStore {
     pub async fn reread(&self, copied: &Copied) -> Result<(), Error> {
         let Some(shared) = &self.shared else { return Ok(()) };
         for (name, file) in copied {
-            let path = self.dir.join(name);
             match name.as_str() {
-                "keys.json" => {
-                    let _changing = self.keys.changing.lock().await;
-                    if !shared.is_next(name, file) {
-                        continue;
-                    }
-                    self.keys.set(parse(&path, &file.value)?);
-                    shared.note(name, file.revision);
-                }
-                "state.json" => {
-                    let _changing = self.marks.changing.lock().await;
-                    if !shared.is_next(name, file) {
-                        continue;
-                    }
-                    let marks: Marks = parse(&path, &file.value)?;
-                    self.marks.set(marks.taken_over());
-                    shared.note(name, file.revision);
-                }
+                "keys.json" => self.take_over(&self.keys, name, file, |keys: Keys| keys).await?,
+                "state.json" => self.take_over(&self.marks, name, file, Marks::taken_over).await?,
                 ORGANIZATION => {
-                    let _changing = self.organization.changing.lock().await;
-                    if !shared.is_next(name, file) {
-                        continue;
-                    }
-                    let known: OrganizationFile = parse(&path, &file.value)?;
-                    self.organization.set(Ok(Some(known.organization)));
-                    shared.note(name, file.revision);
+                    let known = |file: OrganizationFile| Ok(Some(file.organization));
+                    self.take_over(&self.organization, name, file, known).await?;
                 }
                 // The newest refresh token is read whenever it is needed.
                 _ if shared.is_next(name, file) => shared.note(name, file.revision),
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a file is now, unless it was changed here since that was looked at.
+    async fn take_over<F: DeserializeOwned, T>(
+        &self,
+        kept: &Kept<T>,
+        name: &str,
+        file: &Changed,
+        read: impl FnOnce(F) -> T,
+    ) -> Result<(), Error> {
+        let _changing = kept.changing.lock().await;
+        if let Some(shared) = &self.shared
+            && shared.is_next(name, file)
+        {
+            kept.set(read(parse(&self.dir.join(name), &file.value)?));
+            shared.note(name, file.revision);
         }
         Ok(())
     }
