@@ -20,6 +20,9 @@ pub type Answer = Box<RawValue>;
 /// refusal, where a question says so: it has no answers then.
 pub type Refusal = String;
 
+/// Why what has waited for its turn is not answered.
+pub(super) const BUSY: &str = "too much is asked at once, and what was asked before gets on too slowly: ask again, or see whether the disk answers";
+
 /// Any error as a refusal.
 pub(super) fn text(error: impl std::fmt::Display) -> Refusal {
     error.to_string()

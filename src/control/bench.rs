@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::answers::{BUSY, Refusal, text};
 use super::sent::{BODY_MAX, Outcome, Sent};
 use crate::config::SinkConfig;
 use crate::deliver::Rendering;
@@ -23,9 +24,13 @@ const AT_A_TIME: usize = 4;
 pub struct Bench {
     guard: Guard,
     places: Arc<Semaphore>,
+    place_within: Duration,
     /// Who has asked for a try has so long to read what it has found, beyond the time that it takes.
     pub(super) read_within: Duration,
 }
+
+/// Who asks waits so long for a place: those before it may read what a disk does not give.
+const PLACE_WITHIN: Duration = Duration::from_secs(60);
 
 /// See [`Bench`].
 const READ_WITHIN: Duration = Duration::from_secs(10);
@@ -41,6 +46,7 @@ impl Bench {
         Bench {
             guard,
             places: Arc::new(Semaphore::new(AT_A_TIME)),
+            place_within: PLACE_WITHIN,
             read_within: READ_WITHIN,
         }
     }
@@ -51,10 +57,19 @@ impl Bench {
         Bench { read_within, ..self }
     }
 
+    /// The same for whoever waits for a place no longer than this.
+    #[cfg(test)]
+    #[must_use]
+    pub(super) fn place_within(self, place_within: Duration) -> Bench {
+        Bench { place_within, ..self }
+    }
+
     /// A place at it, for as long as that is kept.
-    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        // It is never closed.
-        self.places.clone().acquire_owned().await.ok()
+    pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        match tokio::time::timeout(self.place_within, self.places.clone().acquire_owned()).await {
+            Ok(place) => place.map_err(text),
+            Err(_) => Err(BUSY.to_owned()),
+        }
     }
 
     /// What makes a sink's payloads.

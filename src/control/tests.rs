@@ -22,6 +22,7 @@ use crate::rules::RuleSet;
 use crate::sync::lock;
 
 mod told;
+mod turns;
 
 /// A log that knows which of the events it has given out are still there.
 #[derive(Debug)]

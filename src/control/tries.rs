@@ -206,7 +206,7 @@ impl Try {
             ..Summary::default()
         };
         let limit = self.last.unwrap_or(EVENTS).min(EVENTS_MAX);
-        let _place = on.bench.place().await;
+        let _place = on.bench.place().await?;
         let until = Instant::now() + Duration::from_millis(self.work.millis.min(MILLIS_MAX));
         let mut back = Back::from(on, selection, Seq(u64::MAX), self.work).await?;
         let mut go_on = |_| !out.is_closed();

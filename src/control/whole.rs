@@ -241,7 +241,7 @@ impl Whole {
         let mut states = on.engine.event_states(event).await;
         // Where there is nothing that could be delivered, nothing would be sent.
         let is_wanted = self.send && event.view().is_some();
-        let _place = if is_wanted { on.bench.place().await } else { None };
+        let _place = if is_wanted { Some(on.bench.place().await?) } else { None };
         let configs = on.engine.configs();
         let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
         let (weighing, weighed) = (rules.clone(), event.clone());

@@ -54,10 +54,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
-use super::answers::text;
+use super::answers::{BUSY, text};
 use super::{Answer, Answers, Ask, Facade, Order, Question, Refusal};
 use crate::event::Seq;
 
@@ -70,6 +71,9 @@ const PLACES: usize = 16;
 /// Tries of drafts among them: each may take as long as its program is allowed to, and others would wait behind them.
 const TRIES: usize = 2;
 
+/// A question waits so long in all for its turn and its place: those before it may be where nothing gets on, on a disk that does not answer.
+const PLACE_WITHIN: Duration = Duration::from_secs(60);
+
 /// Answers may wait so long in all for whoever reads them while their question has a place: others wait for that.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
@@ -79,6 +83,7 @@ pub struct Window {
     facade: Arc<Facade>,
     places: Arc<Semaphore>,
     tries: Arc<Semaphore>,
+    place_within: Duration,
     read_within: Duration,
 }
 
@@ -99,6 +104,7 @@ impl Window {
             facade,
             places: Arc::new(Semaphore::new(PLACES)),
             tries: Arc::new(Semaphore::new(TRIES)),
+            place_within: PLACE_WITHIN,
             read_within: READ_WITHIN,
         }
     }
@@ -109,19 +115,26 @@ impl Window {
         Window { read_within, ..self }
     }
 
+    /// The same for whoever waits for a place no longer than this.
+    #[cfg(test)]
+    pub(super) fn place_within(self, place_within: Duration) -> Window {
+        Window { place_within, ..self }
+    }
+
     /// Asks what changes nothing.
     pub fn ask<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
         let tries = matches!(ask, Ask::Try(_)).then(|| self.tries.clone());
-        let read_within = self.read_within;
+        let (place_within, read_within) = (self.place_within, self.read_within);
         let answering = tokio::spawn(async move {
+            let until = Instant::now() + place_within;
             // First its turn, and then a place: what waits for its turn takes none.
             let _turn = match &tries {
-                Some(tries) => Some(tries.acquire().await.map_err(text)?),
+                Some(tries) => Some(place(tries, until).await?),
                 None => None,
             };
-            let _place = places.acquire().await.map_err(text)?;
+            let _place = place(&places, until).await?;
             facade.ask(ask, &Answers::new(out).read_within(read_within)).await
         });
         Told::new(coming, answering, false)
@@ -151,6 +164,13 @@ impl Window {
         let (facade, order) = (self.facade.clone(), order.into());
         let answering = tokio::spawn(async move { facade.order(order, &Answers::new(out)).await });
         Told::new(coming, answering, true)
+    }
+}
+
+async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>, Refusal> {
+    match timeout_at(until, places.acquire()).await {
+        Ok(place) => place.map_err(text),
+        Err(_) => Err(BUSY.to_owned()),
     }
 }
 
