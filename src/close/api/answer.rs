@@ -79,6 +79,14 @@ impl HttpAnswer {
         reset.or_else(after).unwrap_or(Duration::from_secs(1))
     }
 
+    /// Whether Close itself may have said this, as far as an answer can show: Close speaks JSON, whatever it has to say. What stands in front
+    /// of it has pages, and what those say of keys, plans, limits and the time is not Close's. The way there is `base_url`'s: over TLS to that
+    /// host, and no redirect is followed.
+    pub(super) fn is_closes(&self) -> bool {
+        let has_members = matches!(self.body.trim_ascii_start().first(), Some(b'{' | b'['));
+        has_members && !self.is_text() && json::validate(&self.body).is_ok()
+    }
+
     /// Whether it is something that people read.
     pub(super) fn is_text(&self) -> bool {
         let says = self

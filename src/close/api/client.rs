@@ -241,7 +241,7 @@ impl Client {
     }
 
     async fn once(&self, call: &Call) -> Result<Bytes, Error> {
-        let mut flight = self.take_off().await;
+        let flight = self.take_off().await;
         // For whoever may go: tokens have the same limit.
         let authorization = self.authorization().await?;
         let mut url = self
@@ -259,18 +259,19 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
         let answer = receive(request, self.base.host_str().unwrap_or_default()).await?;
-        flight.limit = answer.limit();
-        drop(flight);
         telemetry::close_answered(answer.status.as_u16());
-        self.hear(call, answer)
+        self.hear(call, answer, flight)
     }
 
-    /// What an answer means, and what time it is at Close, if it is Close's.
-    fn hear(&self, call: &Call, answer: HttpAnswer) -> Result<Bytes, Error> {
+    /// What an answer means, and, if it is Close's, what time it is there and how many requests it allows.
+    fn hear(&self, call: &Call, answer: HttpAnswer, mut flight: Flight<'_>) -> Result<Bytes, Error> {
+        // A page of somebody else's has somebody else's time, and somebody else's limit.
+        let is_closes = answer.is_closes();
+        flight.limit = answer.limit().filter(|_| is_closes);
+        drop(flight);
         let now = self.seams.now();
-        let date = told_in(&answer.headers, now);
-        let judged = self.judge(call, answer, date.unwrap_or_else(|| self.now()));
-        // A page of somebody else's has somebody else's time.
+        let date = told_in(&answer.headers, now).filter(|_| is_closes);
+        let judged = self.judge(call, answer, is_closes, date.unwrap_or_else(|| self.now()));
         if let Some(date) = date
             && !matches!(judged, Err(Error::NotClose { .. }))
         {
@@ -279,9 +280,13 @@ impl Client {
         judged
     }
 
-    /// The one place that decides what an answer means. `answered_at`: by the clock of whoever answered.
-    fn judge(&self, call: &Call, answer: HttpAnswer, answered_at: Timestamp) -> Result<Bytes, Error> {
+    /// The one place that decides what an answer means. `is_closes`: see [`HttpAnswer::is_closes`]; `answered_at`: by the clock of whoever
+    /// answered.
+    fn judge(&self, call: &Call, answer: HttpAnswer, is_closes: bool, answered_at: Timestamp) -> Result<Bytes, Error> {
         let status = answer.status;
+        if status.is_client_error() && !is_closes {
+            return Err(answer.not_close());
+        }
         if status == StatusCode::TOO_MANY_REQUESTS {
             let wait = answer.comes_back_in(answered_at);
             self.with_budget(|budget| budget.block(Instant::now(), wait));
@@ -289,10 +294,13 @@ impl Client {
             return Err(Error::RateLimited(wait));
         }
         if status.is_success() {
-            // An empty answer is one to DELETE.
+            if is_closes {
+                return Ok(answer.body);
+            }
             return match json::validate(&answer.body) {
                 Ok(_) => Ok(answer.body),
-                Err(_) if call.method == Method::DELETE => Ok(answer.body),
+                // Only an empty answer is one to DELETE.
+                Err(_) if call.method == Method::DELETE && answer.body.is_empty() => Ok(answer.body),
                 Err(_) if answer.is_text() => Err(answer.not_close()),
                 Err(error) => Err(Error::Garbled(error.to_string())),
             };
@@ -311,7 +319,6 @@ impl Client {
             401 if self.has_worked.load(Ordering::Relaxed) => Error::Revoked,
             401 => Error::WrongKey,
             402 => Error::PlanLimit(detail()),
-            403 | 404 if answer.is_text() => answer.not_close(),
             403 => Error::Forbidden(detail()),
             // Close has every list there is: this is another address.
             404 if !call.path.trim_end_matches('/').contains('/') => answer.not_close(),
@@ -449,6 +456,8 @@ fn http_client() -> Result<reqwest::Client, Error> {
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::{HeaderName, RETRY_AFTER};
+
     use super::*;
 
     #[test]
@@ -473,6 +482,8 @@ mod tests {
             (&Error::Garbled(String::new()), true, false, true),
             (&Error::Server(500), true, false, true),
             (&page(502), true, false, true),
+            (&page(408), true, false, true),
+            (&page(429), false, false, false),
             (&page(200), false, false, true),
             (&page(302), false, false, false),
             (&rejected(408), true, false, true),
@@ -504,25 +515,63 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_of_somebody_elses_does_not_tell_the_time() {
+    async fn a_page_of_somebody_elses_tells_neither_the_time_nor_why_nor_how_long_to_wait() {
         let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
         let client = client(Seams {
             clock: Arc::new(move || now),
             ..Seams::default()
         });
-        let hear = |body: &'static str| {
-            let date = HeaderValue::from_static("Thu, 15 Feb 2024 13:00:00 GMT");
+        let hear = |call: Call, status: u16, kind: &'static str, body: &'static str| {
+            let headers = [
+                (DATE, "Thu, 15 Feb 2024 13:00:00 GMT"),
+                (CONTENT_TYPE, kind),
+                (RETRY_AFTER, "600"),
+                (HeaderName::from_static("ratelimit"), "limit=1, remaining=0, reset=600"),
+            ];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
             let answer = HttpAnswer {
-                status: StatusCode::OK,
-                headers: [(DATE, date)].into_iter().collect(),
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: headers.into_iter().collect(),
                 body: Bytes::from_static(body.as_bytes()),
             };
-            client.hear(&Call::get("me/"), answer)
+            let flight = Flight {
+                client: &client,
+                limit: None,
+            };
+            client.hear(&call, answer, flight)
         };
-        assert!(matches!(hear("<html>"), Err(Error::NotClose { .. })));
+        let (plain, json) = ("text/plain; charset=utf-8", "application/json");
+        let with_cursor = || Call::get("event/").query("_cursor", "c");
+        for status in [200, 302, 400, 401, 402, 403, 404, 408, 429] {
+            for (kind, body) in [
+                (plain, "no"),
+                ("text/html", "<html>"),
+                ("application/octet-stream", "<html>"),
+            ] {
+                for call in [Call::get("me/"), with_cursor(), Call::delete("webhook/whsub_1/")] {
+                    let heard = hear(call, status, kind, body);
+                    assert!(
+                        matches!(heard, Err(Error::NotClose { .. })),
+                        "{status} {kind}: {heard:?}"
+                    );
+                }
+            }
+            // What is of no kind and means nothing.
+            let heard = hear(Call::get("me/"), status, "", "");
+            assert!(heard.is_err(), "{status}: {heard:?}");
+        }
         assert_eq!(client.clock_offset(), SignedDuration::ZERO);
-        hear("{}").unwrap();
+        assert_eq!(client.next_request_at(), None);
+        assert!(hear(Call::delete("webhook/whsub_1/"), 204, "", "").is_ok());
+        assert_eq!(client.clock_offset(), SignedDuration::ZERO, "that may be anybody's");
+
+        let refused = hear(Call::get("me/"), 401, json, r#"{"error":"no"}"#);
+        assert_eq!(refused, Err(Error::WrongKey));
         assert_eq!(client.clock_offset(), SignedDuration::from_hours(1));
+        assert_eq!(hear(with_cursor(), 400, json, "{}"), Err(Error::CursorExpired));
+        let limited = hear(Call::get("me/"), 429, json, "{}");
+        assert_eq!(limited, Err(Error::RateLimited(Duration::from_secs(600))));
+        assert!(client.next_request_at().is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -135,8 +135,8 @@ impl Error {
                 | Error::NoAnswer(_)
                 | Error::TimedOut(_)
                 | Error::Garbled(_)
-                | Error::NotClose { status: 500.., .. }
-                // The server did not get the request in time.
+                // 408: the server did not get the request in time.
+                | Error::NotClose { status: 408 | 500.., .. }
                 | Error::Rejected { status: 408, .. }
         )
     }

@@ -369,14 +369,14 @@ impl HttpAnswer {
     fn granted(&self) -> Result<(), Error> {
         Err(match self.status.as_u16() {
             200..300 if !self.is_text() => return Ok(()),
-            429 => Error::RateLimited(self.comes_back_in(Timestamp::now())),
             // Not as what is missing at Close: whose the credentials are would count for untold.
             404 => rejected(
                 404,
                 "there is no /oauth2/token/ there, check [close] base_url".to_owned(),
             ),
             500.. if !self.is_text() || self.body.is_empty() => Error::Server(self.status.as_u16()),
-            _ if self.is_text() => self.not_close(),
+            _ if !self.is_closes() => self.not_close(),
+            429 => Error::RateLimited(self.comes_back_in(Timestamp::now())),
             400 | 401 | 403 => Error::RefreshRefused(self.faults()),
             300..400 => self.not_close(),
             status => rejected(status, self.faults()),

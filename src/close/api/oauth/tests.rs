@@ -53,14 +53,14 @@ fn only_close_itself_refuses_a_refresh_token() {
     assert_eq!(judged(200, json, "{}"), Ok(()));
     let refused = judged(400, json, r#"{"error":"invalid_grant"}"#);
     assert_eq!(refused, Err(Error::RefreshRefused("invalid_grant".into())));
-    for status in [200, 302, 400, 401, 403, 502] {
+    for status in [200, 302, 400, 401, 403, 429, 502] {
         let page = judged(status, html, "<html>Attention required");
         assert!(matches!(page, Err(Error::NotClose { .. })), "{status}: {page:?}");
     }
-    assert_eq!(
-        judged(429, html, "slow down"),
-        Err(Error::RateLimited(Duration::from_secs(7)))
-    );
+    // Of a kind that nobody reads, and nothing that Close would say.
+    let other = judged(401, "application/octet-stream", "denied");
+    assert!(matches!(other, Err(Error::NotClose { .. })), "{other:?}");
+    assert_eq!(judged(429, json, "{}"), Err(Error::RateLimited(Duration::from_secs(7))));
     assert_eq!(judged(503, json, "{}"), Err(Error::Server(503)));
     let missing = judged(404, html, "<html>");
     assert!(
