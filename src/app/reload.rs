@@ -193,7 +193,7 @@ impl Reload {
         keys::note(&config, &self.account).await;
         self.auth.take(who_may);
         self.in_force.take(&text);
-        self.account.reconfigure(&config, &rules);
+        self.account.reconfigure(&config, &rules).await;
         Box::pin(release_partials(&config, &self.account, &self.engine)).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));
         let restart = wanted

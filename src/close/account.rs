@@ -10,12 +10,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use super::api::client::{Auth, Client};
+use super::api::client::Client;
 use super::api::error::Error;
 use super::api::identity::Organization;
-use super::api::oauth::OAuthChain;
+use super::api::patience::Patience;
 use super::api::subscriptions::Subscription;
 use super::completeness::parts::{HoldState, Parts};
+use super::connection::{Connection, connect};
 use super::fields::{self, Fields};
 use super::organization;
 use super::seams::Seams;
@@ -26,7 +27,7 @@ use super::subscriptions::ownership::{Ownership, Standing};
 use super::subscriptions::plan::{SubscriptionPlan, plan};
 use super::subscriptions::scope::Scope;
 use crate::age::Age;
-use crate::config::{self, Config, Credentials, Partial};
+use crate::config::{self, Config, Partial};
 use crate::ingress::heard::Heard;
 use crate::ingress::verify::Verifier;
 use crate::log::Log;
@@ -142,8 +143,7 @@ const QUESTION_WAITS: Duration = Duration::from_secs(10);
 pub struct Account {
     policy: ArcSwap<Policy>,
     settings: ArcSwap<config::Close>,
-    /// Made when it is first needed, and anew when the credentials have changed.
-    client: Mutex<Option<Arc<Client>>>,
+    pub(super) connection: Connection,
     /// There may be credentials where there were none.
     credentials_changed: Notify,
     pub(super) store: Arc<CloseStore>,
@@ -164,33 +164,13 @@ pub struct Account {
     pub(super) is_supervised: AtomicBool,
     /// A backfill is being carried out just now.
     pub(super) is_at_work: AtomicBool,
+    /// How looks at Close's side stand to its rate limit, whatever others wait for.
+    pub(super) looks: Patience,
     hold_state: Mutex<HoldState>,
     /// What custom fields are called.
     pub(super) fields: Fields,
     pub(super) parts: tokio::sync::Mutex<Parts>,
     seams: Seams,
-}
-
-/// Resolves the credentials; contacts nobody.
-fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result<Client, Error> {
-    let auth = match settings.credentials.as_ref().ok_or(Error::NotConfigured)? {
-        Credentials::ApiKey(secret) => Auth::ApiKey(secret.resolve().map_err(Error::Credential)?),
-        Credentials::OAuth(oauth) => {
-            let chain = OAuthChain::new(
-                oauth.client_id.clone(),
-                oauth.client_secret.resolve().map_err(Error::Credential)?,
-                oauth.refresh_token.resolve().map_err(Error::Credential)?,
-                store.oauth_path(),
-            );
-            Auth::OAuth(Arc::new(
-                chain
-                    .shared_by(store.shared())
-                    .tracked_by(store.refreshes().clone())
-                    .keeping_in(store.unsaved().clone()),
-            ))
-        }
-    };
-    Client::new(settings.base_url.clone(), auth, seams)
 }
 
 /// Asks Close who we are: for `init`, which needs no data directory.
@@ -308,14 +288,13 @@ impl Account {
     /// Close's clock minus ours in seconds, as its API last said; `None` where it was not asked.
     pub fn clock_offset_seconds(&self) -> Option<i64> {
         let asked = self.seen().checked_at.is_some();
-        let client = self.client_cell().clone().filter(|_| asked);
+        let client = self.connection.client().filter(|_| asked);
         client.map(|client| client.clock_offset().as_secs())
     }
 
     /// When the next request to Close goes, where its rate limit lets none go for long.
     pub(super) fn next_request_at(&self) -> Option<Timestamp> {
-        let client = self.client_cell().clone();
-        client.and_then(|client| client.next_request_at())
+        self.connection.client()?.next_request_at()
     }
 
     /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
@@ -377,7 +356,7 @@ impl Account {
             fields: Fields::open(config, &store, read_only),
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
             settings: ArcSwap::from_pointee(config.close.clone()),
-            client: Mutex::default(),
+            connection: Connection::default(),
             credentials_changed: Notify::new(),
             store,
             log,
@@ -391,6 +370,7 @@ impl Account {
             started_at: seams.now(),
             is_supervised: AtomicBool::new(false),
             is_at_work: AtomicBool::new(false),
+            looks: Patience::default(),
             hold_state: Mutex::default(),
             parts: tokio::sync::Mutex::default(),
             seams,
@@ -409,13 +389,12 @@ impl Account {
 
     /// The configuration was reloaded: what it wants and whose credentials it names count from the next request on. What is
     /// under way ends with the ones it began with.
-    pub fn reconfigure(&self, config: &Config, rules: &RuleSet) {
+    pub async fn reconfigure(&self, config: &Config, rules: &RuleSet) {
         self.policy.store(Arc::new(Policy::of(config, rules)));
-        self.settings.store(Arc::new(config.close.clone()));
-        let mut client = self.client_cell();
-        let is_other = client.as_ref().is_some_and(|client| !client.is_for(&config.close));
+        let settings = Arc::new(config.close.clone());
+        self.settings.store(settings.clone());
+        let is_other = self.connection.renew(settings).await;
         if is_other {
-            *client = None;
             self.hold_state().call_for_refill();
             self.reconcile_now.notify_one();
         }
@@ -435,10 +414,6 @@ impl Account {
         while !self.is_configured() {
             self.credentials_changed.notified().await;
         }
-    }
-
-    pub(super) fn client_cell(&self) -> MutexGuard<'_, Option<Arc<Client>>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Sightings> {
@@ -463,7 +438,7 @@ impl Account {
     /// The client, proved to be for the organization that everything here belongs to. Its secrets are resolved when it is first
     /// needed.
     pub(super) async fn client(&self) -> Result<Arc<Client>, Error> {
-        let client = self.any_client()?;
+        let client = self.any_client().await?;
         if !client.is_proved() {
             organization::prove(&client, &self.store).await?;
         }
@@ -472,29 +447,22 @@ impl Account {
 
     /// The same, and Close has told the time just now: this machine's clock may have been set since the last request.
     pub(super) async fn client_on_time(&self) -> Result<Arc<Client>, Error> {
-        let client = self.any_client()?;
+        let client = self.any_client().await?;
         organization::prove(&client, &self.store).await?;
         Ok(client)
     }
 
     /// The client for a question: whose the credentials are is found out where it is not known, and nothing of it is kept.
     async fn client_to_look(&self) -> Result<Arc<Client>, Error> {
-        let client = self.any_client()?;
+        let client = self.any_client().await?;
         if !client.is_proved() {
             organization::examine(&client, &self.store).await?;
         }
         Ok(client)
     }
 
-    fn any_client(&self) -> Result<Arc<Client>, Error> {
-        let mut cell = self.client_cell();
-        if let Some(client) = &*cell {
-            return Ok(client.clone());
-        }
-        let client = connect(&self.settings.load(), &self.store, self.seams.clone());
-        let client = Arc::new(client?);
-        *cell = Some(client.clone());
-        Ok(client)
+    pub(super) async fn any_client(&self) -> Result<Arc<Client>, Error> {
+        self.connection.open(&self.settings, &self.store, &self.seams).await
     }
 
     /// Every subscription there is, all of the right organization.

@@ -156,6 +156,10 @@ impl Account {
     /// A look at the subscriptions and then, where `compare` says so, at the logs ([`Account::reconcile`]). What came of each;
     /// whether the logs were compared.
     async fn look(&self, compare: Option<bool>) -> (Result<(), Error>, Result<bool, Error>) {
+        self.looks.of(Box::pin(self.look_now(compare))).await
+    }
+
+    async fn look_now(&self, compare: Option<bool>) -> (Result<(), Error>, Result<bool, Error>) {
         let checked = self.check().await;
         // Whoever may not see or change subscriptions may still read the event log.
         let is_there = checked.as_ref().err().is_none_or(|error| !error.is_transient());
@@ -203,12 +207,11 @@ impl Account {
             .saturating_mul(OVERDUE_INTERVALS)
             .max(OVERDUE_MIN);
         let got_on_at = seen.got_on_at.filter(|_| is_ours)?;
-        let client = self.client_cell().clone();
-        // What waits for Close's rate limit gets on when Close lets it.
-        if client.as_ref().is_some_and(|client| client.next_request_at().is_some()) {
+        // A look that waits for Close's rate limit gets on when Close lets it; that a backfill waits for it is no excuse.
+        if self.looks.waits() {
             return None;
         }
-        let let_go_at = client.and_then(|client| client.let_go_at());
+        let let_go_at = self.looks.let_go_at();
         let waits = let_go_at.map_or(got_on_at, |at| at.max(got_on_at)).elapsed();
         (waits > due).then_some(waits)
     }
@@ -244,8 +247,9 @@ impl Account {
                 SETTLES_WITHIN.as_secs()
             );
         }
-        let client = self.client_cell().clone();
-        let Some(client) = client else { return };
+        let Some(client) = self.connection.client() else {
+            return;
+        };
         let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
         if !matches!(kept, Ok(Ok(()))) {
             tracing::error!(

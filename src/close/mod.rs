@@ -21,6 +21,7 @@ mod api;
 mod care;
 mod chronicle;
 mod completeness;
+mod connection;
 mod fields;
 mod files;
 mod noted;

@@ -278,7 +278,7 @@ async fn other_rules_are_claimed_with_the_next_look_also_where_there_is_nothing_
     assert_eq!(claimed().scope, "lead.*");
     let upto = claimed().upto;
     world.skew.store(-1_500_000, Ordering::Relaxed);
-    process.account.reconfigure(&after, &rules(&after));
+    process.account.reconfigure(&after, &rules(&after)).await;
     process.account.look_once(false).await.unwrap();
     let claim = claimed();
     assert_eq!(

@@ -222,9 +222,9 @@ impl Life {
         }
     }
 
-    fn reload(&self) {
+    async fn reload(&self) {
         let config = self.config();
-        self.process().account.reconfigure(&config, &rules(&config));
+        self.process().account.reconfigure(&config, &rules(&config)).await;
     }
 
     async fn carry_out(&mut self, deed: &Deed) {
@@ -281,7 +281,7 @@ impl Life {
             }
             Deed::Key { is_admin } => {
                 self.is_admin = is_admin;
-                self.reload();
+                self.reload().await;
             }
             Deed::Promote { is_admin } => {
                 let mut fake = self.world.fake.world();
@@ -291,7 +291,7 @@ impl Life {
             }
             Deed::Rules { scope } => {
                 self.scope = scope;
-                self.reload();
+                self.reload().await;
             }
             Deed::Pause { paused } => self.pause(paused).await,
             Deed::Trouble { kind, times, skip } => {

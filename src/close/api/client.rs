@@ -20,11 +20,11 @@ use super::answer::{HttpAnswer, REQUEST_TIMEOUT, receive};
 use super::budget::{RateBudget, RateLimit};
 use super::error::{Error, rejected};
 use super::oauth::OAuthChain;
+use super::patience::{WORTH_A_WORD, Wait};
 use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
 use crate::json;
 use crate::net;
-use crate::sync::lock;
 use crate::telemetry;
 
 /// Time-outs of one request, at the most: somebody may be waiting, and who does not answer now may do so in a minute.
@@ -32,9 +32,6 @@ const TIMEOUTS_MAX: u32 = 2;
 
 /// Waits for the rate limit before one request, at the most.
 const LIMITED_MAX: u32 = 10;
-
-/// Whoever waits so long for the rate limit is told.
-const WORTH_A_WORD: Duration = Duration::from_secs(5);
 
 /// When to try again: 0.25 s, 0.5 s, ... 4 s at the most, each with full jitter.
 fn delays() -> impl Iterator<Item = Duration> {
@@ -109,8 +106,6 @@ pub(in crate::close) struct Client {
     base: Url,
     auth: Auth,
     budget: Mutex<RateBudget>,
-    /// When a request went at last that had waited long for the rate limit.
-    let_go_at: Mutex<Option<Instant>>,
     /// Close's clock minus ours, in milliseconds.
     offset_ms: AtomicI64,
     has_worked: AtomicBool,
@@ -127,7 +122,6 @@ impl Client {
             base,
             auth,
             budget: Mutex::default(),
-            let_go_at: Mutex::default(),
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
             is_proved: AtomicBool::new(false),
@@ -363,19 +357,15 @@ impl Client {
 
     /// Waits until the rate limit lets a request go.
     async fn take_off(&self) -> Flight<'_> {
-        let mut waited = Duration::ZERO;
+        let mut waiting = Wait::default();
         while let Err(wait) = self.with_budget(|budget| budget.take(Instant::now())) {
-            if wait >= WORTH_A_WORD && waited < WORTH_A_WORD {
+            if waiting.goes_on(wait) {
                 let seconds = wait.as_secs();
                 tracing::info!("Close's rate limit is used up: the next request goes in {seconds} s");
             }
-            waited += wait;
             tokio::time::sleep(wait).await;
         }
-        if waited >= WORTH_A_WORD {
-            *lock(&self.let_go_at) = Some(Instant::now());
-        }
-        telemetry::close_waited(waited);
+        telemetry::close_waited(waiting.ends());
         Flight {
             client: self,
             limit: None,
@@ -387,11 +377,6 @@ impl Client {
         let wait = self.with_budget(|budget| budget.closed_for(Instant::now()));
         let wait = wait.filter(|wait| *wait >= WORTH_A_WORD)?;
         self.seams.now().checked_add(wait).ok()
-    }
-
-    /// When a request went at last that had waited long for the rate limit, the newest of them.
-    pub fn let_go_at(&self) -> Option<Instant> {
-        *lock(&self.let_go_at)
     }
 
     /// As if Close had just said 429.
@@ -458,6 +443,7 @@ fn http_client() -> Result<reqwest::Client, Error> {
 mod tests {
     use reqwest::header::{HeaderName, RETRY_AFTER};
 
+    use super::super::patience::Patience;
     use super::*;
 
     #[test]
@@ -575,14 +561,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_waited_long_for_the_rate_limit_is_known() {
+    async fn who_waits_long_for_the_rate_limit_is_known_and_told_from_others() {
         let client = client(Seams::default());
-        drop(client.take_off().await);
-        assert_eq!(client.let_go_at(), None);
+        let (one, other) = (Patience::default(), Patience::default());
+        drop(one.of(client.take_off()).await);
+        assert_eq!(one.let_go_at(), None);
         client.limit_for(WORTH_A_WORD);
         assert!(client.next_request_at().is_some());
-        drop(client.take_off().await);
-        assert_eq!(client.let_go_at(), Some(Instant::now()));
+        let mut waiting = Box::pin(one.of(client.take_off()));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(one.waits() && !other.waits());
+        drop(waiting);
+        assert!(!one.waits(), "it has given up");
+        assert_eq!(one.let_go_at(), None);
+        drop(one.of(client.take_off()).await);
+        assert!(!one.waits());
+        assert_eq!((one.let_go_at(), other.let_go_at()), (Some(Instant::now()), None));
         assert_eq!(client.next_request_at(), None);
     }
 

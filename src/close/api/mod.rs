@@ -7,4 +7,5 @@ pub(super) mod error;
 pub(super) mod fields;
 pub(super) mod identity;
 pub(super) mod oauth;
+pub(super) mod patience;
 pub(super) mod subscriptions;

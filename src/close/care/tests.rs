@@ -1,18 +1,24 @@
 use arc_swap::ArcSwap;
 
 use super::*;
-use crate::close::api::client::{Auth, Client};
+use crate::close::api::client::{Auth, Call, Client};
+use crate::close::connection::READ_WITHIN;
 use crate::close::seams::Seams;
-use crate::config::{Config, Layers};
+use crate::config::{Config, Credentials, Layers, Secret};
 use crate::ingress::verify::Verifier;
 
-fn account(dir: &std::path::Path) -> Account {
+fn config(dir: &std::path::Path) -> Config {
     let layers = Layers {
         overrides: vec![("close.api_key".into(), "k".into())],
         ..Layers::new(&[], crate::rules::faults)
     };
     let mut config = Config::load(&layers).unwrap();
     config.log.dir = dir.to_owned();
+    config
+}
+
+fn account(dir: &std::path::Path) -> Account {
+    let config = config(dir);
     let rules = crate::rules::RuleSet::of(&config).unwrap();
     let log = crate::log::LocalLog::open(crate::log::Options::from_config(&config)).unwrap();
     let verifier = Arc::new(ArcSwap::from_pointee(Verifier::default()));
@@ -41,24 +47,91 @@ async fn a_look_that_does_not_end_is_said_where_it_is_taken() {
     assert_eq!(overdue(&account), None, "another node does");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_look_that_waits_for_the_rate_limit_is_not_overdue() {
-    let dir = tempfile::tempdir().unwrap();
-    let account = account(dir.path());
+/// An account with a client that Close lets make no request for so long.
+fn limited(dir: &std::path::Path, limit: Duration) -> (Account, Arc<Client>) {
+    let account = account(dir);
     let auth = Auth::ApiKey(String::from("k").into());
     let client = Client::new("https://api.close.com/api/v1/".parse().unwrap(), auth, Seams::default());
     let client = Arc::new(client.unwrap());
-    *account.client_cell() = Some(client.clone());
+    client.set_proved();
+    client.limit_for(limit);
+    account.connection.set(client.clone());
+    (account, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_waits_for_the_rate_limit_is_not_overdue() {
+    let dir = tempfile::tempdir().unwrap();
+    let limit = Duration::from_secs(300);
+    let (account, client) = limited(dir.path(), limit);
     let long = account.policy().health_every * 4;
     let _caring = Caring::begin(&account);
     tokio::time::advance(long).await;
     assert_eq!(account.status().overdue_seconds, Some(long.as_secs()));
-    let limit = Duration::from_secs(300);
     client.limit_for(limit);
+    let mut looking = Box::pin(account.look(None));
+    assert!(futures::poll!(&mut looking).is_pending());
     let status = account.status();
     assert!(status.next_request_at.is_some());
     assert_eq!(status.overdue_seconds, None, "Close has said when to come again");
-    tokio::time::advance(limit).await;
+    drop(looking);
     let overdue = account.status().overdue_seconds;
-    assert_eq!(overdue, Some((long + limit).as_secs()), "nothing waits for it any more");
+    assert_eq!(overdue, Some(long.as_secs()), "nothing waits for it any more");
+}
+
+/// Both go by one budget, and what the look waits for is something else.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_hangs_is_overdue_although_a_backfill_waits_for_the_rate_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (account, client) = limited(dir.path(), Duration::from_secs(600));
+    let _caring = Caring::begin(&account);
+    // A change of subscriptions that does not come to its end.
+    let _changing = account.begin_change().await;
+    let mut looking = Box::pin(account.looks.of(account.changing.lock()));
+    let call = Call::get("event/");
+    let mut fetching = Box::pin(client.send(&call));
+    assert!(futures::poll!(&mut looking).is_pending());
+    assert!(futures::poll!(&mut fetching).is_pending());
+    let long = account.policy().health_every * 4;
+    tokio::time::advance(long).await;
+    client.limit_for(Duration::from_secs(600));
+    assert!(futures::poll!(&mut fetching).is_pending());
+    let status = account.status();
+    assert!(status.next_request_at.is_some());
+    assert_eq!(status.overdue_seconds, Some(long.as_secs()));
+    assert!(!account.health().reachable);
+}
+
+/// The disk that they are on does not give them.
+#[tokio::test(start_paused = true)]
+async fn secrets_that_can_not_be_read_keep_nobody_from_what_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = account(dir.path());
+    let hangs = account.connection.hang().await;
+    let looks = async {
+        assert_eq!(account.status().next_request_at, None);
+        assert_eq!(account.clock_offset_seconds(), None);
+        tokio::time::advance(READ_WITHIN).await;
+    };
+    let (client, ()) = tokio::join!(account.any_client(), looks);
+    let error = client.unwrap_err().to_string();
+    assert!(error.contains("the disk that they are on does not answer"), "{error}");
+    drop(hangs);
+    let client = account.any_client().await.unwrap();
+    assert!(Arc::ptr_eq(&client, &account.any_client().await.unwrap()));
+}
+
+/// What it was made of is another one's by the time it is there.
+#[tokio::test]
+async fn a_client_that_was_made_by_older_settings_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = account(dir.path());
+    let hangs = account.connection.hang().await;
+    let mut asked = Box::pin(account.any_client());
+    assert!(futures::poll!(&mut asked).is_pending());
+    let mut config = config(dir.path());
+    config.close.credentials = Some(Credentials::ApiKey(Secret::Inline(String::from("other").into())));
+    account.reconfigure(&config, &crate::rules::RuleSet::of(&config).unwrap()).await;
+    drop(hangs);
+    assert!(asked.await.unwrap().is_for(&config.close));
 }
