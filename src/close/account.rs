@@ -144,6 +144,8 @@ pub struct Account {
     policy: ArcSwap<Policy>,
     settings: ArcSwap<config::Close>,
     pub(super) connection: Connection,
+    /// The intervals may be others.
+    pub(super) policy_changed: Notify,
     /// There may be credentials where there were none.
     credentials_changed: Notify,
     pub(super) store: Arc<CloseStore>,
@@ -357,6 +359,7 @@ impl Account {
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
             settings: ArcSwap::from_pointee(config.close.clone()),
             connection: Connection::default(),
+            policy_changed: Notify::new(),
             credentials_changed: Notify::new(),
             store,
             log,
@@ -391,6 +394,7 @@ impl Account {
     /// under way ends with the ones it began with.
     pub async fn reconfigure(&self, config: &Config, rules: &RuleSet) {
         self.policy.store(Arc::new(Policy::of(config, rules)));
+        self.policy_changed.notify_one();
         let settings = Arc::new(config.close.clone());
         self.settings.store(settings.clone());
         let is_other = self.connection.renew(settings).await;

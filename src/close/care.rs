@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_retry::strategy::jitter;
 use tokio_util::sync::CancellationToken;
 
-use super::account::Account;
+use super::account::{Account, Policy};
 use super::api::error::Error;
 use super::fields;
 use super::seen::Sightings;
@@ -87,46 +87,105 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
     }
 }
 
+/// When Close's side is looked at, and the logs are compared.
+struct Schedule {
+    check_at: Instant,
+    reconcile_at: Instant,
+    /// When it was looked at, and when the logs were compared, where the next time is a regular one.
+    checked: Option<Instant>,
+    compared: Option<Instant>,
+}
+
+impl Schedule {
+    /// Both at once: after a start there may be anything.
+    fn begin() -> Schedule {
+        let now = Instant::now();
+        Schedule {
+            check_at: now,
+            reconcile_at: now,
+            checked: None,
+            compared: None,
+        }
+    }
+
+    fn next(&self) -> Instant {
+        self.check_at.min(self.reconcile_at)
+    }
+
+    /// The logs are to be compared then, whatever the interval.
+    fn compare_at(&mut self, at: Instant) {
+        self.reconcile_at = at;
+        self.compared = None;
+    }
+
+    /// A look has ended. `has_compared`: the logs are compared.
+    fn ended(&mut self, policy: &Policy, is_well: bool, has_compared: bool) {
+        let now = Instant::now();
+        self.checked = is_well.then_some(now);
+        let soon = jitter(RETRY_AFTER).max(RETRY_AFTER / 4);
+        self.check_at = now
+            + if is_well {
+                policy.health_every
+            } else {
+                policy.health_every.min(soon)
+            };
+        if has_compared {
+            self.reconcile_at = now + policy.reconcile_every;
+            self.compared = Some(now);
+        } else if !is_well {
+            self.reconcile_at = self.reconcile_at.max(self.check_at);
+        }
+    }
+
+    /// The intervals may be others: what was done by the old ones is next due by these, as if they had been in force then. What is to be tried
+    /// again, or was asked for, stays where it is, or comes sooner.
+    fn follow(&mut self, policy: &Policy) {
+        let now = Instant::now();
+        self.check_at = match self.checked {
+            Some(at) => at + policy.health_every,
+            None => self.check_at.min(now + policy.health_every),
+        };
+        self.reconcile_at = match self.compared {
+            Some(at) if self.checked.is_some() => at + policy.reconcile_every,
+            // Not before Close is tried again.
+            Some(at) => (at + policy.reconcile_every).max(self.check_at),
+            None => self.reconcile_at.min(now + policy.reconcile_every),
+        };
+    }
+}
+
 async fn look_after(account: &Account, stop: &CancellationToken) {
-    let mut check_at = Instant::now();
-    let mut reconcile_at = Instant::now();
+    let mut schedule = Schedule::begin();
     let mut looked_at: Option<Instant> = None;
     // After a start there may be a gap right up to now; while all is well, what is young comes by itself.
     let mut up_to_now = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep_until(check_at.min(reconcile_at)) => {}
+            () = tokio::time::sleep_until(schedule.next()) => {}
             () = account.reconcile_now.notified() => {
                 // Whatever asks for it again and again does not get it more often than this.
-                reconcile_at = looked_at.map_or_else(Instant::now, |before| before + ASKED_EVERY);
+                schedule.compare_at(looked_at.map_or_else(Instant::now, |before| before + ASKED_EVERY));
                 up_to_now = true;
                 continue;
             }
+            () = account.policy_changed.notified() => {
+                schedule.follow(&account.policy());
+                continue;
+            }
         }
-        let policy = account.policy();
         let now = Instant::now();
         looked_at = Some(now);
-        let compare = (reconcile_at <= now).then_some(up_to_now);
+        account.seen().got_on();
+        let compare = (schedule.reconcile_at <= now).then_some(up_to_now);
         let (checked, compared) = tokio::select! {
             () = stop.cancelled() => return,
             result = account.look(compare) => result,
         };
-        let now = Instant::now();
         let has_compared = compared == Ok(true);
         let is_well = account.note(checked.and(compared.map(drop)));
-        check_at = now
-            + if is_well {
-                policy.health_every
-            } else {
-                policy.health_every.min(jitter(RETRY_AFTER).max(RETRY_AFTER / 4))
-            };
-        if has_compared {
-            reconcile_at = now + policy.reconcile_every;
-            up_to_now = false;
-        } else if !is_well {
-            reconcile_at = reconcile_at.max(check_at);
-        }
+        schedule.ended(&account.policy(), is_well, has_compared);
+        up_to_now &= !has_compared;
     }
 }
 

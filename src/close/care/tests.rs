@@ -4,6 +4,7 @@ use super::*;
 use crate::close::api::client::{Auth, Call, Client};
 use crate::close::connection::READ_WITHIN;
 use crate::close::seams::Seams;
+use crate::close::subscriptions::scope::Scope;
 use crate::config::{Config, Credentials, Layers, Secret};
 use crate::ingress::verify::Verifier;
 
@@ -131,7 +132,59 @@ async fn a_client_that_was_made_by_older_settings_is_not_kept() {
     assert!(futures::poll!(&mut asked).is_pending());
     let mut config = config(dir.path());
     config.close.credentials = Some(Credentials::ApiKey(Secret::Inline(String::from("other").into())));
-    account.reconfigure(&config, &crate::rules::RuleSet::of(&config).unwrap()).await;
+    account
+        .reconfigure(&config, &crate::rules::RuleSet::of(&config).unwrap())
+        .await;
     drop(hangs);
     assert!(asked.await.unwrap().is_for(&config.close));
+}
+
+fn every(minutes: u64) -> Policy {
+    let rules = crate::rules::RuleSet::compile(&[], &[]).unwrap();
+    Policy {
+        health_every: Duration::from_secs(60 * minutes),
+        reconcile_every: Duration::from_secs(180 * minutes),
+        ..Policy::for_tests(Scope::of(&rules, true))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn intervals_that_are_others_count_from_the_last_look_on() {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    let mut schedule = Schedule::begin();
+    let began = Instant::now();
+    schedule.ended(&every(60), true, true);
+    assert_eq!(
+        (schedule.check_at, schedule.reconcile_at),
+        (began + minutes(60), began + minutes(180))
+    );
+    tokio::time::advance(minutes(10)).await;
+    for interval in [5, 20, 90, 60] {
+        schedule.follow(&every(interval));
+        assert_eq!(schedule.check_at, began + minutes(interval));
+        assert_eq!(schedule.reconcile_at, began + minutes(3 * interval));
+    }
+    // What was asked for is not put off.
+    let now = Instant::now();
+    schedule.compare_at(now);
+    schedule.follow(&every(90));
+    assert_eq!((schedule.check_at, schedule.reconcile_at), (began + minutes(90), now));
+    // Neither is what is to be tried again.
+    schedule.ended(&every(60), false, false);
+    let again = schedule.check_at;
+    assert!(again <= now + RETRY_AFTER);
+    schedule.follow(&every(90));
+    assert_eq!(schedule.check_at, again);
+}
+
+#[tokio::test]
+async fn a_reload_wakes_who_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = account(dir.path());
+    let config = config(dir.path());
+    account
+        .reconfigure(&config, &crate::rules::RuleSet::of(&config).unwrap())
+        .await;
+    let woken = std::pin::pin!(account.policy_changed.notified());
+    assert!(futures::poll!(woken).is_ready());
 }
