@@ -1,12 +1,13 @@
 //! Receiving without delivering: the public listener as the daemon has it, on a log that is thrown away. For development.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 
 use super::roles::{build_account, build_certificates, build_ingress, build_log, limits};
-use super::start::{Started, keep_answering, public_listener};
+use super::start::{FOR_LOG, Started, keep_answering, public_listener};
 use crate::config::Config;
 use crate::ingress::verify::Verifier;
 use crate::listener::threads::Threads;
@@ -20,6 +21,7 @@ pub struct Receiver {
     /// Where it listens.
     pub url: String,
     started: Started,
+    stop_within: Duration,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -34,11 +36,16 @@ impl Receiver {
     /// Starts it, in the data directory of this configuration, accepting what these keys have signed. Nothing else of a daemon is
     /// started: no sinks, no admin listener, nothing at Close.
     pub async fn start(config: &Config, keys: Verifier) -> anyhow::Result<Receiver> {
-        let mut started = Started::default();
+        let (mut started, stop_within) = (Started::default(), config.stop_within());
         match receive(&mut started, config, keys).await {
-            Ok((log, url)) => Ok(Receiver { log, url, started }),
+            Ok((log, url)) => Ok(Receiver {
+                log,
+                url,
+                started,
+                stop_within,
+            }),
             Err(error) => {
-                started.stop().await;
+                started.stop(stop_within).await;
                 Err(error)
             }
         }
@@ -46,7 +53,7 @@ impl Receiver {
 
     /// Answers what is open, and lets go.
     pub async fn stop(self) {
-        self.started.stop().await;
+        self.started.stop(self.stop_within).await;
     }
 }
 
@@ -56,7 +63,7 @@ async fn receive(started: &mut Started, config: &Config, keys: Verifier) -> anyh
     started.push("the listener's threads", async move { drop(threads) });
     let log = build_log(log::Options::from_config(config), &on).await??;
     let closing = log.clone();
-    started.push("the log", async move { closing.close().await });
+    started.reserve("the log", FOR_LOG, async move { closing.close().await });
     let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
     let public = public_listener(None, config, &on).await?;
     let scheme = if certificates.is_some() { "https" } else { "http" };

@@ -62,8 +62,8 @@ use roles::{
     build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
     source_of_history,
 };
-use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
-use start::{Admin, Started, keep_answering, public_listener};
+use signals::{Signals, Told, feed_watchdog, notify, notify_stopping, watchdog_every};
+use start::{Admin, FOR_ADMIN, FOR_LEASES, FOR_LOG, FOR_SETTLING, FOR_SINKS, Started, keep_answering, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write, shared_close};
 pub use keys::{readable_keys, verifier};
@@ -83,9 +83,10 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
         }
         Err(error) => Err(error),
     };
-    notify(&[sd_notify::NotifyState::Stopping]);
-    started.stop().await;
-    if outcome.is_ok() {
+    let within = config.stop_within();
+    notify_stopping(within);
+    let given_up = started.stop(within).await;
+    if outcome.is_ok() && given_up.is_empty() {
         tracing::info!("stopped");
     }
     outcome
@@ -105,7 +106,7 @@ async fn start(
     let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
     let public = Arc::new(public_listener(inherited.public, config, &base.on).await?);
     let admin = Admin::bind(inherited.admin, config).await?;
-    started.push("the admin listener and the socket", admin.stop());
+    started.reserve("the admin listener and the socket", FOR_ADMIN, admin.stop());
     let doors = Doors {
         scheme: if certificates.is_some() { "https" } else { "http" },
         auth: admin.auth(config)?,
@@ -174,8 +175,15 @@ async fn wait_for_parts(
     };
     let told = why.subscribe();
     let opening = open_parts(started, config, base, doors, &why);
-    let parts = Box::pin(front.until(opening, told, &mut signals)).await?;
-    Ok(parts.map(|parts| (parts, signals)))
+    let waited = Box::pin(front.until(opening, told, &mut signals)).await?;
+    match waited {
+        waiting::Waited::Opened(parts) => Ok(Some((parts, signals))),
+        waiting::Waited::Told(answering) => {
+            // They have the same deadline as everything else.
+            started.extend(answering);
+            Ok(None)
+        }
+    }
 }
 
 #[cfg(not(feature = "engine-jetstream"))]
@@ -364,7 +372,7 @@ async fn start_log(started: &mut Started, config: &Config, base: &Base) -> anyho
 
 fn close_at_the_end(started: &mut Started, log: &Arc<dyn Log>) {
     let closing = log.clone();
-    started.push("the log", async move { closing.close().await });
+    started.reserve("the log", FOR_LOG, async move { closing.close().await });
     if let Some(every) = watchdog_every() {
         let log = log.clone();
         started.keep("watchdog", move |_| feed_watchdog(log.clone(), every));
@@ -404,7 +412,7 @@ async fn start_nodes(
     });
     // Right after the sinks have stopped, others may go on with them.
     let leaving = nodes.leases.clone();
-    started.push("its leases", async move { leaving.leave().await });
+    started.reserve("its leases", FOR_LEASES, async move { leaving.leave().await });
     Ok(nodes)
 }
 
@@ -413,7 +421,9 @@ async fn start_nodes(
 fn keep_close(started: &mut Started, account: &Arc<Account>, nodes: Option<Nodes>) {
     let account = account.clone();
     let settling = account.clone();
-    started.push("what Close was asked for", async move { settling.settle().await });
+    started.reserve("what Close was asked for", FOR_SETTLING, async move {
+        settling.settle().await;
+    });
     let named = account.clone();
     started.keep("close-fields", move |stop| {
         close::follow_fields(named.clone(), stop, true)
@@ -448,7 +458,7 @@ async fn start_delivery(
         None => begin().await?,
     };
     let stopping = engine.clone();
-    started.push("the sinks", async move { stopping.shutdown().await });
+    started.reserve("the sinks", FOR_SINKS, async move { stopping.shutdown().await });
     // It ends before the sinks, which carry out what it asks for, and before the log.
     let retention = Arc::new(build_retention(config, log, &engine, clock.clone()));
     let kept = retention.clone();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::config::STOP_MARGIN;
 use crate::log::Log;
 
 /// The commit loop turns twice a second; if it has not for so long, systemd may kill and restart the process.
@@ -77,6 +78,15 @@ fn watchdog_limit() -> Option<Duration> {
     number("WATCHDOG_USEC")
         .filter(|limit| *limit > 0)
         .map(Duration::from_micros)
+}
+
+/// Tells systemd that it stops, and how long it may take for it: more than the unit gives, if the configuration wants that.
+pub(super) fn notify_stopping(within: Duration) {
+    let asked = u32::try_from((within + STOP_MARGIN).as_micros()).unwrap_or(u32::MAX);
+    notify(&[
+        sd_notify::NotifyState::Stopping,
+        sd_notify::NotifyState::ExtendTimeoutUsec(asked),
+    ]);
 }
 
 /// Tells systemd, where it listens.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use futures::future::BoxFuture;
@@ -22,7 +22,7 @@ use crate::admin::http;
 use crate::admin::socket::{self, Socket};
 use crate::admin::state::AdminState;
 use crate::admin::viewer::Peer;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Span};
 use crate::control::{Facade, Window};
 use crate::ingress::front::Front;
 use crate::listener::abuse::Seat;
@@ -31,14 +31,46 @@ use crate::listener::connections::{self, Limits};
 use crate::listener::sockets::{Listener, Passed};
 use crate::supervise;
 
+/// What is left of a stop's time for these when what comes before them takes all it can. They keep promises: a token is not lost, deliveries come
+/// to their end and positions are saved, others may go on at once, the log ends in order.
+pub(super) const FOR_SETTLING: Duration = Duration::from_secs(24);
+pub(super) const FOR_SINKS: Duration = Duration::from_secs(20);
+pub(super) const FOR_LEASES: Duration = Duration::from_secs(3);
+pub(super) const FOR_LOG: Duration = Duration::from_secs(8);
+pub(super) const FOR_ADMIN: Duration = Duration::from_secs(2);
+/// Beyond the drain's time: connections on which nothing goes on are closed first.
+const FOR_LISTENER: Duration = Duration::from_secs(1);
+
 /// Parts that run, each with what stops it; the one that was started last stops first.
 #[derive(Default)]
-pub(super) struct Started(Vec<(&'static str, BoxFuture<'static, ()>)>);
+pub(super) struct Started(Vec<Part>);
+
+struct Part {
+    name: &'static str,
+    /// So much of a stop's time is not for those before it.
+    reserved: Duration,
+    stop: BoxFuture<'static, ()>,
+}
 
 impl Started {
     /// A part has been started; `stop` is carried out when its turn comes.
     pub fn push(&mut self, part: &'static str, stop: impl Future<Output = ()> + Send + 'static) {
-        self.0.push((part, Box::pin(stop)));
+        self.reserve(part, Duration::ZERO, stop);
+    }
+
+    /// The same for one that has at least so long for it.
+    pub fn reserve(&mut self, part: &'static str, reserved: Duration, stop: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(Part {
+            name: part,
+            reserved,
+            stop: Box::pin(stop),
+        });
+    }
+
+    /// Others that were started after these.
+    #[cfg(feature = "engine-jetstream")]
+    pub fn extend(&mut self, others: Started) {
+        self.0.extend(others.0);
     }
 
     /// Keeps a task running until its turn to stop comes, when it is dropped; the token it is given says the same.
@@ -55,12 +87,28 @@ impl Started {
         });
     }
 
-    /// Stops every part.
-    pub async fn stop(mut self) {
-        while let Some((part, stop)) = self.0.pop() {
-            tracing::debug!("stopping: {part}");
-            stop.await;
+    /// Stops every part, within this in all. Each has what is left but for what is reserved for those behind it. Gives, and says, what was
+    /// given up on.
+    pub async fn stop(mut self, within: Duration) -> Vec<&'static str> {
+        let until = tokio::time::Instant::now() + within;
+        let mut given_up = Vec::new();
+        while let Some(Part { name, stop, .. }) = self.0.pop() {
+            tracing::debug!("stopping: {name}");
+            let reserved: Duration = self.0.iter().map(|part| part.reserved).sum();
+            let end = until.checked_sub(reserved).unwrap_or(until);
+            // What has nothing to wait for ends also where no time is left.
+            if tokio::time::timeout_at(end, stop).await.is_err() {
+                given_up.push(name);
+            }
         }
+        if !given_up.is_empty() {
+            tracing::error!(
+                "some parts did not come to their end in the {} that the stop has, and were given up on: {}",
+                Span::secs(within.as_secs()),
+                given_up.join(", ")
+            );
+        }
+        given_up
     }
 }
 
@@ -74,13 +122,14 @@ pub(super) fn keep_answering(
     front: Front,
 ) {
     let stop = CancellationToken::new();
+    let reserved = limits.drain_timeout + FOR_LISTENER;
     let serving = keep_serving("listener", public, stop.clone(), move |listener, stop| {
         let front = front.clone();
         let answer = move |request, seat| front.clone().answer(request, seat);
         connections::serve(listener, certificates.clone(), limits.clone(), answer, stop)
     });
     let serving = on.spawn(serving);
-    started.push("the listener", async move {
+    started.reserve("the listener", reserved, async move {
         stop.cancel();
         let _ = serving.await;
     });
@@ -172,7 +221,8 @@ impl Admin {
             stop.cancel();
             serving.close();
             serving.wait().await;
-            let _ = std::fs::remove_file(socket);
+            // The disk may not answer.
+            let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(socket)).await;
         }
     }
 
@@ -215,4 +265,53 @@ impl Admin {
 pub(super) struct Serving {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::STOP_REST;
+    use crate::sync::lock;
+
+    #[test]
+    fn everything_that_is_reserved_fits_into_a_stop() {
+        let reserved = [FOR_SETTLING, FOR_SINKS, FOR_LEASES, FOR_LOG, FOR_ADMIN, FOR_LISTENER];
+        assert!(reserved.into_iter().sum::<Duration>() <= STOP_REST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_that_hang_leave_the_others_their_time_and_are_named() {
+        let seconds = Duration::from_secs;
+        let ended: Arc<std::sync::Mutex<Vec<&str>>> = Arc::default();
+        let works = |name: &'static str, takes: Duration| {
+            let ended = ended.clone();
+            async move {
+                tokio::time::sleep(takes).await;
+                lock(&ended).push(name);
+            }
+        };
+        let mut started = Started::default();
+        started.push("at once", works("at once", Duration::ZERO));
+        started.reserve("the log", FOR_LOG, works("the log", FOR_LOG - seconds(1)));
+        started.push("hangs, too", std::future::pending());
+        started.reserve("the sinks", FOR_SINKS, works("the sinks", FOR_SINKS - seconds(1)));
+        started.push("hangs", std::future::pending());
+        started.push("is quick", works("is quick", Duration::ZERO));
+        let began = tokio::time::Instant::now();
+        let given_up = started.stop(seconds(60)).await;
+        assert_eq!(given_up, ["hangs", "hangs, too"]);
+        assert_eq!(*lock(&ended), ["is quick", "the sinks", "the log", "at once"]);
+        assert!(began.elapsed() <= seconds(60), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_in_which_everything_hangs_ends() {
+        let mut started = Started::default();
+        for _ in 0..9 {
+            started.reserve("a part", Duration::from_secs(20), std::future::pending());
+        }
+        let began = tokio::time::Instant::now();
+        assert_eq!(started.stop(Duration::from_secs(60)).await.len(), 9);
+        assert!(began.elapsed() <= Duration::from_secs(61));
+    }
 }

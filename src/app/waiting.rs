@@ -51,31 +51,38 @@ pub(super) struct Front<'a> {
     pub certificates: Option<&'a Certificates>,
 }
 
+/// How waiting has ended.
+pub(super) enum Waited<T> {
+    /// It is there.
+    Opened(T),
+    /// It is told to stop; what answered meanwhile is still to be stopped.
+    Told(Started),
+}
+
 impl Front<'_> {
-    /// Waits until what is being opened is there, and answers meanwhile if that takes long; `why` changes when it can't be now. `None`: it is
-    /// told to stop.
+    /// Waits until what is being opened is there, and answers meanwhile if that takes long; `why` changes when it can't be now.
     pub async fn until<T>(
         self,
         opening: impl Future<Output = anyhow::Result<T>>,
         mut why: watch::Receiver<String>,
         signals: &mut Signals,
-    ) -> anyhow::Result<Option<T>> {
+    ) -> anyhow::Result<Waited<T>> {
         let mut opening = std::pin::pin!(opening);
         why.borrow_and_update();
         tokio::select! {
-            opened = &mut opening => return opened.map(Some),
-            told = until_stopped(signals) => return Ok(told),
+            opened = &mut opening => return opened.map(Waited::Opened),
+            () = until_stopped(signals) => return Ok(Waited::Told(Started::default())),
             _ = why.changed() => {}
             () = tokio::time::sleep(SILENT_FOR) => {}
         }
         let answering = self.answer(why).await?;
         notify(&[sd_notify::NotifyState::Ready]);
-        let outcome = tokio::select! {
-            opened = &mut opening => opened.map(Some),
-            told = until_stopped(signals) => Ok(told),
+        let opened = tokio::select! {
+            opened = &mut opening => opened,
+            () = until_stopped(signals) => return Ok(Waited::Told(answering)),
         };
-        answering.stop().await;
-        outcome
+        answering.stop(self.config.stop_within()).await;
+        opened.map(Waited::Opened)
     }
 
     /// Answers from now on, until what is given is stopped.
@@ -138,10 +145,10 @@ impl Front<'_> {
 }
 
 /// Waits for the word to stop. There is nothing to be reloaded.
-async fn until_stopped<T>(signals: &mut Signals) -> Option<T> {
+async fn until_stopped(signals: &mut Signals) {
     loop {
         match signals.next().await {
-            Told::Stop => return None,
+            Told::Stop => return,
             Told::Reload => {
                 tracing::warn!(
                     "there is nothing to be reloaded before the log's servers are there: restart it for a change of [log]"

@@ -14,6 +14,7 @@ pub mod schema;
 pub mod secret;
 mod server;
 mod sink;
+mod stopping;
 pub mod table;
 pub(crate) mod text;
 pub mod time;
@@ -28,6 +29,7 @@ pub use schema::*;
 pub use secret::{Secret, names_a_secret};
 pub use server::acme_directory;
 pub use sink::COMMON_KEYS;
+pub use stopping::{STOP_MARGIN, STOP_REST};
 pub use table::Table;
 pub use units::{Rate, Size, Span};
 

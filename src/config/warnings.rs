@@ -49,6 +49,7 @@ impl Config {
         }
         warnings.extend(self.doubtful_events());
         warnings.extend(self.server.doubtful_url());
+        warnings.extend(self.doubtful_stop());
         if self.server.tls.is_none()
             && self.server.acme.is_none()
             && let Listen::Tcp(address) = self.server.listen
