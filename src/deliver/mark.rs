@@ -172,8 +172,10 @@ impl Record {
         if ahead.is_positive() {
             let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
             let feeds = feeds.chain(&mut self.main).chain([&mut self.given]);
-            feeds.for_each(|saved| saved.set_back(ahead));
-            self.held_since = self.held_since.and_then(|at| at.checked_sub(ahead).ok());
+            feeds.for_each(|saved| saved.set_back(ahead, now));
+            // One that is past may have been noted by a clock that was right.
+            let back = |at: Timestamp| if at > now { at.checked_sub(ahead).ok() } else { Some(at) };
+            self.held_since = self.held_since.and_then(back);
         }
     }
 
