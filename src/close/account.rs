@@ -486,7 +486,7 @@ impl Account {
         Ok(client)
     }
 
-    fn any_client(&self) -> Result<Arc<Client>, Error> {
+    pub(super) fn any_client(&self) -> Result<Arc<Client>, Error> {
         let mut cell = self.client_cell();
         if let Some(client) = &*cell {
             return Ok(client.clone());
