@@ -88,6 +88,7 @@ fn screen(status: &State) -> Lines {
             "sinks      none: events are kept and delivered nowhere".to_owned(),
         ));
         lines.extend(together(status));
+        lines.extend(removed(status).map(plain));
         return lines;
     }
     lines.push(plain(String::new()));
@@ -108,10 +109,17 @@ fn screen(status: &State) -> Lines {
             .map(plain),
     );
     lines.extend(together(status));
-    if !status.removed_sinks.is_empty() {
-        lines.push(plain(format!("removed    {}", text(&status.removed_sinks.join(", ")))));
-    }
+    lines.extend(removed(status).map(plain));
     lines
+}
+
+/// Sinks that are configured no more; `None`: there are none.
+fn removed(status: &State) -> Option<String> {
+    if let Some(why) = &status.removed_sinks_unread {
+        return Some(format!("removed    can't be read now: {}", text(why)));
+    }
+    let names = status.removed_sinks.join(", ");
+    (!names.is_empty()).then(|| format!("removed    {}", text(&names)))
 }
 
 /// What shares the log, and what keeps it.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::account::{Account, Policy};
 use super::api::error::Error;
 use super::fields;
+use super::files;
 use super::seen::Sightings;
 use super::shared::{Copied, Shared};
 
@@ -72,6 +73,7 @@ pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken, at_on
 /// Follows what other nodes change, until `stop`.
 pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
     let mut was_well = true;
+    let mut has_recalled = false;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         let looked = shared.look().await;
         let followed = match looked {
@@ -84,6 +86,10 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
             tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
         }
         was_well = followed.is_ok();
+        // Also where another node looks after Close: without it, that one has no good token.
+        if was_well && !has_recalled {
+            has_recalled = account.recall_token().await.is_ok();
+        }
     }
 }
 
@@ -294,6 +300,21 @@ impl Account {
         }
     }
 
+    /// Has the OAuth token shared that an earlier process could not share, if there is one.
+    async fn recall_token(&self) -> Result<(), Error> {
+        let path = files::unsaved_path(&self.store.oauth_path());
+        let looked = files::blocking(move || {
+            let is_there = path.try_exists();
+            is_there.map_err(|error| Error::Local(format!("{} can't be read: {error}", path.display())))
+        });
+        if !looked.await? {
+            return Ok(());
+        }
+        let client = self.any_client().await?;
+        let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
+        kept.unwrap_or_else(|_| Err(Error::Local("it does not end".to_owned())))
+    }
+
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
     /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s of either, and says
     /// so.
@@ -312,7 +333,7 @@ impl Account {
         let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
         if !matches!(kept, Ok(Ok(()))) {
             tracing::error!(
-                "the newest OAuth refresh token could not be written up to the stop: the app has to be authorized again"
+                "the newest OAuth refresh token could not be written up to the stop: unless close/oauth.unsaved.json has it, the app has to be authorized again"
             );
         }
     }

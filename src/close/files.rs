@@ -27,6 +27,11 @@ pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
     data_dir.join("close").join("oauth.json")
 }
 
+/// Where one is left, beside that file, that is not shared with the other nodes yet.
+pub(super) fn unsaved_path(oauth_path: &Path) -> PathBuf {
+    oauth_path.with_extension("unsaved.json")
+}
+
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
@@ -100,6 +105,16 @@ pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
     framefile::replace_file(path, text).map_err(|error| fail(&error))?;
     leave_to_owner(path);
     Ok(())
+}
+
+/// Removes a file, durably; what is not there is removed. Blocking.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    let removed = match std::fs::remove_file(path) {
+        Ok(()) => framefile::sync_parent(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.map_err(|error| Error::Local(format!("{} can't be removed: {error}", path.display())))
 }
 
 /// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.

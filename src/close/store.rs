@@ -6,7 +6,7 @@
 //!   the configuration has or had (see `noted`);
 //! - `state.json`: the completeness mark, the newest backfill, and where events are whose data is withheld;
 //! - `organization.json`: whose all of it is (see `organization`);
-//! - `oauth.json`: the newest refresh token (see `oauth`);
+//! - `oauth.json`: the newest refresh token, and `oauth.unsaved.json`: one that is not shared with the other nodes yet (see `oauth`);
 //! - `custom_fields.json`: what custom fields are called (see `fields`).
 //!
 //! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read

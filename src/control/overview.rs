@@ -39,6 +39,14 @@ impl Show {
             timeout(ANSWERS_WITHIN, disk(on)),
         )
         .await;
+        let removed_sinks = match removed_sinks {
+            Ok(found) => found.map_err(text),
+            Err(_) => Err(format!("they were not read within {} s", ANSWERS_WITHIN.as_secs())),
+        };
+        let (removed_sinks, removed_sinks_unread) = match removed_sinks {
+            Ok(found) => (found, None),
+            Err(why) => (Vec::new(), Some(why)),
+        };
         let mut status = Status {
             well: false,
             troubles: Vec::new(),
@@ -56,8 +64,8 @@ impl Show {
             disk: disk.unwrap_or_default(),
             sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
-            // What can't be read is said where it is needed.
-            removed_sinks: removed_sinks.ok().and_then(Result::ok).unwrap_or_default(),
+            removed_sinks,
+            removed_sinks_unread,
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
             close: CloseStatus {

@@ -62,6 +62,9 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// Sinks that are configured no more, whose position is still kept.
     pub removed_sinks: Vec<String>,
+    /// Why those can't be read now: there may be some; `None` where they can.
+    #[serde(default)]
+    pub removed_sinks_unread: Option<String>,
     /// By sink that is not configured, how many events other sinks gave up for it and it has not had.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stranded: BTreeMap<String, u64>,

@@ -19,6 +19,7 @@ use crate::log::{
     Take,
 };
 use crate::rules::RuleSet;
+use crate::state::Store;
 use crate::sync::lock;
 
 mod told;
@@ -172,6 +173,11 @@ struct Bench {
 }
 
 async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
+    let store = deliver::open_store(dir, Mode::Follow).await.unwrap();
+    facade_on(store, dir, log).await
+}
+
+async fn facade_on(store: Arc<dyn Store>, dir: &Path, log: Arc<dyn Log>) -> Facade {
     let mut config = Config::load(&Layers::new(&[], crate::rules::faults)).unwrap();
     config.log.dir = dir.to_owned();
     let rules = RuleSet::compile(&[], &[]).unwrap();
@@ -179,7 +185,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
     let account = Account::open(&config, &rules, log.clone(), verifier, true);
     let options = deliver::Options {
         log: log.clone(),
-        store: deliver::open_store(dir, Mode::Follow).await.unwrap(),
+        store,
         dir: dir.to_owned(),
         rules: Arc::new(rules),
         sinks: Vec::new(),

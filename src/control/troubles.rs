@@ -240,8 +240,8 @@ fn close(status: &Status, found: &mut Found) {
     }
     if let Some(why) = &close.token_unsaved {
         found.say(
-            format!("the newest OAuth refresh token is in memory only, it can't be written: {why}"),
-            "put that right before closehook stops, or the app has to be authorized again; it is tried again by itself",
+            format!("the newest OAuth refresh token can't be written where it belongs: {why}"),
+            "put that right before closehook stops, or the app may have to be authorized again; it is tried again by itself",
         );
     }
     if let Some(silence) = close.silence {

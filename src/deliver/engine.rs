@@ -53,7 +53,7 @@ pub struct Options {
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
-    /// By which positions and replays grow old.
+    /// By which positions, replays and what waits for another try grow old.
     pub clock: Clock,
 }
 
@@ -121,7 +121,7 @@ pub(super) struct Inner {
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
-    /// By which positions and replays grow old.
+    /// By which positions, replays and what waits for another try grow old.
     pub clock: Clock,
     /// What all sinks hold.
     pub memory: Memory,

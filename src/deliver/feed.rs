@@ -14,6 +14,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::memory::{Held as InMemory, Memory};
+use super::schedule::Ages;
 use crate::config::Order;
 use crate::event::{Event, Seq};
 use parked::Letter;
@@ -398,21 +399,24 @@ impl Feed {
 
     /// Up to `max` events, none of them being delivered or given up, whose first try, or first held-up dispatch (`held_since`, or when they might
     /// go, which is `apart` after they came), was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by
-    /// the clock of `now`, which nobody sets; events by the machine's, which shows `wall` at this moment and may have been set since.
+    /// the clock of `ages`, which nobody sets; events by the machine's, which shows `wall` at this moment and may have been set since.
     pub fn overdue(
         &self,
         held_since: Option<Timestamp>,
         max_age: SignedDuration,
         apart: SignedDuration,
-        (now, wall): (Timestamp, Timestamp),
+        (ages, wall): (Ages, Timestamp),
         max: usize,
     ) -> (Vec<Seq>, Option<Timestamp>) {
+        let now = ages.now();
         let ahead = now.duration_since(wall).saturating_add(apart);
         let came = |item: &Item| item.received_at.and_then(|at| at.checked_add(ahead).ok());
+        let held_since = held_since.map(|since| ages.counts_from(since));
         let (mut found, mut next) = (Vec::new(), None);
         for (seq, item) in &self.open {
+            let tried = item.tries.first_attempt.map(|first| ages.counts_from(first));
             let held = held_since.map(|since| came(item).map_or(since, |at| at.max(since)));
-            let Some(first) = item.tries.first_attempt.into_iter().chain(held).min() else {
+            let Some(first) = tried.into_iter().chain(held).min() else {
                 continue;
             };
             let end = first.checked_add(max_age).unwrap_or(Timestamp::MAX);

@@ -86,6 +86,10 @@ pub(super) struct Record {
     /// The log whose Seqs these are, where several nodes share one; `None` where an older closehook saved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_id: Option<String>,
+    /// The log had lost what the sink had seen up to here, and has to go on behind it before anything is delivered; `None` once it is known
+    /// that it does. Durable with what the record was taken back to: that fits the log, so nothing else would say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unskipped: Option<Seq>,
     /// The newest event below where the main feed goes on, of a sink whose receiver keeps the mark; `None` where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
@@ -172,8 +176,10 @@ impl Record {
         if ahead.is_positive() {
             let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
             let feeds = feeds.chain(&mut self.main).chain([&mut self.given]);
-            feeds.for_each(|saved| saved.set_back(ahead));
-            self.held_since = self.held_since.and_then(|at| at.checked_sub(ahead).ok());
+            feeds.for_each(|saved| saved.set_back(ahead, now));
+            // One that is past may have been noted by a clock that was right.
+            let back = |at: Timestamp| if at > now { at.checked_sub(ahead).ok() } else { Some(at) };
+            self.held_since = self.held_since.and_then(back);
         }
     }
 

@@ -130,6 +130,7 @@ impl Engine {
             rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
             memory: self.inner.memory.clone(),
             outset: self.inner.outset.clone(),
+            clock: self.inner.clock.clone(),
         }
     }
 

@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use tokio_retry::strategy::{ExponentialBackoff, FixedInterval, jitter};
 
+use crate::age::Clock;
 use crate::config::{Breaker as BreakerConfig, Rate, Retry};
 use crate::sinks::Outcome;
 
 /// A receiver's `retry-after` is honoured up to this.
 const AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// When [`now`] was first asked, by both clocks.
+static BEGAN: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (Timestamp::now(), Instant::now()));
+
 /// The machine's time when this was first asked, and from then on at the pace of its monotonic clock.
 pub(super) fn now() -> Timestamp {
-    static BEGAN: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (Timestamp::now(), Instant::now()));
     let passed = SignedDuration::try_from(BEGAN.1.elapsed()).unwrap_or(SignedDuration::MAX);
     BEGAN.0.checked_add(passed).unwrap_or(Timestamp::MAX)
 }
@@ -43,6 +46,51 @@ fn bound(retry: &Retry, attempts: u32) -> Duration {
 /// How long to wait after the try number `attempts` failed: full jitter below the bound, and not before the receiver wants it.
 pub(super) fn delay(retry: &Retry, attempts: u32, after: Option<Duration>) -> Duration {
     jitter(bound(retry, attempts)).max(after.unwrap_or_default().min(AFTER_MAX))
+}
+
+/// What time it is for what grows old. What this process has noted is as old as [`now`] says. What one before it has noted was told by
+/// the clock of another start: a machine that starts with a clock that is ahead would give up at once all that waits. So that is as old as
+/// this process at the least, and beyond that as old as what time it surely is says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ages {
+    began: Timestamp,
+    now: Timestamp,
+    surely: Option<Timestamp>,
+}
+
+impl Ages {
+    /// At this moment of [`now`].
+    pub fn at(now: Timestamp, clock: &Clock) -> Ages {
+        Ages {
+            began: BEGAN.0,
+            now,
+            surely: clock.at_least(),
+        }
+    }
+
+    /// Where every clock is believed.
+    #[cfg(test)]
+    pub fn believed(now: Timestamp) -> Ages {
+        Ages {
+            began: Timestamp::MIN,
+            now,
+            surely: Some(now),
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// From when on the age of what was noted then counts: that time, or a later one where the clock is not vouched for.
+    pub fn counts_from(&self, noted: Timestamp) -> Timestamp {
+        if noted >= self.began {
+            return noted;
+        }
+        let doubt = self.surely.map(|surely| self.now.duration_since(surely));
+        let from = doubt.and_then(|doubt| noted.checked_add(doubt.max(SignedDuration::ZERO)).ok());
+        from.map_or(self.began, |from| from.min(self.began))
+    }
 }
 
 /// Whether an event whose first try was at `first_attempt` is too old to be tried again.
@@ -295,6 +343,28 @@ mod tests {
             60
         );
         assert!(is_too_old(&retry(1, 1, 1), at(0), at(100)) && !is_too_old(&retry(1, 1, 1), at(0), at(99)));
+    }
+
+    /// The machine starts with a clock that is ahead, by 300 s as it turns out.
+    #[test]
+    fn what_was_noted_before_this_process_is_as_old_as_is_sure_and_what_it_noted_as_its_own_clock_says() {
+        let ages = |now: i64, surely: Option<i64>| Ages {
+            began: at(1000),
+            now: at(now),
+            surely: surely.map(at),
+        };
+        let age = |ages: Ages, noted: i64| ages.now().duration_since(ages.counts_from(at(noted))).as_secs();
+        // Nobody vouches for the time: only this process's own is sure.
+        assert_eq!(age(ages(1000, None), 690), 0);
+        assert_eq!(age(ages(1050, None), 690), 50);
+        assert_eq!(age(ages(1050, None), 1010), 40);
+        // It is 750.
+        assert_eq!(age(ages(1050, Some(750)), 690), 60);
+        assert_eq!(age(ages(1050, Some(750)), 1010), 40);
+        // What is known of the time may be long past.
+        assert_eq!(age(ages(1050, Some(0)), 690), 50);
+        // And a clock that began behind makes nothing older than it says.
+        assert_eq!(age(ages(1050, Some(9000)), 690), 360);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::log::{Log, ReadError};
 const ASKED: u32 = 12;
 const REST: Duration = Duration::from_millis(250);
 
+/// What a log needs to go on behind something, or to say that it can't.
+const SKIPPED_WITHIN: Duration = Duration::from_secs(120);
+
 /// Nodes' clocks are no further apart, and no mark is saved later, than this.
 const APART: SignedDuration = SignedDuration::from_mins(10);
 
@@ -74,7 +77,8 @@ pub(super) async fn came_since(log: &dyn Log, record: &Record) -> Result<Seq, Re
 }
 
 /// Takes a mark back that has seen more than the log has: to what came after it was saved. What it had seen by then, the log has lost; of
-/// what has come since, it had seen nothing, whatever its Seq.
+/// what has come since, it had seen nothing, whatever its Seq. Whoever drives the sink has the log go on behind what it had seen, when that is
+/// durable.
 pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, end: Seq) -> Result<(), ReadError> {
     let new = came_since(log, record).await?;
     let seen = seen(record);
@@ -84,6 +88,7 @@ pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, en
         seen = seen.0,
         "the sink has seen more than the log has, which was set back: what came since may repeat, and what the log has lost is not here"
     );
+    record.unskipped = record.unskipped.max(Some(seen));
     let Some(main) = &mut record.main else { return Ok(()) };
     if new < end {
         main.next = main.next.min(new);
@@ -95,48 +100,30 @@ pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, en
     Ok(())
 }
 
-/// Seqs up to there are not given out again.
-pub(super) async fn skip_past(log: &dyn Log, seen: Seq, end: Seq) {
-    if let Err(error) = log.skip_past(seen).await {
-        let (head, seen) = (end.prev().0, seen.0);
-        tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
-    }
+/// Seqs up to there are not given out again; an error says why they may be, and is worth another try.
+pub(super) async fn skip_past(log: &dyn Log, seen: Seq) -> Result<(), String> {
+    let skipped = tokio::time::timeout(SKIPPED_WITHIN, log.skip_past(seen)).await;
+    let why = match skipped {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it does not answer".to_owned(),
+    };
+    Err(format!(
+        "the log can't go on behind event {seen}, which it has lost and the sink has seen: {why}"
+    ))
 }
 
-/// What became of a record that was to fit the log.
-#[derive(Debug, Default)]
-pub(super) struct Fitted {
-    /// It has to be saved.
-    pub is_changed: bool,
-    /// What it had seen, and where the log ends.
-    skip: Option<(Seq, Seq)>,
-}
-
-impl Fitted {
-    /// Has the log go on behind what the record had seen. Not before what it says now is durable: it would seem to be right then.
-    pub async fn skip(self, log: &dyn Log) {
-        if let Some((seen, end)) = self.skip {
-            skip_past(log, seen, end).await;
-        }
-    }
-}
-
-/// Has the record of a sink that begins fit the log; an error says why that can't be known now.
-pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<Fitted, String> {
+/// Has the record of a sink that begins fit the log. `true`: it has to be saved. An error says why that can't be known now.
+pub(super) async fn fit(log: &dyn Log, sink: &str, record: &mut Record) -> Result<bool, String> {
     let text = |error: ReadError| format!("the log does not say how far it is: {error}");
-    let is_changed = adopt(log, sink, record);
-    let mut fitted = Fitted { is_changed, skip: None };
-    let seen = seen(record);
-    if let Some(end) = end_before(log, seen).await.map_err(text)? {
+    let mut is_changed = adopt(log, sink, record);
+    if let Some(end) = end_before(log, seen(record)).await.map_err(text)? {
         take_back(log, sink, record, end).await.map_err(text)?;
-        fitted = Fitted {
-            is_changed: true,
-            skip: Some((seen, end)),
-        };
+        is_changed = true;
     }
     if record.log_id.is_none() {
         record.log_id = Some(log.id().to_owned());
-        fitted.is_changed = true;
+        is_changed = true;
     }
-    Ok(fitted)
+    Ok(is_changed)
 }

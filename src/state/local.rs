@@ -109,7 +109,12 @@ impl LocalStore {
         let revision = |(index, (key, value)): (usize, (&String, &Vec<u8>))| {
             let revision = Revision(index as u64 + 1);
             let value = value.clone().into();
-            (key.clone(), Entry { value, revision })
+            let entry = Entry {
+                value,
+                revision,
+                stored_at: None,
+            };
+            (key.clone(), entry)
         };
         let entries: Entries = values.iter().enumerate().map(revision).collect();
         let revisions = entries.len() as u64;
@@ -501,8 +506,12 @@ impl Saver {
             let revision = Revision(self.revisions);
             match &change.value {
                 Some(value) => {
-                    let value = value.clone().into();
-                    drop(after.insert(change.key.clone(), Entry { value, revision }));
+                    let entry = Entry {
+                        value: value.clone().into(),
+                        revision,
+                        stored_at: None,
+                    };
+                    drop(after.insert(change.key.clone(), entry));
                 }
                 None => drop(after.remove(&change.key)),
             }

@@ -14,6 +14,7 @@ pub mod sealed;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -34,6 +35,8 @@ pub struct Entry {
     pub value: Bytes,
     /// Which change made it.
     pub revision: Revision,
+    /// When that was, by the clock of the servers that keep it; `None`: this machine does, or they do not say.
+    pub stored_at: Option<Timestamp>,
 }
 
 impl Entry {

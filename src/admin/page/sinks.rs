@@ -166,11 +166,13 @@ pub async fn list(view: View) -> Shown {
         Ok(letters) => (letters, None),
         Err(message) => (Vec::new(), Some(message)),
     };
+    let unread = status.removed_sinks_unread;
+    let unread = unread.map(|why| format!("Which sinks were removed can't be read now: {why}"));
     Ok(html(&Sinks {
         frame: view.frame("/sinks"),
         table: SinkTable { sinks },
         removed: RemovedRow::all(status.removed_sinks, letters),
-        trouble,
+        trouble: trouble.or(unread),
         stranded: status.stranded,
     }))
 }

@@ -7,6 +7,10 @@
 //!
 //! Where the newest token can't be written it is kept in memory, with what it follows: what is written is tried again until it is, and as
 //! soon as somebody else has written a later one that counts instead.
+//!
+//! Where nodes share the file, what they share it in may be out just when Close has given a new token. So that is left in a file of this
+//! node's own first, `oauth.unsaved.json`, with what it follows as well; it goes when the token is shared, or a later one is. Whoever finds
+//! it after a restart goes on with it if what is kept is still what it follows.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +70,7 @@ impl Chain {
 }
 
 /// Which chain, and where in it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     seed: String,
     refresh_token: String,
@@ -79,6 +83,15 @@ struct Newer {
     /// What is kept instead; `None`: nothing.
     follows: Option<Place>,
     why: String,
+}
+
+/// A chain that is not shared yet, as it is left on this node's disk.
+#[derive(Serialize, Deserialize)]
+struct Left {
+    version: u32,
+    chain: Chain,
+    /// See [`Newer::follows`].
+    follows: Option<Place>,
 }
 
 /// The newest refresh token, while it can't be written. It outlives the client that was given it.
@@ -224,6 +237,7 @@ impl OAuthChain {
         // Nothing has been asked of Close yet: a stop need not wait for whoever has it.
         let locked = files::lock_beside(&self.path, || self.refreshes.is_closed()).await?;
         let kept = self.kept().await?;
+        self.recall(kept.as_ref()).await?;
         let chain = self.chain(kept.as_ref());
         let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
         if let (Err(Error::RefreshRefused(_)), Some(previous)) = (&answer, &chain.previous) {
@@ -268,17 +282,81 @@ impl OAuthChain {
         })
     }
 
+    /// A token that is not shared yet.
+    async fn left(&self) -> Result<Option<Left>, Error> {
+        let path = files::unsaved_path(&self.path);
+        blocking(move || files::read_json(&path)).await
+    }
+
+    /// Takes up what was left, by an earlier process or another one on this node, unless there is a later one by now: whoever has the lock
+    /// leaves the newest. For who holds the locks.
+    async fn recall(&self, kept: Option<&Chain>) -> Result<(), Error> {
+        let left = match self.left().await {
+            Ok(left) => left,
+            // There is one in memory.
+            Err(error) if self.unsaved.why().is_some() => {
+                tracing::debug!(%error, "an OAuth refresh token that was left here can't be read");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(Left { chain, follows, .. }) = left else {
+            return Ok(());
+        };
+        if follows != kept.map(Chain::place) {
+            self.forget_left().await;
+            return Ok(());
+        }
+        let mut newer = lock(&self.unsaved.newer);
+        let ended = || "closehook ended before it could be".to_owned();
+        let why = newer.take().map_or_else(ended, |newer| newer.why);
+        *newer = Some(Newer { chain, follows, why });
+        Ok(())
+    }
+
+    /// Leaves a new token on this node's disk before it is shared. `true`: it is there.
+    async fn leave(&self, chain: &Chain, follows: Option<&Place>) -> bool {
+        let path = files::unsaved_path(&self.path);
+        let left = Left {
+            version: files::VERSION,
+            chain: chain.clone(),
+            follows: follows.cloned(),
+        };
+        let written = blocking(move || files::write_json(&path, &left)).await;
+        if let Err(error) = &written {
+            tracing::warn!(%error, "the new OAuth refresh token is on no disk before it is shared with the other nodes");
+            // An older one would be taken for the newest.
+            self.forget_left().await;
+        }
+        written.is_ok()
+    }
+
+    /// What was left is shared, or there is a later one. What stays after all is told by what it follows.
+    async fn forget_left(&self) {
+        let path = files::unsaved_path(&self.path);
+        if let Err(error) = blocking(move || files::remove(&path)).await {
+            tracing::debug!(%error, "an OAuth refresh token that was left here stays");
+        }
+    }
+
     /// Makes the new refresh token durable. Where that fails it is kept in memory, and tried again until it is. For who holds the locks.
     async fn keep(self: &Arc<Self>, chain: Chain, follows: Option<Place>) {
+        let is_left = self.shared.is_some() && self.leave(&chain, follows.as_ref()).await;
         let written = write_shared(&self.path, &chain, self.shared.as_deref()).await;
         let newer = written.err().map(|error| {
-            tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
+            if is_left {
+                tracing::error!(%error, "the new OAuth refresh token is on this node's disk only: the other nodes can't use Close until it is shared, which is tried again");
+            } else {
+                tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
+            }
             let why = error.to_string();
             Newer { chain, follows, why }
         });
         let is_written = newer.is_none();
         *lock(&self.unsaved.newer) = newer;
-        if !is_written && !self.unsaved.is_tried.swap(true, Ordering::SeqCst) {
+        if is_written {
+            self.forget_left().await;
+        } else if !self.unsaved.is_tried.swap(true, Ordering::SeqCst) {
             tokio::spawn(self.clone().keep_later());
         }
     }
@@ -302,26 +380,27 @@ impl OAuthChain {
         }
     }
 
-    /// Writes the token that could not be written, unless there is a later one by now.
+    /// Writes the token that could not be written, by this process or one before it, unless there is a later one by now.
     pub async fn keep_now(&self) -> Result<(), Error> {
-        if self.unsaved.why().is_none() {
+        if self.unsaved.why().is_none() && self.left().await?.is_none() {
             return Ok(());
         }
         let _one_at_a_time = self.refreshing.lock().await;
         let _locked = files::lock_beside(&self.path, || false).await?;
         let kept = self.kept().await?;
+        self.recall(kept.as_ref()).await?;
         let Some(chain) = self.unsaved.over(kept.as_ref()) else {
             return Ok(());
         };
         let written = write_shared(&self.path, &chain, self.shared.as_deref()).await;
-        let mut newer = lock(&self.unsaved.newer);
         match &written {
             Ok(()) => {
-                *newer = None;
+                *lock(&self.unsaved.newer) = None;
+                self.forget_left().await;
                 tracing::info!("the OAuth refresh token is written at last");
             }
             Err(error) => {
-                if let Some(newer) = &mut *newer {
+                if let Some(newer) = &mut *lock(&self.unsaved.newer) {
                     newer.why = error.to_string();
                 }
             }

@@ -1,6 +1,7 @@
 //! What is told of a log that is damaged, imported or not to be erased: no more and no less than is known.
 
 use super::*;
+use crate::state::{Entry, Expected, Revision, StoreError};
 
 /// Whoever asks, and not only through the command line.
 #[tokio::test(flavor = "multi_thread")]
@@ -191,4 +192,64 @@ async fn an_export_says_what_is_missing_from_it() {
         limit: None,
     };
     assert_eq!(exported(before_all).await, (0, Vec::new()), "none of it was asked for");
+}
+
+/// A state that can't be read for a while.
+#[derive(Debug)]
+struct Deaf {
+    inner: Arc<dyn Store>,
+    is_deaf: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait]
+impl Store for Deaf {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        self.inner.put(key, value, expected).await
+    }
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.inner.remove(key, expected).await
+    }
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        if self.is_deaf.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StoreError::Unreadable("nobody is there".to_owned()));
+        }
+        self.inner.keys(prefix).await
+    }
+    fn is_damaged(&self) -> bool {
+        self.inner.is_damaged()
+    }
+    async fn mended(&self) -> Result<(), StoreError> {
+        self.inner.mended().await
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// Whoever looks whether a sink's position is still kept must not hear that it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_sinks_that_can_not_be_read_are_not_said_to_be_none() {
+    let bench = Bench::with(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let inner = deliver::open_store(dir.path(), Mode::Follow).await.unwrap();
+    inner.put("sink/old", b"{}".to_vec(), Expected::Nothing).await.unwrap();
+    let deaf = Arc::new(Deaf {
+        inner,
+        is_deaf: false.into(),
+    });
+    let facade = facade_on(deaf.clone(), dir.path(), bench.log.clone()).await;
+    let bench = Bench { facade, ..bench };
+    let status = bench.answers(status::Show {}).await.pop().unwrap();
+    assert_eq!(
+        (status.removed_sinks, status.removed_sinks_unread),
+        (vec!["old".to_owned()], None)
+    );
+    deaf.is_deaf.store(true, std::sync::atomic::Ordering::SeqCst);
+    let status = bench.answers(status::Show {}).await.pop().unwrap();
+    assert_eq!(status.removed_sinks, Vec::<String>::new());
+    let why = status.removed_sinks_unread.unwrap_or_default();
+    assert!(why.contains("nobody is there"), "{why}");
 }

@@ -88,7 +88,7 @@ fn each_trouble_is_said_with_what_to_do() {
         ),
         (
             Box::new(|s| s["close"]["token_unsaved"] = json!("the disk is full")),
-            "the newest OAuth refresh token is in memory only, it can't be written: the disk is full",
+            "the newest OAuth refresh token can't be written where it belongs: the disk is full",
             "before closehook stops",
         ),
         (

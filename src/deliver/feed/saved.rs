@@ -49,12 +49,17 @@ impl Saved {
         self.open.is_empty()
     }
 
-    /// The machine's clock shows `by` less than when this was saved: what is waited for comes as much earlier by it.
-    pub fn set_back(&mut self, by: SignedDuration) {
+    /// The machine's clock shows `now`, `by` less than when this was saved: what is waited for comes as much earlier by it. A first try that
+    /// is past may have been noted by a clock that was right, and is no older than it says.
+    pub fn set_back(&mut self, by: SignedDuration, now: Timestamp) {
         let back = |at: &mut Timestamp| *at = at.checked_sub(by).unwrap_or(Timestamp::MIN);
         for item in &mut self.open {
             item.due.as_mut().map(back);
-            item.tries.first_attempt.as_mut().map(back);
+            item.tries
+                .first_attempt
+                .as_mut()
+                .filter(|first| **first > now)
+                .map(back);
         }
     }
 

@@ -56,13 +56,27 @@ fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
     feed.started(Seq(1), at(5000));
     feed.failed(Seq(1), at(5010), "no".into());
     let mut saved = feed.save();
-    saved.set_back(SignedDuration::from_secs(3600));
+    saved.set_back(SignedDuration::from_secs(3600), at(1410));
     let mut feed = Feed::restore(&saved, Order::None);
     assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1400)));
     assert_eq!(
         (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
         (0, 1)
     );
+}
+
+/// The machine's clock was ahead for a while, long after the first try: that one is no older for it.
+#[test]
+fn a_clock_that_was_ahead_makes_no_try_older_that_was_noted_before() {
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    feed.offer(&event(1, 1), Arc::default());
+    feed.started(Seq(1), at(1000));
+    feed.failed(Seq(1), at(5010), "no".into());
+    let mut saved = feed.save();
+    saved.set_back(SignedDuration::from_secs(3600), at(1410));
+    let feed = Feed::restore(&saved, Order::None);
+    assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1000)));
+    assert_eq!(feed.next_due(), Some(at(1410)), "and it waits no longer");
 }
 
 #[test]
@@ -105,8 +119,14 @@ fn an_events_age_is_told_by_one_clock() {
     // It came at second 1 by the machine's clock; the receiver has been gone since hour -1.
     let (now, wall) = (hours(100), at(2));
     assert_eq!(
-        feed.overdue(Some(hours(-1)), age, SignedDuration::ZERO, (now, wall), 9)
-            .0,
+        feed.overdue(
+            Some(hours(-1)),
+            age,
+            SignedDuration::ZERO,
+            (Ages::believed(now), wall),
+            9
+        )
+        .0,
         []
     );
     let later = |by: i64| {
@@ -117,19 +137,37 @@ fn an_events_age_is_told_by_one_clock() {
     };
     let (now, wall) = later(73);
     assert_eq!(
-        feed.overdue(Some(hours(-1)), age, SignedDuration::ZERO, (now, wall), 9)
-            .0,
+        feed.overdue(
+            Some(hours(-1)),
+            age,
+            SignedDuration::ZERO,
+            (Ages::believed(now), wall),
+            9
+        )
+        .0,
         [Seq(1)]
     );
     // Where nobody has set it, both are the same.
     assert_eq!(
-        feed.overdue(Some(at(0)), age, SignedDuration::ZERO, (hours(73), hours(73)), 9)
-            .0,
+        feed.overdue(
+            Some(at(0)),
+            age,
+            SignedDuration::ZERO,
+            (Ages::believed(hours(73)), hours(73)),
+            9
+        )
+        .0,
         [Seq(1)]
     );
     assert_eq!(
-        feed.overdue(Some(at(0)), age, SignedDuration::ZERO, (hours(71), hours(71)), 9)
-            .0,
+        feed.overdue(
+            Some(at(0)),
+            age,
+            SignedDuration::ZERO,
+            (Ages::believed(hours(71)), hours(71)),
+            9
+        )
+        .0,
         []
     );
 }
@@ -191,7 +229,7 @@ fn what_was_given_up_and_has_no_letter_yet_stays_open_and_does_not_go_again() {
         assert_eq!((feed.in_flight(), feed.next_due(), feed.cursor()), (0, None, Seq(0)));
         assert_eq!(feed.stage(Seq(1)), Some((false, Some(at(due)))));
         assert_eq!((feed.parked_len(), feed.is_parked(Seq(1))), (1, true));
-        let clocks = (at(9999), at(9999));
+        let clocks = (Ages::believed(at(9999)), at(9999));
         let (overdue, _) = feed.overdue(
             Some(at(0)),
             SignedDuration::from_secs(1),
@@ -240,7 +278,7 @@ fn what_may_not_go_yet_is_not_held_up_while_it_waits_for_that() {
     // Both came in the first seconds.
     feed.put_off(&event(1, 1), at(7201));
     feed.put_off(&event(2, 1), at(7202));
-    let overdue = |feed: &Feed, now| feed.overdue(Some(gone_since), age, apart, (now, now), 9);
+    let overdue = |feed: &Feed, now| feed.overdue(Some(gone_since), age, apart, (Ages::believed(now), now), 9);
     assert_eq!(overdue(&feed, at(10_800)), (vec![], Some(at(10_801))));
     // Also when it might go meanwhile, and no sink was there.
     assert_eq!(feed.deliverable(at(7202), 9), [Seq(1), Seq(2)]);

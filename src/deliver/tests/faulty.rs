@@ -9,6 +9,8 @@ pub struct Faulty {
     pub broken: AtomicBool,
     /// It does not say which Seq a time has.
     pub silent: AtomicBool,
+    /// It can't go on behind what was seen.
+    pub stuck: AtomicBool,
     /// Read as lost.
     pub gone: Mutex<Vec<u64>>,
     /// How often it was to be read.
@@ -116,7 +118,7 @@ impl Log for Faulty {
     }
 
     async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
-        if self.fail().is_err() {
+        if self.fail().is_err() || self.stuck.load(Ordering::SeqCst) {
             return Err(crate::log::AppendError::Full("no room".into()));
         }
         Log::skip_past(&self.log, seen).await
@@ -149,6 +151,7 @@ impl Faulty {
             log: log.clone(),
             broken: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             gone: Mutex::default(),
             asked: AtomicU64::new(0),
             heard: None,

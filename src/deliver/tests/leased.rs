@@ -692,6 +692,43 @@ async fn a_log_that_was_set_back_skips_nothing_before_every_mark_is_known() {
     two.engine.shutdown().await;
 }
 
+/// A new event at a Seq that the sink has seen would be taken for the one that was there, a letter of it for one of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_waits_until_a_log_that_was_set_back_goes_on_behind_what_it_has_seen() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
+        .await
+        .unwrap();
+    let log = Arc::new(Faulty::on(&pair.bench.log));
+    log.stuck.store(true, Ordering::SeqCst);
+    let waits = async |node: &Node| {
+        until("it says why it waits", async || {
+            let waits_for = status(&node.engine).waits_for;
+            waits_for.is_some_and(|why| why.contains("go on behind event 50"))
+        })
+        .await;
+    };
+    let one = pair.node_on(log.clone(), "one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(2);
+    waits(&one).await;
+    one.engine.shutdown().await;
+    // Its position fits the log by now, and whoever has the sink next waits for the same.
+    assert_eq!(pair.record().await.unwrap().cursor(), Some(Seq::ZERO));
+    let two = pair.node_on(log.clone(), "two", &receiver, Commit::Acknowledge).await;
+    two.leases.gets(3);
+    waits(&two).await;
+    assert!(receiver.seqs().is_empty());
+    log.stuck.store(false, Ordering::SeqCst);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    pair.bench.store(4..=4).await;
+    until("so is what comes then", async || receiver.seqs().len() >= 4).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 51]);
+    assert_eq!(pair.durable(51).await.unskipped, None);
+    two.engine.shutdown().await;
+}
+
 /// A replay that is taken back, or forgotten, by one node is none of another's any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_gone_from_the_state_stops_at_the_node_that_carries_it_out() {

@@ -340,3 +340,66 @@ async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_at
     until("it works", async || status(&engine).breaker == "closed").await;
     engine.shutdown().await;
 }
+
+/// The machine starts with a clock that is 100 hours ahead: to that, what has been tried is too old, and so is what was held up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_nobody_vouches_for_gives_nothing_up() {
+    for held_up in [false, true] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].retry.max_age = Span::secs(72 * 3600);
+        let refuses = move || {
+            if held_up {
+                return Err(Unavailable::new("nobody is there"));
+            }
+            Ok(Outcome::Retry {
+                reason: "busy".into(),
+                after: None,
+            })
+        };
+        receiver.says(move |_| refuses());
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=1).await;
+        until("it was tried", async || status(&engine).last_error.is_some()).await;
+        engine.shutdown().await;
+
+        // As if the clock had shown as much less then.
+        let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap();
+        let key = super::super::mark::record_key("a");
+        let entry = store.get(&key).await.unwrap().unwrap();
+        let mut record: super::super::mark::Record = entry.json().unwrap();
+        let mut open = record.main.iter().flat_map(|main| &main.open);
+        let was_tried = open.any(|item| item.tries.first_attempt.is_some());
+        assert!(was_tried || record.held_since.is_some(), "{record:?}");
+        let ago = jiff::SignedDuration::from_hours(100);
+        record.held_since = record.held_since.map(|at| at - ago);
+        for item in record.main.iter_mut().flat_map(|main| &mut main.open) {
+            item.tries.first_attempt = item.tries.first_attempt.map(|at| at - ago);
+        }
+        crate::state::put_json(&*store, &key, &record, Expected::Anything)
+            .await
+            .unwrap();
+        store.close().await;
+
+        let age = Arc::new(crate::age::Age::with_clocks(jiff::Timestamp::now, || Duration::ZERO));
+        bench.clock = Clock::of(age.clone());
+        let tried = Arc::new(AtomicU64::new(0));
+        let counted = tried.clone();
+        receiver.says(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            refuses()
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is tried again and again", async || {
+            tried.load(Ordering::SeqCst) >= 3
+        })
+        .await;
+        assert_eq!(status(&engine).dead, 0, "held up: {held_up}");
+        // A delivery tells what time it is: that old it is indeed.
+        age.told(jiff::Timestamp::now());
+        until("it is given up", async || status(&engine).dead == 1).await;
+        engine.shutdown().await;
+    }
+}

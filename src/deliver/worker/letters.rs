@@ -11,7 +11,7 @@ use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::memory::Held;
 use crate::deliver::reading::aside;
-use crate::deliver::schedule;
+use crate::deliver::schedule::{self, Ages};
 use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Event, Kind, Origin, Seq};
 use crate::sinks::Commit;
@@ -181,11 +181,11 @@ impl Worker<'_> {
     }
 
     async fn give_up_overdue_of(&mut self, lane: &Lane) -> bool {
-        let now = schedule::now();
+        let ages = Ages::at(schedule::now(), &self.kit.clock);
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
-        let clocks = (now, jiff::Timestamp::now());
+        let clocks = (ages, jiff::Timestamp::now());
         let apart = apart_of(&self.kit.config);
         let Some(feed) = self.lanes.feed(lane) else {
             return false;

@@ -71,6 +71,7 @@ use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::trail::Trail;
 use super::types::Waiter;
+use crate::age::Clock;
 use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
 use crate::log::Log;
@@ -153,6 +154,8 @@ pub(super) struct Kit {
     pub memory: Memory,
     /// Where this node last saw the sink.
     pub outset: Arc<Outset>,
+    /// By which what waits grows old.
+    pub clock: Clock,
 }
 
 impl Kit {

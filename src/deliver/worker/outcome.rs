@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::Worker;
 use super::attempt::Answered;
 use super::lanes::Lane;
-use crate::deliver::schedule::{self, Change};
+use crate::deliver::schedule::{self, Ages, Change};
 use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Event, Seq};
 use crate::sinks::{Commit, Outcome, Reason, Unavailable};
@@ -386,7 +386,8 @@ impl Worker<'_> {
         let retry = self.kit.config.retry;
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
-        if schedule::is_too_old(&retry, first.unwrap_or(now), now) {
+        let first = Ages::at(now, &self.kit.clock).counts_from(first.unwrap_or(now));
+        if schedule::is_too_old(&retry, first, now) {
             let text = format!("given up after {}: {reason}", retry.max_age);
             return Some(self.letter(lane, delivery, Reason { text, ..reason }));
         }

@@ -185,15 +185,16 @@ async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), U
     }
     // Where nodes share it, the log or what is kept of the sink may have become another one without this node.
     let has_shared_log = fence > 0 && kit.follow && record.main.is_some();
-    let fitted = if has_shared_log {
+    let is_changed = if has_shared_log {
         let fitted = setback::fit(&*kit.log, kit.name(), &mut record).await;
         fitted.map_err(Unloaded::NotNow)?
     } else {
-        setback::Fitted::default()
+        false
     };
     let is_gone = fence > 0 && revision.is_none();
     // A node that is alone has no fence; what several had before it stays, for receivers' marks may have it.
-    if (record.fence == fence || fence == 0) && !fitted.is_changed && !is_gone {
+    if (record.fence == fence || fence == 0) && !is_changed && !is_gone {
+        go_on_behind_seen(kit, &mut record).await?;
         take_letters_over(kit, fence).await?;
         return Ok((record, revision));
     }
@@ -202,7 +203,7 @@ async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), U
     let put = put_json(&*kit.store, &record_key(kit.name()), &record, expected).await;
     match put {
         Ok(revision) => {
-            fitted.skip(&*kit.log).await;
+            go_on_behind_seen(kit, &mut record).await?;
             take_letters_over(kit, fence).await?;
             Ok((record, Some(revision)))
         }
@@ -210,6 +211,21 @@ async fn load(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), U
         Err(StoreError::Conflict(_)) => Err(Unloaded::NotNow("its position is just being saved elsewhere".into())),
         Err(error) => Err(Unloaded::NotNow(error.to_string())),
     }
+}
+
+/// Has the log go on behind what the sink had seen of what it has lost. Not before the record that was taken back is durable: it would seem to
+/// be right then. Nothing is delivered before it does: what comes at a Seq that was given out before would be taken for what was there.
+async fn go_on_behind_seen(kit: &Kit, record: &mut Record) -> Result<(), Unloaded> {
+    if let Some(seen) = record.unskipped
+        && kit.lease.fence() > 0
+        && kit.follow
+    {
+        let skipped = setback::skip_past(&*kit.log, seen).await;
+        skipped.map_err(Unloaded::NotNow)?;
+        // A record that still says so has this asked once more.
+        record.unskipped = None;
+    }
+    Ok(())
 }
 
 /// Whoever had the sink before makes and removes no letters any more. After the mark's, so that what they had made until then is known here.

@@ -94,6 +94,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
         rendering,
         memory: crate::deliver::memory::Memory::default(),
         outset: Arc::default(),
+        clock: crate::age::Clock::new(jiff::Timestamp::now),
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `feed` | the fast way for who reads on and on |
 //! | `copy` | another log's events, each at its own Seq |
 //! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
+//! | `skip` | Seqs that are never given out again |
 //! | `journal` | records of topics, which dead letters are |
 //! | `pulse` | following the head, and the state of the servers |
 //! | `shared` | what all of these share |
@@ -37,6 +38,7 @@ mod pulse;
 mod read;
 mod settings;
 mod shared;
+mod skip;
 mod sweep;
 mod times;
 
@@ -46,7 +48,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -68,9 +69,6 @@ use crate::sync::read_lock;
 
 /// What other nodes say of the head and nobody has heard yet.
 const HEADS_MAX: usize = 64;
-
-/// So many Seqs can be left out.
-const SKIP_MAX: u64 = 100_000;
 
 /// Why the log can't be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -301,7 +299,7 @@ impl Log for JetStreamLog {
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
         match self.shared.is_another() {
             Some(why) => Err(AppendError::Failing(why)),
-            None => skip_past(&self.shared, seen).await,
+            None => skip::skip_past(&self.shared, seen).await,
         }
     }
 
@@ -359,47 +357,6 @@ impl Log for JetStreamLog {
         self.shared.link.close().await;
         self.shared.reader.close().await;
     }
-}
-
-/// A stream that is empty begins where it is told to; in another one the Seqs are used up.
-async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
-    let until = Instant::now() + PATIENCE;
-    let failing = |failure: api::Failure| AppendError::Failing(failure.to_string());
-    let info = api::info(&shared.link, shared.stream(), None, until)
-        .await
-        .map_err(failing)?;
-    let (last, is_empty) = (info.state.last_seq, info.state.messages == 0);
-    shared.note(info);
-    if last >= seen.0 {
-        return Ok(());
-    }
-    if is_empty {
-        api::purge(&shared.link, shared.stream(), &json!({ "seq": seen.0 + 1 }), until)
-            .await
-            .map_err(failing)?;
-        return Ok(());
-    }
-    if seen.0 - last > SKIP_MAX {
-        return Err(AppendError::Failing(format!(
-            "the stream ends at {last}, and a sink has seen event {seen}: it is not the stream that the sink was fed from"
-        )));
-    }
-    let filler = format!("{}.er.skipped.{}", shared.stream(), message::random_text());
-    for number in last..seen.0 {
-        let headers = message::part("", "");
-        append::publish_own(
-            shared,
-            &format!("{filler}.{number}"),
-            &headers,
-            Instant::now() + PATIENCE,
-        )
-        .await?;
-    }
-    let question = json!({ "filter": format!("{filler}.>") });
-    api::purge(&shared.link, shared.stream(), &question, Instant::now() + PATIENCE)
-        .await
-        .map_err(failing)?;
-    Ok(())
 }
 
 /// Where what is known is, for who compares the engines.

@@ -20,6 +20,7 @@ use crate::log::tests::jetstream_options;
 use crate::log::{AppendError, Appended, Incoming, Log, Narrow, Take};
 use crate::net::nats::{Login, Server};
 
+mod skipped;
 mod times;
 mod watched;
 

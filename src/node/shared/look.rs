@@ -81,12 +81,15 @@ impl SharedLeases {
     }
 
     pub(super) async fn look_at_nodes(&self) -> Result<(), StoreError> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut stored) = (BTreeMap::new(), BTreeMap::new());
         for key in self.store().keys(NODES).await? {
             let name = key.trim_start_matches(NODES).to_owned();
             if let Some(entry) = self.store().get(&key).await?
                 && let Ok(record) = entry.json::<NodeRecord>()
             {
+                if let Some(at) = entry.stored_at {
+                    stored.insert(name.clone(), (entry.revision, at));
+                }
                 found.insert(name, (record, entry.revision));
             }
         }
@@ -95,6 +98,7 @@ impl SharedLeases {
             let mut state = self.state();
             let now = Instant::now();
             let own = self.name();
+            state.stored = stored;
             state.nodes.retain(|name, _| name == own || found.contains_key(name));
             for (name, (record, revision)) in found.into_iter().filter(|(name, _)| name != own) {
                 match state.nodes.get(&name) {
@@ -125,7 +129,7 @@ impl SharedLeases {
     }
 
     /// Removes the records of nodes that have been gone for a day and have left nothing behind: where each start has a name of its own
-    /// they would become more and more.
+    /// they would become more and more. Their own clocks say nothing of that: they may be days apart.
     async fn forget_the_gone(&self) -> Result<(), StoreError> {
         let gone: Vec<(String, String, Revision)> = {
             let mut state = self.state();
@@ -134,12 +138,20 @@ impl SharedLeases {
                 return Ok(());
             }
             state.forgot_at = Some(now);
-            let is_long = |seen: &Seen| {
-                let said = seen.record.ended_at.map(|at| Timestamp::now().duration_since(at));
-                now.duration_since(seen.since) >= GONE_FOR || said.is_some_and(|ago| ago.unsigned_abs() >= GONE_FOR)
+            // This node's own record is stored anew again and again.
+            let now_there = state.stored.get(self.name()).map(|(_, at)| *at);
+            let is_long = |name: &str, seen: &Seen| {
+                let stored = state
+                    .stored
+                    .get(name)
+                    .filter(|(revision, _)| *revision == seen.revision);
+                let there = stored.zip(now_there);
+                let there = there.filter(|((_, at), now_there)| at < now_there);
+                let ago = there.map(|((_, at), now_there)| now_there.duration_since(*at).unsigned_abs());
+                now.duration_since(seen.since) >= GONE_FOR || ago.is_some_and(|ago| ago >= GONE_FOR)
             };
             let others = state.nodes.iter().filter(|(name, _)| name.as_str() != self.name());
-            let gone = others.filter(|(_, seen)| seen.record.state != NodeState::Alive && is_long(seen));
+            let gone = others.filter(|(name, seen)| seen.record.state != NodeState::Alive && is_long(name, seen));
             gone.map(|(name, seen)| (name.clone(), seen.record.life.clone(), seen.revision))
                 .collect()
         };

@@ -137,6 +137,8 @@ struct State {
     /// Fences that are used up, whatever the records say.
     used_up: BTreeMap<String, u64>,
     nodes: BTreeMap<String, Seen>,
+    /// When which revision of a node's record was stored, this one's among them, by the clock of the servers.
+    stored: BTreeMap<String, (Revision, Timestamp)>,
     /// What was said last, so that it is not said again.
     said: Option<String>,
     /// It has left: it begins no other life.

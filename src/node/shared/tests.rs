@@ -16,6 +16,7 @@ type Values = BTreeMap<String, Entry>;
 #[derive(Debug, Default)]
 struct Bucket {
     history: Mutex<Vec<(Option<Instant>, Values)>>,
+    began: OnceLock<Instant>,
     revisions: Mutex<u64>,
 }
 
@@ -49,12 +50,16 @@ impl Bucket {
         let mut revisions = lock(&self.revisions);
         *revisions += 1;
         let revision = Revision(*revisions);
+        // Its clock shows some time of its own.
+        let age = self.began.get_or_init(Instant::now).elapsed();
+        let stored_at = jiff::Timestamp::UNIX_EPOCH + age;
         match value {
             Some(value) => drop(values.insert(
                 key.into(),
                 Entry {
                     value: value.into(),
                     revision,
+                    stored_at: Some(stored_at),
                 },
             )),
             None => drop(values.remove(key)),

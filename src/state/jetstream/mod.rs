@@ -165,8 +165,12 @@ impl Store for JetStreamStore {
         self.may_be_asked()?;
         let found = self.look(key, self.until()).await.map_err(StoreError::Unreadable)?;
         let entry = |found: Found| {
-            let revision = found.revision;
-            found.value.map(|value| Entry { value, revision })
+            let (revision, stored_at) = (found.revision, found.stored_at);
+            found.value.map(|value| Entry {
+                value,
+                revision,
+                stored_at,
+            })
         };
         Ok(found.and_then(entry))
     }

@@ -8,6 +8,7 @@ use async_nats::{HeaderMap, Message};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -58,6 +59,8 @@ pub(super) struct Found {
     pub value: Option<Bytes>,
     /// Of the put that made it.
     pub id: String,
+    /// By the clock of the server that took it.
+    pub stored_at: Option<Timestamp>,
 }
 
 impl Found {
@@ -270,6 +273,7 @@ fn found(message: &Value) -> Result<Found, String> {
         revision: Revision(seq),
         value: value.map(Bytes::from),
         id: header(ID).unwrap_or_default().to_owned(),
+        stored_at: message["time"].as_str().and_then(|time| time.parse().ok()),
     })
 }
 

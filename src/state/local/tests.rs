@@ -141,6 +141,7 @@ async fn a_change_that_expects_another_value_is_not_made() {
     let entry = Entry {
         value: b"2".to_vec().into(),
         revision: second,
+        stored_at: None,
     };
     assert_eq!(state.get("a").await.unwrap(), Some(entry));
     assert!(state.remove("a", Expected::Revision(first)).await.is_err());

@@ -5,7 +5,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::close::unanswered::Unanswered;
-use crate::state::LocalStore;
+use crate::state::{Entry, Expected, LocalStore, Revision, Store, StoreError};
 
 /// The refresh token that a request brings.
 async fn asked_with(stream: &mut TcpStream) -> String {
@@ -240,4 +240,108 @@ async fn a_refresh_that_hangs_is_not_waited_for_for_ever() {
     let within = Duration::from_secs(24 * 3600);
     let told = tokio::time::timeout(within, chain.access_token(&http, url)).await;
     assert!(told.expect("it ends").is_err());
+}
+
+/// What nodes share, of which the servers go just when something is to be changed.
+#[derive(Debug)]
+struct Going(LocalStore);
+
+#[async_trait::async_trait]
+impl Store for Going {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.0.get(key).await
+    }
+
+    async fn put(&self, _key: &str, _value: Vec<u8>, _expected: Expected) -> Result<Revision, StoreError> {
+        Err(StoreError::Failing("nobody is there".to_owned()))
+    }
+
+    async fn remove(&self, _key: &str, _expected: Expected) -> Result<(), StoreError> {
+        Err(StoreError::Failing("nobody is there".to_owned()))
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.0.keys(prefix).await
+    }
+
+    fn is_damaged(&self) -> bool {
+        false
+    }
+
+    async fn mended(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+/// A node that gets this token, and ends before it can share it. Its directory stays.
+async fn ended_with(dir: &Path, store: &LocalStore, token: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let (chain, path) = node(dir, "t0", None);
+    let shared = Shared::new(Arc::new(Going(store.clone())), dir);
+    let chain = Arc::new(Arc::into_inner(chain).unwrap().shared_by(Some(shared)));
+    assert_eq!(refreshed(&chain, token).await, "t0");
+    assert!(chain.unsaved.why().is_some());
+    assert_eq!(on_disk(&path), "t0");
+    let left = std::fs::metadata(files::unsaved_path(&path)).unwrap();
+    assert_eq!(left.permissions().mode() & 0o777, 0o600);
+}
+
+async fn shared_token(store: &LocalStore) -> Option<String> {
+    let entry = store.get("oauth.json").await.unwrap();
+    entry.map(|entry| entry.json::<Chain>().unwrap().refresh_token)
+}
+
+#[tokio::test]
+async fn a_token_that_came_while_nothing_could_be_shared_is_there_after_a_restart() {
+    for refreshes in [true, false] {
+        let (below, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = LocalStore::open(below.path(), false).unwrap();
+        ended_with(dir.path(), &store, "t1").await;
+        let (chain, path) = node(dir.path(), "t0", Some(&store));
+        if refreshes {
+            assert_eq!(refreshed(&chain, "t2").await, "t1");
+        } else {
+            chain.keep_now().await.unwrap();
+        }
+        let expected = if refreshes { "t2" } else { "t1" };
+        assert_eq!(shared_token(&store).await.as_deref(), Some(expected));
+        assert_eq!(on_disk(&path), expected);
+        assert!(!files::unsaved_path(&path).exists(), "it has gone");
+        assert_eq!(chain.unsaved.why(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_left_gives_way_to_a_later_one_that_is_shared() {
+    let (below, one, two) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let store = LocalStore::open(below.path(), false).unwrap();
+    ended_with(one.path(), &store, "t1").await;
+    // The app was authorized again, say.
+    let (other, _) = node(two.path(), "t0", Some(&store));
+    assert_eq!(refreshed(&other, "t5").await, "t0");
+    let (chain, path) = node(one.path(), "t0", Some(&store));
+    chain.keep_now().await.unwrap();
+    assert_eq!(shared_token(&store).await.as_deref(), Some("t5"));
+    assert!(!files::unsaved_path(&path).exists(), "it has gone");
+    assert_eq!(refreshed(&chain, "t6").await, "t5");
+    assert_eq!(shared_token(&store).await.as_deref(), Some("t6"));
+}
+
+/// An error is never an absence: the one that is kept was used up.
+#[tokio::test]
+async fn a_token_that_was_left_and_can_not_be_read_is_not_passed_over() {
+    let (below, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = LocalStore::open(below.path(), false).unwrap();
+    let (chain, path) = node(dir.path(), "t0", Some(&store));
+    std::fs::write(files::unsaved_path(&path), "{").unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = Url::parse("http://127.0.0.1:9/").unwrap();
+    let error = chain.access_token(&http, url).await.unwrap_err().to_string();
+    assert!(error.contains("oauth.unsaved.json is damaged"), "{error}");
 }

@@ -37,6 +37,50 @@ async fn a_node_that_has_been_gone_for_a_day_is_forgotten_and_one_that_is_there_
     assert!(bucket.now().contains_key(&node_key("left")));
 }
 
+/// What a node's record says of it that has left, by a clock which is this much behind.
+fn left(behind: jiff::SignedDuration) -> Vec<u8> {
+    let record = NodeRecord {
+        life: "a life".into(),
+        state: NodeState::Left,
+        roles: vec![Role::Deliver],
+        version: "1".into(),
+        started_at: Timestamp::UNIX_EPOCH,
+        beat: 1,
+        ended_at: Some(Timestamp::now() - behind),
+    };
+    serde_json::to_vec(&record).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_just_gone_is_not_forgotten_whatever_its_clock_said() {
+    let bucket: Arc<Bucket> = Arc::default();
+    for (name, hours) in [("behind", 900), ("ahead", -900)] {
+        let record = left(jiff::SignedDuration::from_hours(hours));
+        bucket.change(&node_key(name), Some(record), Expected::Nothing).unwrap();
+    }
+    let mut stays = Node::new(&bucket, "stays", 5, 26);
+    stays.go();
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    for name in ["behind", "ahead"] {
+        assert!(bucket.now().contains_key(&node_key(name)), "{name}");
+    }
+}
+
+/// Nobody has watched it for that long: each node is started anew every few hours.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_been_gone_for_a_day_is_forgotten_by_one_that_has_just_begun() {
+    let bucket: Arc<Bucket> = Arc::default();
+    let record = left(jiff::SignedDuration::ZERO);
+    bucket
+        .change(&node_key("gone"), Some(record), Expected::Nothing)
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(25 * 3600)).await;
+    let mut new = Node::new(&bucket, "new", 5, 27);
+    new.go();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!bucket.now().contains_key(&node_key("gone")));
+}
+
 /// The clock of the node that took it first was ahead, and the bucket has been made anew since.
 #[tokio::test(start_paused = true)]
 async fn a_lease_begins_above_every_fence_that_was_seen() {

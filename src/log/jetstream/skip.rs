@@ -1,0 +1,130 @@
+//! Seqs that are passed over: somebody has seen what stood there, and the stream has lost it.
+//!
+//! JetStream gives out the next sequence and no other. A purge moves the beginning of a stream, and with it the next sequence where nothing
+//! is left; but it takes along what another node has stored and acknowledged since it was looked, and can't be told not to. So every Seq that
+//! is passed over gets a message that says nothing, which goes again: whatever comes in between has a Seq of its own, and stays.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::append::{TOGETHER, Verdict, judged, publish_own};
+use super::message::{part, random_text};
+use super::shared::Shared;
+use super::{api, key};
+use crate::event::Seq;
+use crate::log::AppendError;
+
+/// So many Seqs can be left out: minutes, if it comes to that.
+const SKIP_MAX: u64 = 10_000_000;
+
+/// What is not done by then goes on when it is asked for again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One try of a batch.
+const TRY: Duration = Duration::from_secs(8);
+
+/// So many messages that say nothing are there at a time, at the most, besides those of one batch.
+const THERE_MAX: u64 = 16_384;
+
+/// Has the stream go on behind a Seq, whoever else stores something meanwhile.
+pub(super) async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
+    let until = Instant::now() + PATIENCE;
+    let info = api::info(&shared.link, shared.stream(), None, until).await;
+    let info = info.map_err(|failure| AppendError::Failing(failure.to_string()))?;
+    let last = Seq(info.state.last_seq);
+    shared.note(info);
+    if last >= seen {
+        return Ok(());
+    }
+    if seen.0 - last.0 > SKIP_MAX {
+        return Err(AppendError::Failing(format!(
+            "the stream ends at {last}, and a sink has seen event {seen}: it is not the stream that the sink was fed from"
+        )));
+    }
+    use_up(shared, last, seen, until).await
+}
+
+/// Uses up what comes behind `last`, where the stream ended when it was looked, up to `seen`.
+pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Instant) -> Result<(), AppendError> {
+    let name = random_text();
+    let (mut number, mut there) = (0, 0);
+    let mut used_up = Ok(());
+    while last < seen {
+        if Instant::now() >= until {
+            used_up = Err(AppendError::Failing(format!(
+                "the stream is to go on behind event {seen}, and has come to {last} so far"
+            )));
+            break;
+        }
+        let count = (seen.0 - last.0).min(TOGETHER.0 as u64);
+        match fill(shared, &name, number, count, until).await {
+            Ok(seq) => last = Seq(seq),
+            Err(error) => {
+                used_up = Err(error);
+                break;
+            }
+        }
+        shared.saw(last);
+        number += count;
+        there += count;
+        if there >= THERE_MAX {
+            take_away(shared).await;
+            there = 0;
+        }
+    }
+    take_away(shared).await;
+    used_up
+}
+
+/// Stores messages that say nothing, so many or one; gives the Seq of the last.
+async fn fill(shared: &Shared, name: &str, number: u64, count: u64, until: Instant) -> Result<u64, AppendError> {
+    if count > 1
+        && let Some(seq) = fill_together(shared, name, number, count, until).await
+    {
+        return Ok(seq);
+    }
+    // Under a subject of its own: of the batch it is not known what became of it.
+    let subject = format!("{}.one", subject(shared, name, number));
+    let put = publish_own(shared, &subject, &part("", ""), until).await?;
+    Ok(put.0)
+}
+
+/// The same in one batch; `None` where nothing, or nobody knows what, came of it.
+async fn fill_together(shared: &Shared, name: &str, number: u64, count: u64, until: Instant) -> Option<u64> {
+    let line = shared.link.line(until).await.ok()?;
+    let batch = random_text();
+    for place in 1..=count {
+        let mut headers = part("", "");
+        headers.insert("Nats-Batch-Id", batch.as_str());
+        headers.insert("Nats-Batch-Sequence", place.to_string());
+        let subject = subject(shared, name, number + place - 1);
+        if place < count {
+            line.tell(&subject, headers, Bytes::new()).await.ok()?;
+            continue;
+        }
+        headers.insert("Nats-Batch-Commit", "1");
+        let until = until.min(Instant::now() + TRY);
+        let answer = line.ask(&subject, headers, Bytes::new(), until).await.ok()?;
+        if let Verdict::Stored(seq) = judged(&answer) {
+            return Some(seq);
+        }
+    }
+    None
+}
+
+fn subject(shared: &Shared, name: &str, number: u64) -> String {
+    format!("{}.er.skipped.{name}.{number}", shared.stream())
+}
+
+/// Takes away all that says nothing, whoever has left it: the Seqs stay used up. What stays after all harms nobody, and goes the next time, or as
+/// everything does that is old.
+async fn take_away(shared: &Shared) {
+    let which = json!({ "filter": key::fillers(shared.stream()) });
+    let purged = api::purge(&shared.link, shared.stream(), &which, Instant::now() + PATIENCE).await;
+    if let Err(failure) = purged {
+        tracing::warn!(%failure, "what holds the places of lost events in the stream can't be taken away now");
+    }
+}
