@@ -178,7 +178,9 @@ fn judge_lazy(homes: &Homes, are_all: bool, servers: &BTreeMap<String, Server>) 
     let have_answered = if names.is_empty() {
         !servers.is_empty()
     } else {
-        names.iter().all(|name| servers.contains_key(name) || away.contains(name))
+        names
+            .iter()
+            .all(|name| servers.contains_key(name) || away.contains(name))
     };
     (!lazy.is_empty() || are_all && have_answered).then_some(lazy)
 }
@@ -281,7 +283,12 @@ mod tests {
 
     #[test]
     fn that_none_is_lazy_is_said_only_where_all_are_seen() {
-        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        let set = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<BTreeSet<String>>()
+        };
         let judged = |homes: &[&str], away: &[&str], are_all: bool, servers: &[(&str, bool)]| {
             let homes = Homes {
                 names: set(homes),
@@ -295,11 +302,20 @@ mod tests {
             judge_lazy(&homes, are_all, &servers.iter().map(server).collect()).map(|lazy| lazy.len())
         };
         let all = ["a", "b", "c"];
-        assert_eq!(judged(&all, &[], true, &[("a", true), ("b", true), ("c", true)]), Some(0));
-        assert_eq!(judged(&all, &[], true, &[("a", true), ("b", false), ("c", true)]), Some(1));
+        assert_eq!(
+            judged(&all, &[], true, &[("a", true), ("b", true), ("c", true)]),
+            Some(0)
+        );
+        assert_eq!(
+            judged(&all, &[], true, &[("a", true), ("b", false), ("c", true)]),
+            Some(1)
+        );
         // A bucket may be on a fourth one.
         assert_eq!(judged(&all, &[], false, &[("a", true), ("b", true), ("c", true)]), None);
-        assert_eq!(judged(&all, &[], false, &[("a", true), ("b", false), ("c", true)]), Some(1));
+        assert_eq!(
+            judged(&all, &[], false, &[("a", true), ("b", false), ("c", true)]),
+            Some(1)
+        );
         // The lazy one may be the one that does not answer; one that is away acknowledges nothing.
         assert_eq!(judged(&all, &[], true, &[("a", true), ("c", true)]), None);
         assert_eq!(judged(&all, &["b"], true, &[("a", true), ("c", true)]), Some(0));

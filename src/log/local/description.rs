@@ -32,6 +32,11 @@ const NAME: &str = "closehook.json";
 /// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month.
 const DIRECTORY_FORMAT: u32 = 2;
 
+/// Whether this is a data directory, as far as can be seen.
+pub(super) fn is_in(dir: &Path) -> bool {
+    dir.join(NAME).is_file()
+}
+
 impl Description {
     /// Reads the description; makes one in a new directory if `create`.
     pub fn open(dir: &Path, create: bool) -> Result<Description, OpenError> {

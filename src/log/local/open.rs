@@ -22,7 +22,7 @@ use super::pending::Replies;
 use super::recovery::{self, Inventory};
 use super::refused::OpenError;
 use super::shared::{Segment, Shared};
-use super::{placed, transfer};
+use super::{placed, scratch, transfer};
 use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
@@ -49,6 +49,9 @@ impl LocalLog {
         make_dir(&dir).map_err(&fail)?;
         let lock = take_lock(&dir)?;
         refuse_unfinished(&dir)?;
+        for left in scratch::clear_in_data_dir(&dir) {
+            tracing::warn!("{left}");
+        }
         let (shared, newest) = take_stock(options)?;
         let newest = match newest {
             Some(newest) => newest,
