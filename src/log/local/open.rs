@@ -134,11 +134,17 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         segments,
         newest,
         next,
-        owed,
+        mut owed,
     } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
+    owed.sets = known.take_unsaved();
+    owed.description = description.is_owed.then(|| description.clone());
+    let trouble = owed.holds_back().map(AppendError::Full);
     let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     *lock(&shared.owed) = owed;
+    if trouble.is_some() {
+        shared.set_trouble(trouble);
+    }
     shared.head.send_replace(next.prev());
     Ok((shared, newest))
 }

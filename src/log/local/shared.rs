@@ -208,6 +208,10 @@ impl Shared {
     ///
     /// What was dropped is not remembered over a restart: then a gap goes with what is dropped next, or by its age.
     pub fn forget_gaps(&self) -> io::Result<()> {
+        // What is in damaged keys is not known before they are saved.
+        if !lock(&self.owed).sets.is_empty() {
+            return Ok(());
+        }
         let known = read_lock(&self.known).oldest_segment();
         let first = self.first();
         let passed = Seq(self.passed.load(Ordering::Relaxed));

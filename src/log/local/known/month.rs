@@ -173,7 +173,7 @@ impl Month {
         let manifest = Manifest::load(dir)?;
         Ok(Month {
             dir: dir.to_owned(),
-            bytes: 0,
+            bytes: manifest.files.iter().map(|file| file.len).sum(),
             head: manifest.head(),
             manifest,
             visitor: true,
