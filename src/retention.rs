@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::age::Clock;
 use crate::config::Size;
 use crate::event::Seq;
-use crate::log::{Cut, Log, space};
+use crate::log::{Cut, Log, SCRATCH, space};
 use crate::sync::{OneAtATime, lock};
 use crate::telemetry::paced::Paced;
 
@@ -124,12 +124,14 @@ pub fn cap(dir: &Path, max_size: Option<u64>) -> io::Result<u64> {
     }
 }
 
-/// Bytes on disk of everything below a directory. What vanishes meanwhile counts nothing.
+/// Bytes on disk of everything below a directory, but for copies that somebody looks at events by: no event goes for that. What vanishes
+/// meanwhile counts nothing.
 pub fn used(dir: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
     /// What `st_blocks` counts in (`stat(2)`).
     const BLOCK: u64 = 512;
     let mut bytes = 0;
+    let scratch = dir.join(SCRATCH);
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
         let listing = match std::fs::read_dir(&dir) {
@@ -140,7 +142,7 @@ pub fn used(dir: &Path) -> io::Result<u64> {
         for entry in listing {
             let entry = entry?;
             match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
+                Ok(metadata) if metadata.is_dir() => pending.extend(Some(entry.path()).filter(|path| *path != scratch)),
                 Ok(metadata) => bytes += metadata.blocks() * BLOCK,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),

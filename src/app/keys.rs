@@ -89,7 +89,10 @@ fn local_key_path(config: &Config) -> std::path::PathBuf {
 /// The key for trying out; `None` where it is not made yet.
 fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
     let path = local_key_path(config);
-    if make && !path.exists() {
+    // One that can't be looked at may be there, and what is signed with it is on its way.
+    let is_there = path.try_exists();
+    let is_there = is_there.map_err(|error| format!("{} can't be looked at: {error}", path.display()))?;
+    if make && !is_there {
         let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| fail(&error))?;
@@ -97,7 +100,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
         framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
         tracing::info!("made a signature key for trying out: {}", path.display());
     }
-    if !path.exists() {
+    if !make && !is_there {
         return Ok(None);
     }
     let text = Secret::File(path.clone()).resolve()?;

@@ -5,7 +5,7 @@
 //! copy is made up for with the next look. Each node looks every few seconds what others have
 //! changed: keys of subscriptions and rotations so reach all that receive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -49,6 +49,8 @@ pub struct Shared {
     copied: Mutex<BTreeMap<String, Revision>>,
     /// What is known here and not in this node's file yet, and whether it was said why.
     behind: Mutex<BTreeMap<String, bool>>,
+    /// This node's own files that could not be read when they were to be shared, which was said.
+    unread: Mutex<BTreeSet<String>>,
     /// What is asked there, and the file that is written by it, are one step: else an older copy could come later.
     copying: tokio::sync::Mutex<()>,
 }
@@ -61,6 +63,7 @@ impl Shared {
             dir: data_dir.join("close"),
             copied: Mutex::default(),
             behind: Mutex::default(),
+            unread: Mutex::default(),
             copying: tokio::sync::Mutex::default(),
         })
     }
@@ -119,7 +122,8 @@ impl Shared {
         Ok(Some(entry.value))
     }
 
-    /// Copies everything, before anybody here has read it: what can't be copied would not be known here.
+    /// Copies everything, before anybody here has read it: what can't be copied would not be known here. So it is with what only this node has
+    /// and can't read: a key of it would be known to nobody.
     pub async fn look_first(&self) -> Result<(), Error> {
         let (changed, written) = self.take().await?;
         written?;
@@ -147,7 +151,7 @@ impl Shared {
         Ok(changed)
     }
 
-    /// The files that are others now, and whether all of them are on this node's disk.
+    /// The files that are others now, and whether all of them are on this node's disk, and all that only it has are shared.
     async fn take(&self) -> Result<(Copied, Result<(), Error>), Error> {
         let mut changed = Copied::new();
         let mut written = Ok(());
@@ -157,7 +161,7 @@ impl Shared {
             let _copying = self.copying.lock().await;
             let before = lock(&self.copied).get(name).copied();
             let Some(entry) = self.store.get(name).await.map_err(local)? else {
-                self.share_own(name, &path).await?;
+                written = written.and(self.share_own(name, &path).await?);
                 continue;
             };
             let is_here = !lock(&self.behind).contains_key(name);
@@ -178,18 +182,28 @@ impl Shared {
         Ok((changed, written))
     }
 
-    /// A file that was there before anything was shared.
-    async fn share_own(&self, name: &str, path: &Path) -> Result<(), Error> {
-        let Ok(content) = crate::files::read(path) else {
-            return Ok(());
-        };
+    /// A file that was there before anything was shared. The inner error: it can't be read, so whether it holds anything is not known; that
+    /// keeps no other file from being looked at.
+    async fn share_own(&self, name: &str, path: &Path) -> Result<Result<(), Error>, Error> {
+        let read = crate::files::read(path);
+        if let Err(error) = &read
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            let unread = Error::Local(format!("close/{name} can't be read, so it is not shared: {error}"));
+            if lock(&self.unread).insert(name.to_owned()) {
+                tracing::warn!(error = %unread, "what only this node has is not known to the other nodes; this is tried again");
+            }
+            return Ok(Err(unread));
+        }
+        lock(&self.unread).remove(name);
+        let Ok(content) = read else { return Ok(Ok(())) };
         match self.store.put(name, content, Expected::Nothing).await {
             Ok(revision) => {
                 self.note(name, revision);
-                Ok(())
+                Ok(Ok(()))
             }
             // Another node was faster: the next look copies what it has.
-            Err(StoreError::Conflict(_)) => Ok(()),
+            Err(StoreError::Conflict(_)) => Ok(Ok(())),
             Err(error) => Err(Error::Local(error.to_string())),
         }
     }
@@ -319,6 +333,26 @@ mod tests {
         one.look().await.unwrap();
         assert!(two.look().await.unwrap().contains_key("keys.json"));
         assert_eq!(read(&two, "keys.json"), Some(1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_own_file_that_can_not_be_read_is_not_taken_for_none() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let ((_one, one), (_two, two)) = (node(&store), node(&store));
+        let own = one.dir.join("keys.json");
+        std::fs::create_dir_all(&own).unwrap();
+        let why = one.look_first().await.unwrap_err().to_string();
+        assert!(why.contains("close/keys.json can't be read"), "{why}");
+        // The others are looked at all the same.
+        write(&two, "state.json", 1).await.unwrap();
+        assert!(one.look().await.unwrap().contains_key("state.json"));
+        assert_eq!(read(&one, "state.json"), Some(1));
+        std::fs::remove_dir(&own).unwrap();
+        files::write_json(&own, &serde_json::json!({ "version": 1, "value": 2 })).unwrap();
+        one.look_first().await.unwrap();
+        two.look_first().await.unwrap();
+        assert_eq!(read(&two, "keys.json"), Some(2), "it was shared with the next look");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use super::{Config, Fault};
 
 /// What closehook keeps in its data directory, but for what it sets aside beside it. Anything else may be there as well: a sink's
 /// file is at home in a directory that the daemon may write to.
-const IN_DATA_DIR: [&str; 16] = [
+const IN_DATA_DIR: [&str; 17] = [
     "acme",
     "close",
     "closehook.json",
@@ -25,6 +25,7 @@ const IN_DATA_DIR: [&str; 16] = [
     "log",
     "lost+found",
     "restore-unfinished",
+    "scratch",
     "signature_key",
     "state",
 ];

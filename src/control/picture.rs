@@ -101,7 +101,7 @@ impl Draw {
             held.last = Some(*on.log.head().borrow());
         }
         for gap in on.log.stats().gaps {
-            stretches.extend(lost(on, &gap).await?.and_then(|lost| lost.within(from, to)));
+            stretches.extend(lost(on, &gap).await?.within(from, to));
         }
         stretches.sort_by_key(|stretch| (stretch.from, stretch.kind));
         let is_cut = stretches.len() > STRETCHES_MAX;
@@ -215,8 +215,8 @@ fn unclaimed(stretches: &[Stretch], configured: bool, from: Timestamp, to: Times
     gaps
 }
 
-/// What damage took, at the time when its neighbours came; `None`: they are gone as well.
-async fn lost(on: &Facade, gap: &Gap) -> Result<Option<Stretch>, Refusal> {
+/// What damage took, at the time when its neighbours came; where they are gone as well, when it was found.
+async fn lost(on: &Facade, gap: &Gap) -> Result<Stretch, Refusal> {
     let before = match on.log.last_before(gap.from) {
         Some(seq) => on.log.get(seq).await.map_err(text)?,
         None => None,
@@ -229,15 +229,14 @@ async fn lost(on: &Facade, gap: &Gap) -> Result<Option<Stretch>, Refusal> {
     let behind = on.log.read(gap.to.next(), one).await.map_err(text)?.events.pop();
     let time = |event: &std::sync::Arc<crate::event::Event>| event.received_at;
     let times = (before.as_ref().map(time), behind.as_ref().map(time));
-    let Some(from) = times.0.or(times.1) else {
-        return Ok(None);
-    };
-    Ok(Some(Stretch {
+    // Where nothing else is there, all that is known is when it was found.
+    let from = times.0.or(times.1).unwrap_or(gap.found_at);
+    Ok(Stretch {
         first: Some(gap.from),
         last: Some(gap.to),
         events: Some(gap.to.0 - gap.from.0 + 1),
         ..Stretch::new(What::Lost, from, times.1.unwrap_or(from).max(from), gap.reason.clone())
-    }))
+    })
 }
 
 impl Stretch {

@@ -189,3 +189,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn copies_that_somebody_looks_at_events_by_count_for_no_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |path: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, [1; 1 << 16]).unwrap();
+    };
+    write("log/1/journal");
+    let before = used(dir.path()).unwrap();
+    write("scratch/closehook-1-a/db");
+    assert_eq!(used(dir.path()).unwrap(), before);
+    write("log/scratch/db");
+    assert!(used(dir.path()).unwrap() > before);
+}

@@ -140,30 +140,49 @@ fn lazy(name: &str, server: &Server) -> Option<String> {
     })
 }
 
-/// Which of the servers that keep anything say that they do not sync each message, a sentence each; `None`: which keep anything can't be seen
-/// now. One that says nothing now was asked before, or will be.
+/// Which of the servers that keep anything say that they do not sync each message, a sentence each; `None`: none does of those that can be
+/// seen, and there are others now. One that says nothing now was asked before, or will be.
 pub(super) async fn lazy_servers(link: &Link, options: &Options) -> Option<Vec<String>> {
     if options.durability == Durability::Unchecked {
         return Some(Vec::new());
     }
-    let mut is_seen = false;
     let (mut homes, until) = (Homes::default(), Instant::now() + ASK_WITHIN);
+    let (mut is_seen, mut are_all) = (false, true);
     let stream = &options.stream;
     for name in [stream.clone(), key::parts_stream(stream), key::dead_stream(stream)] {
         // What can't be seen now is seen with the next look.
-        if let Ok(info) = api::info(link, &name, None, until).await {
-            homes.add(&info);
-            is_seen = true;
+        match api::info(link, &name, None, until).await {
+            Ok(info) => {
+                homes.add(&info);
+                is_seen = true;
+            }
+            Err(failure) => are_all &= matches!(&failure, Failure::Refused(refusal) if refusal.is_absence()),
         }
     }
     if !is_seen {
         return None;
     }
-    let _ = homes.add_buckets(link, options, until).await;
+    are_all &= homes.add_buckets(link, options, until).await.is_ok();
     let (servers, _) = ask_servers(options).await;
-    let is_one = |name: &String| homes.names.is_empty() || homes.names.contains(name);
+    judge_lazy(&homes, are_all, &servers)
+}
+
+/// What is seen is enough to say that one does not sync, and not that all do, unless `are_all` that keep anything, and each of them has
+/// answered or is away: else a trouble would be over because nobody could look.
+fn judge_lazy(homes: &Homes, are_all: bool, servers: &BTreeMap<String, Server>) -> Option<Vec<String>> {
+    let Homes { names, away } = homes;
+    // One that is alone says no name of its own.
+    let is_one = |name: &String| names.is_empty() || names.contains(name);
     let keep_it = servers.iter().filter(|(name, _)| is_one(name));
-    Some(keep_it.filter_map(|(name, server)| lazy(name, server)).collect())
+    let lazy: Vec<String> = keep_it.filter_map(|(name, server)| lazy(name, server)).collect();
+    let have_answered = if names.is_empty() {
+        !servers.is_empty()
+    } else {
+        names
+            .iter()
+            .all(|name| servers.contains_key(name) || away.contains(name))
+    };
+    (!lazy.is_empty() || are_all && have_answered).then_some(lazy)
 }
 
 /// What servers say of themselves, by name; and why one says nothing.
@@ -261,6 +280,51 @@ async fn roll_call(link: &Link) -> Result<BTreeMap<String, Server>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_none_is_lazy_is_said_only_where_all_are_seen() {
+        let set = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<BTreeSet<String>>()
+        };
+        let judged = |homes: &[&str], away: &[&str], are_all: bool, servers: &[(&str, bool)]| {
+            let homes = Homes {
+                names: set(homes),
+                away: set(away),
+            };
+            let server = |(name, syncs_always): &(&str, bool)| {
+                let version = "2.12.0".to_owned();
+                let syncs_always = *syncs_always;
+                ((*name).to_owned(), Server { version, syncs_always })
+            };
+            judge_lazy(&homes, are_all, &servers.iter().map(server).collect()).map(|lazy| lazy.len())
+        };
+        let all = ["a", "b", "c"];
+        assert_eq!(
+            judged(&all, &[], true, &[("a", true), ("b", true), ("c", true)]),
+            Some(0)
+        );
+        assert_eq!(
+            judged(&all, &[], true, &[("a", true), ("b", false), ("c", true)]),
+            Some(1)
+        );
+        // A bucket may be on a fourth one.
+        assert_eq!(judged(&all, &[], false, &[("a", true), ("b", true), ("c", true)]), None);
+        assert_eq!(
+            judged(&all, &[], false, &[("a", true), ("b", false), ("c", true)]),
+            Some(1)
+        );
+        // The lazy one may be the one that does not answer; one that is away acknowledges nothing.
+        assert_eq!(judged(&all, &[], true, &[("a", true), ("c", true)]), None);
+        assert_eq!(judged(&all, &["b"], true, &[("a", true), ("c", true)]), Some(0));
+        // What is on others is not this log's.
+        assert_eq!(judged(&["a"], &[], true, &[("a", true), ("d", false)]), Some(0));
+        // One that is alone.
+        assert_eq!(judged(&[], &[], true, &[("a", false)]), Some(1));
+        assert_eq!(judged(&[], &[], true, &[]), None);
+    }
 
     #[test]
     fn a_server_is_too_old_by_its_numbers() {

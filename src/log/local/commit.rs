@@ -397,6 +397,9 @@ impl Committer {
                 crate::config::Size(self.shared.room.load(Ordering::Relaxed)),
             )));
         }
+        if let Some(why) = lock(&self.shared.owed).holds_back() {
+            return Err(AppendError::Full(why));
+        }
         let space = space::of(&options.dir).map_err(|error| failing(&error))?;
         let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
         if space.free < reserve {

@@ -1,7 +1,7 @@
 //! The data directory's own description: which log it holds, which life of it, and in which format.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -26,22 +26,30 @@ pub(super) struct Description {
     /// alone. `None`: it never was, or by a closehook that did not note it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_upto: Option<Seq>,
+    /// There was no room for it: it is in memory alone.
+    #[serde(skip)]
+    pub is_owed: bool,
 }
 
 const NAME: &str = "closehook.json";
 /// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month.
 const DIRECTORY_FORMAT: u32 = 2;
 
+/// Whether this is a data directory, as far as can be seen.
+pub(super) fn is_in(dir: &Path) -> bool {
+    dir.join(NAME).is_file()
+}
+
 impl Description {
-    /// Reads the description; makes one in a new directory if `create`.
+    /// Reads the description; makes one in a new directory if `create`. One that is damaged, missing or old beside a log is made anew on a full
+    /// disk as well, and [`Description::is_owed`] then: the log starts all the same (decision 2).
     pub fn open(dir: &Path, create: bool) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
         let fail = |source| OpenError::Io {
             path: path.clone(),
             source,
         };
-        let read = files::read(&path).and_then(|json| Ok(serde_json::from_slice::<Description>(&json)?));
-        match read {
+        match read(&path) {
             Ok(description) if description.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
                 dir: dir.to_owned(),
                 found: description.format,
@@ -53,24 +61,25 @@ impl Description {
                 // From now on there may be files in it that an earlier version would take for damaged.
                 if create && description.format < DIRECTORY_FORMAT {
                     description.format = DIRECTORY_FORMAT;
-                    return description.store(&path);
+                    return description.put_or_owe(dir);
                 }
                 Ok(description)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Description::make(dir, None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
+                Description::fresh(None, None).map_err(fail)?.put_or_owe(dir)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
             Err(error) if create && dir.join("log").is_dir() => {
-                let aside = framefile::beside(&path, ".damaged");
+                let aside = aside(&path);
                 tracing::error!(
                     %error,
                     aside = %aside.display(),
                     "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
                      appended to this time"
                 );
-                std::fs::rename(&path, aside).map_err(fail)?;
-                Description::make(dir, None)
+                Description::fresh(None, None).map_err(fail)?.put_or_owe(dir)
             }
             Err(error) if dir.join("log").is_dir() => Err(OpenError::DescriptionDamaged {
                 path,
@@ -95,21 +104,56 @@ impl Description {
 
     fn make_with(dir: &Path, id: Option<String>, shared_upto: Option<Seq>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let fail = |source| OpenError::Io {
+        let made = Description::fresh(id, shared_upto).map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
-        };
+        })?;
+        made.store(&path)
+    }
+
+    /// One with an epoch of its own, in memory.
+    fn fresh(id: Option<String>, shared_upto: Option<Seq>) -> io::Result<Description> {
         let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let epoch = hex::encode(random);
-        let description = Description {
+        Ok(Description {
             format: DIRECTORY_FORMAT,
             id: id.unwrap_or_else(|| epoch.clone()),
             epoch,
             created_at: Timestamp::now(),
             shared_upto,
-        };
-        description.store(&path)
+            is_owed: false,
+        })
+    }
+
+    /// Writes it. A damaged one in its place is set aside, and stays where it is where this can't be written.
+    pub fn put(&self, dir: &Path) -> io::Result<()> {
+        let path = dir.join(NAME);
+        let json = serde_json::to_vec_pretty(self)?;
+        if !read(&path).is_err_and(|error| framefile::is_damage(&error)) {
+            return framefile::replace_file(&path, &json);
+        }
+        std::fs::rename(&path, aside(&path))?;
+        let written = framefile::replace_file(&path, &json);
+        if written.is_err() {
+            std::fs::rename(aside(&path), &path)?;
+        }
+        written
+    }
+
+    fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
+        match self.put(dir) {
+            Ok(()) => {}
+            Err(error) if files::is_full(&error) && dir.join("log").is_dir() => {
+                tracing::warn!(%error, "there is no room for the data directory's description; it is written when there is");
+                self.is_owed = true;
+            }
+            Err(source) => {
+                let path = dir.join(NAME);
+                return Err(OpenError::Io { path, source });
+            }
+        }
+        Ok(self)
     }
 
     /// Notes up to where the other engine holds what is here.
@@ -126,6 +170,7 @@ impl Description {
             epoch: epoch.to_owned(),
             created_at: Timestamp::now(),
             shared_upto: Some(upto),
+            is_owed: false,
         };
         description.store(&dir.join(NAME))
     }
@@ -139,6 +184,15 @@ impl Description {
         framefile::replace_file(path, &json).map_err(fail)?;
         Ok(self)
     }
+}
+
+fn read(path: &Path) -> io::Result<Description> {
+    files::read(path).and_then(|json| Ok(serde_json::from_slice(&json)?))
+}
+
+/// Where a damaged one goes.
+fn aside(path: &Path) -> PathBuf {
+    framefile::beside(path, ".damaged")
 }
 
 #[cfg(test)]

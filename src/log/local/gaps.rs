@@ -150,11 +150,11 @@ impl Gaps {
         }
     }
 
-    /// Forgets what is before a Seq.
-    pub fn forget_before(&self, first_kept: Seq) -> io::Result<()> {
+    /// Forgets what is before a Seq, as far as it `is_over`.
+    pub fn forget_before(&self, first_kept: Seq, is_over: &dyn Fn(&Gap) -> bool) -> io::Result<()> {
         let _changing = lock(&self.changing);
         let before = self.list();
-        let is_kept = |gap: &&Gap| gap.to >= first_kept;
+        let is_kept = |gap: &&Gap| gap.to >= first_kept || !is_over(gap);
         let list: Vec<Gap> = before.iter().filter(is_kept).cloned().collect();
         if list.len() == before.len() {
             return Ok(());
@@ -233,13 +233,13 @@ mod tests {
         for _ in 0..2 {
             assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
             assert!(gaps.add(Seq(10), Seq(19), "why", true).is_err());
-            assert!(gaps.forget_before(Seq(3)).is_err());
+            assert!(gaps.forget_before(Seq(3), &|_| true).is_err());
             assert_eq!(*gaps.list(), [gap(1, 2, false)]);
         }
         std::fs::rename(&away, &place).unwrap();
         gaps.record(Seq(5), Seq(9), "why").unwrap();
         gaps.add(Seq(10), Seq(19), "why", true).unwrap();
-        gaps.forget_before(Seq(3)).unwrap();
+        gaps.forget_before(Seq(3), &|_| true).unwrap();
         let stored = Gaps::open(&place, true).unwrap();
         assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
     }

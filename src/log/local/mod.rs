@@ -63,4 +63,5 @@ pub use moved::{Moved, identity, moved, note_moved, refuse_moved, reopen, shared
 pub use options::Options;
 pub use placed::{Placer, commit as commit_copy, is_begun as is_copy_begun};
 pub use refused::OpenError;
+pub use scratch::DIR as SCRATCH;
 pub use transfer::{Piece, Restorer, Taken, key_file};

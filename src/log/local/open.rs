@@ -22,7 +22,7 @@ use super::pending::Replies;
 use super::recovery::{self, Inventory};
 use super::refused::OpenError;
 use super::shared::{Segment, Shared};
-use super::{placed, transfer};
+use super::{placed, scratch, transfer};
 use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
@@ -49,6 +49,9 @@ impl LocalLog {
         make_dir(&dir).map_err(&fail)?;
         let lock = take_lock(&dir)?;
         refuse_unfinished(&dir)?;
+        for left in scratch::clear_in_data_dir(&dir) {
+            tracing::warn!("{left}");
+        }
         let (shared, newest) = take_stock(options)?;
         let newest = match newest {
             Some(newest) => newest,
@@ -131,11 +134,17 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         segments,
         newest,
         next,
-        owed,
+        mut owed,
     } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
+    owed.sets = known.take_unsaved();
+    owed.description = description.is_owed.then(|| description.clone());
+    let trouble = owed.holds_back().map(AppendError::Full);
     let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     *lock(&shared.owed) = owed;
+    if trouble.is_some() {
+        shared.set_trouble(trouble);
+    }
     shared.head.send_replace(next.prev());
     Ok((shared, newest))
 }

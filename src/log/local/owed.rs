@@ -1,8 +1,9 @@
-//! What a log owes that was opened on a full disk.
+//! What a log owes that was opened on a full disk: the facts are in memory, or nothing is stored before they are.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::description::Description;
 use super::journal;
 use super::sealed::swap;
 use crate::event::Seq;
@@ -18,6 +19,22 @@ pub(super) struct Owed {
     pub segments: Vec<Seq>,
     /// Segments whose known keys are in memory and in no file.
     pub keys: Vec<Seq>,
+    /// Damaged sets of known keys of which nothing is in memory.
+    pub sets: Vec<PathBuf>,
+    /// The data directory's description; `None` where it is written.
+    pub description: Option<Description>,
+}
+
+impl Owed {
+    /// Why nothing may be stored before it is done, one sentence: it could be a repetition, and nobody would know. `None`: something may.
+    pub fn holds_back(&self) -> Option<String> {
+        let set = self.sets.first()?;
+        Some(format!(
+            "known keys are damaged, and there was no room on the disk to save what can be read of them ({}): that comes first, as soon as \
+             there is room",
+            set.display()
+        ))
+    }
 }
 
 /// Parts of a journal that are damaged, and where they are to be set aside.

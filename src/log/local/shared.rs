@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use jiff::SignedDuration;
 use lru::LruCache;
 use tokio::sync::watch;
 
@@ -19,7 +20,7 @@ use super::options::Options;
 use super::owed::Owed;
 use super::sealed::{OpenDatabases, SealedSegment};
 use crate::event::Seq;
-use crate::log::AppendError;
+use crate::log::{AppendError, Gap};
 use crate::sync::{lock, read_lock, write_lock};
 
 /// A segment as readers see it.
@@ -96,6 +97,8 @@ pub(super) struct Shared {
     /// Bytes that the keeper may be writing beside what it is to replace.
     pub reserved: AtomicU64,
     started: Instant,
+    /// Before this everything was dropped since the start, or damaged.
+    passed: AtomicU64,
     /// Milliseconds after `started` at which the commit loop last turned.
     turned_ms: AtomicU64,
     /// The log is being closed: long work stops at the next good moment.
@@ -121,6 +124,7 @@ impl Shared {
             trouble: RwLock::default(),
             room: AtomicU64::new(u64::MAX),
             reserved: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -188,12 +192,37 @@ impl Shared {
         Ok(Answer { seq: None, asked })
     }
 
-    /// Forgets the gaps that retention would have removed by now, and of which no key can be known any more: while a lost
-    /// event's key is known, the gap is what says that it can come again.
+    /// Retention has dropped everything before this, as far as it can go.
+    pub fn note_passed(&self, before: Seq) {
+        let before = before.min(self.first());
+        self.passed.fetch_max(before.0, Ordering::Relaxed);
+    }
+
+    /// Forgets the gaps that retention has passed, and of which no key can be known any more: while a lost event's key is known, the
+    /// gap is what says that it can come again.
+    ///
+    /// That nothing is kept before a gap does not mean that retention has passed it: damage may have taken all there was, and then the gap is
+    /// all that tells of it. It has passed what was lost
+    /// - when it drops something behind that: by age and by size the oldest goes first, so this would have gone as well; or
+    /// - when so much time has gone by since the loss was found as anything is kept: what was lost then came before.
+    ///
+    /// What was dropped is not remembered over a restart: then a gap goes with what is dropped next, or by its age.
     pub fn forget_gaps(&self) -> io::Result<()> {
+        // What is in damaged keys is not known before they are saved.
+        if !lock(&self.owed).sets.is_empty() {
+            return Ok(());
+        }
         let known = read_lock(&self.known).oldest_segment();
         let first = self.first();
-        self.gaps.forget_before(known.map_or(first, |known| known.min(first)))
+        let passed = Seq(self.passed.load(Ordering::Relaxed));
+        // Keys are known for at least as long as events are kept.
+        let kept = SignedDuration::try_from(self.options.keys_kept).unwrap_or(SignedDuration::MAX);
+        let now = self.options.now.at_least();
+        let cutoff = now.and_then(|now| now.checked_sub(kept).ok());
+        let is_old = |gap: &Gap| cutoff.is_some_and(|cutoff| gap.found_at < cutoff);
+        let is_over = |gap: &Gap| gap.skipped || gap.to < passed || is_old(gap);
+        self.gaps
+            .forget_before(known.map_or(first, |known| known.min(first)), &is_over)
     }
 
     /// Closes databases of known keys that nobody used for `idle`.

@@ -9,7 +9,6 @@ use crate::event::Seq;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::known::{self, KeyFile};
 use crate::log::local::shared::Shared;
-use crate::log::local::space;
 use crate::sync::{read_lock, write_lock};
 
 /// Close retries for 72 hours, its event log goes back 30 days: keys are known at least this long.
@@ -57,10 +56,7 @@ impl Keeper {
         drop(known);
         let Some(order) = order else { return Ok(()) };
         self.shared.desk.begin("merging known keys".into());
-        // The merged ones are smaller, except where there are few.
-        if space::of(&self.shared.options.dir)?.free < order.bytes() * 2 + (1 << 20) {
-            return Err(SegmentError::Io(io::ErrorKind::StorageFull.into()));
-        }
+        order.have_room(&dir)?;
         let is_urgent = order.saves() || sets > KEY_SETS_MAX;
         let staged = self.at_leisure("merge", None, is_urgent, |go_on| {
             Ok(order.stage(&dir, &mut || fault::go_on(go_on).map_err(io::Error::other))?)

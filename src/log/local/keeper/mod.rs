@@ -341,6 +341,7 @@ impl Keeper {
                 _ => self.drop_segment(first, &segment)?,
             }
         }
+        self.shared.note_passed(seq);
         self.shared.forget_gaps()?;
         Ok(self.shared.first())
     }

@@ -153,7 +153,7 @@ fn look_through_sealed(
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
 ) -> Result<(), SegmentError> {
-    let copy = scratch::dir()?;
+    let copy = scratch::dir(&damaged.dir, damaged.manifest.database_bytes())?;
     let read = sealed::look_through(damaged, copy.path(), progress, &mut |event| {
         seen.is_doomed |= doomed(event);
     })?;

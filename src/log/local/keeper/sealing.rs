@@ -10,11 +10,12 @@ use crate::event::Seq;
 use crate::framefile;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
+use crate::log::local::known;
 use crate::log::local::owed::set_segment_aside;
 use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
-use crate::sync::{lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 
 /// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
 const UNSEALED_MAX: usize = 3;
@@ -134,6 +135,11 @@ impl Keeper {
     /// Does what there was no room for when the log was opened, before anything goes in which it was found.
     pub(super) fn catch_up(&mut self) -> Result<(), SegmentError> {
         self.shared.gaps.settle()?;
+        let owed = lock(&self.shared.owed).description.clone();
+        if let Some(description) = owed {
+            description.put(&self.shared.options.dir)?;
+            lock(&self.shared.owed).description = None;
+        }
         loop {
             let owed = lock(&self.shared.owed).asides.last().cloned();
             let Some(aside) = owed else { break };
@@ -152,9 +158,27 @@ impl Keeper {
         }
         loop {
             let owed = lock(&self.shared.owed).keys.last().copied();
-            let Some(first) = owed else { return Ok(()) };
+            let Some(first) = owed else { break };
             keys::write(&self.shared, first)?;
             lock(&self.shared.owed).keys.pop();
+        }
+        // Last, as it takes the most room.
+        self.save_sets()
+    }
+
+    /// Saves what can be read of damaged sets of known keys: as long as that is owed, nothing is stored.
+    fn save_sets(&self) -> Result<(), SegmentError> {
+        loop {
+            let owed = lock(&self.shared.owed).sets.last().cloned();
+            let Some(damaged) = owed else { return Ok(()) };
+            self.shared
+                .desk
+                .begin(format!("saving what can be read of {}", damaged.display()));
+            let dir = read_lock(&self.shared.known).dir().to_owned();
+            if let Some(saved) = known::save(&dir, &damaged)? {
+                write_lock(&self.shared.known).saved(&saved);
+            }
+            lock(&self.shared.owed).sets.pop();
         }
     }
 

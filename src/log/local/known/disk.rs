@@ -37,6 +37,28 @@ pub(super) fn set_aside(path: &Path) -> io::Result<()> {
     std::fs::rename(path, aside)
 }
 
+/// How the name of a damaged set ends of which there was no room yet to save what can be read.
+const UNSAVED: &str = ".unsaved";
+
+/// What such a set was called before; `None`: it is none.
+pub(super) fn unsaved(name: &str) -> Option<&str> {
+    name.strip_suffix(UNSAVED)
+}
+
+/// Gives a damaged set a name under which nobody takes it for keys, and it is found again at the next start; `None` where one of this name
+/// waits already: then it is set aside.
+pub(super) fn keep_to_save(path: &Path) -> io::Result<Option<PathBuf>> {
+    if path.to_str().and_then(unsaved).is_some() {
+        return Ok(Some(path.to_owned()));
+    }
+    let kept = framefile::beside(path, UNSAVED);
+    if kept.try_exists()? {
+        return set_aside(path).map(|()| None);
+    }
+    std::fs::rename(path, &kept)?;
+    Ok(Some(kept))
+}
+
 /// Removes a month's directory. Its name goes first, so that a crash leaves it whole or gone.
 pub(super) fn remove_named(dir: &Path) -> io::Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();

@@ -39,20 +39,34 @@ pub(in crate::log::local) struct KnownKeys {
     tables: BTreeMap<Seq, Arc<Table>>,
     /// Older ones first.
     pub(super) units: Vec<Arc<Unit>>,
+    /// Damaged sets of which nothing is known before there is room to save what can be read of them.
+    unsaved: Vec<PathBuf>,
     /// Held by whoever copies or compares the files.
     held: Arc<()>,
 }
 
 impl KnownKeys {
     /// Opens what is in `dir`. The owner of the directory finishes or undoes what a crash interrupted, and sets aside under
-    /// another name what is damaged; either way that is reported. What can't be read for another reason is an error.
+    /// another name what is damaged; either way that is reported. What can't be read for another reason is an error, and a full disk is none.
     pub fn open(dir: &Path, owner: bool, mut report: impl FnMut(&Path, &io::Error)) -> io::Result<KnownKeys> {
+        let found = opening::find(dir, owner, &mut report)?;
         Ok(KnownKeys {
             dir: dir.to_owned(),
             tables: BTreeMap::new(),
-            units: opening::units(dir, owner, &mut report)?,
+            units: found.units,
+            unsaved: found.unsaved,
             held: Arc::default(),
         })
+    }
+
+    /// Damaged sets that wait for room on the disk: to be [saved](opening::save) then, and to be waited for before anything is called new.
+    pub fn take_unsaved(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.unsaved)
+    }
+
+    /// What could be read of one of them is in place.
+    pub fn saved(&mut self, saved: &Merged) {
+        self.units.insert(0, saved.0.clone());
     }
 
     /// The table of a segment whose keys are in no file; made empty where there is none.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::super::space;
 use super::disk::{self, is_damage};
 use super::identity::hash_of;
 use super::month::{Builder, Manifest, Month};
@@ -102,8 +103,16 @@ impl Order {
     }
 
     /// Bytes on disk of what is to be merged.
-    pub(in crate::log::local) fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.inputs.iter().map(|unit| unit.bytes()).sum()
+    }
+
+    /// An error where there is no room for it on the disk. What is merged is smaller, except where there are few.
+    pub(in crate::log::local) fn have_room(&self, keys_dir: &Path) -> io::Result<()> {
+        if space::of(keys_dir)?.free < self.bytes() * 2 + (1 << 20) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
 
     /// Whether what was merged is damaged, and to be set aside.

@@ -9,7 +9,8 @@
 //! Keys are found by the hash of the event's id, so the same sets answer "which revisions of this id are there?".
 //! Whoever asks the disk does so without the lock (`look`), so that nobody waits for anybody else's reading.
 //!
-//! What can't be read now is an error. What is proven to be damaged is set aside; what can be read of it is kept.
+//! What can't be read now is an error. What is proven to be damaged is set aside; what can be read of it is kept, and where there is no
+//! room for that the damaged set waits for it under a name of its own.
 
 mod copies;
 mod disk;
@@ -38,6 +39,6 @@ pub(super) use identity::Identity;
 pub(super) use keys::{KnownKeys, Recalled};
 pub(super) use look::{Answer, every, find, revisions};
 pub(super) use merge::{Merged, abandon, publish};
-pub(super) use opening::{check_file, covered, is_month};
+pub(super) use opening::{check_file, covered, is_month, save};
 pub(super) use table::Table;
 pub(super) use unit::Unit;

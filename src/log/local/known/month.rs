@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::super::fault::SegmentError;
-use super::super::scratch;
+use super::super::scratch::{self, Scratch};
 use super::super::sealed::database::{self, Database, FileSum, Tree};
 use super::disk::{damage, is_damage};
 use super::file::Head;
@@ -141,7 +141,7 @@ struct Open {
     last_used: Instant,
     read: usize,
     /// Deleted when the database is closed.
-    _copy: Option<tempfile::TempDir>,
+    _copy: Option<Scratch>,
 }
 
 impl Month {
@@ -173,7 +173,7 @@ impl Month {
         let manifest = Manifest::load(dir)?;
         Ok(Month {
             dir: dir.to_owned(),
-            bytes: 0,
+            bytes: manifest.files.iter().map(|file| file.len).sum(),
             head: manifest.head(),
             manifest,
             visitor: true,
@@ -231,7 +231,12 @@ impl Month {
     }
 
     fn open_database(&self, original: &Path) -> io::Result<Open> {
-        let copy = if self.visitor { Some(copy_of(original)?) } else { None };
+        let copy = if self.visitor {
+            let bytes = self.manifest.files.iter().map(|file| file.len).sum();
+            Some(copy_of(original, bytes)?)
+        } else {
+            None
+        };
         let path = copy.as_ref().map_or(original, |copy| copy.path());
         Ok(Open {
             db: Database::open(path).map_err(told)?,
@@ -370,14 +375,14 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
     Ok(())
 }
 
-fn copy_of(dir: &Path) -> io::Result<tempfile::TempDir> {
-    let copy = scratch::dir()?;
+fn copy_of(dir: &Path, bytes: u64) -> io::Result<Scratch> {
+    let copy = scratch::dir(dir, bytes)?;
     for name in database::files_below(dir)? {
         let target = copy.path().join(&name);
         if let Some(parent) = target.parent() {
             crate::framefile::make_dir(parent)?;
         }
-        std::fs::copy(dir.join(&name), target).map_err(|error| scratch::named(copy.path(), error))?;
+        std::fs::copy(dir.join(&name), target).map_err(|error| copy.named(error))?;
     }
     Ok(copy)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{self, entries, is_damage};
@@ -13,16 +13,32 @@ use super::month::{self, Month};
 use super::set::Known;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
+use crate::files;
 
-/// What is in `dir`, older sets first. See [`super::KnownKeys::open`].
-pub(super) fn units(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::Error)) -> io::Result<Vec<Arc<Unit>>> {
+/// What is in the directory.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Older sets first.
+    pub units: Vec<Arc<Unit>>,
+    /// Damaged ones of which there is no room to save what can be read.
+    pub unsaved: Vec<PathBuf>,
+}
+
+/// What is in `dir`. See [`super::KnownKeys::open`].
+pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::Error)) -> io::Result<Found> {
     if owner && dir.exists() {
         merge::publish(dir)?;
         merge::abandon(dir)?;
     }
-    let mut units = Vec::new();
+    let mut found = Found::default();
     for path in entries(dir)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if disk::unsaved(name).is_some() {
+            if owner {
+                found.put_right(dir, &path)?;
+            }
+            continue;
+        }
         let opened = if let Ok(segment) = name.parse::<u64>() {
             KeyFile::open(&path, Seq(segment)).map(Content::File)
         } else if is_month(name) {
@@ -34,51 +50,77 @@ pub(super) fn units(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::
             continue;
         };
         match opened {
-            Ok(content) => units.push(Unit::new(content)),
+            Ok(content) => found.units.push(Unit::new(content)),
             Err(error) if is_damage(&error) => {
                 report(&path, &error);
                 if owner {
-                    units.extend(saved(dir, &path)?);
-                    disk::set_aside(&path)?;
+                    found.put_right(dir, &path)?;
                 }
             }
             Err(error) => return Err(at(&path, &error)),
         }
     }
-    for merged in merge::left_over(&units) {
-        units.retain(|unit| !Arc::ptr_eq(unit, &merged));
+    for merged in merge::left_over(&found.units) {
+        found.units.retain(|unit| !Arc::ptr_eq(unit, &merged));
         if owner {
             merged.remove()?;
         }
     }
-    units.sort_by_key(|unit| unit.newest_us());
-    Ok(units)
+    found.units.sort_by_key(|unit| unit.newest_us());
+    Ok(found)
+}
+
+impl Found {
+    /// Saves what can be read of a damaged set; where there is no room for that now, the set waits.
+    fn put_right(&mut self, keys_dir: &Path, damaged: &Path) -> io::Result<()> {
+        match save(keys_dir, damaged) {
+            Ok(merged) => self.units.extend(merged.map(|merged| merged.0)),
+            Err(error) if files::is_full(&error) => {
+                tracing::warn!(
+                    %error,
+                    "there is no room to save what can be read of damaged known keys: that is done when there is, and nothing is stored before"
+                );
+                self.unsaved.extend(disk::keep_to_save(damaged)?);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
 }
 
 fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// What can be read of a set that can't be opened as it is, merged into another one; nothing where its damage leaves nothing. What
-/// can't be read or written now is an error.
-fn saved(keys_dir: &Path, damaged: &Path) -> io::Result<Option<Arc<Unit>>> {
+/// Merges what can be read of a set that can't be opened as it is into another one, and sets it aside; `None` where its damage leaves
+/// nothing. What can't be read or written now is an error.
+pub(in crate::log::local) fn save(keys_dir: &Path, damaged: &Path) -> io::Result<Option<Merged>> {
     let save = || {
         let name = damaged.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = disk::unsaved(name).unwrap_or(name);
         let content = match name.parse::<u64>() {
             Ok(segment) => Content::File(KeyFile::of_what_is_left(damaged, Seq(segment))?),
             Err(_) => Content::Month(Box::new(Month::without_index(damaged)?)),
         };
-        Order::to_save(Unit::new(content)).stage(keys_dir, &mut || Ok(()))?;
+        let order = Order::to_save(Unit::new(content));
+        order.have_room(keys_dir)?;
+        let staged = order.stage(keys_dir, &mut || Ok(()));
+        if staged.is_err() {
+            merge::abandon(keys_dir)?;
+        }
+        staged?;
         merge::publish(keys_dir)?.map(|named| Merged::open(&named)).transpose()
     };
-    match save() {
-        Ok(merged) => Ok(merged.map(|merged| merged.0)),
+    let saved = match save() {
+        Ok(merged) => merged,
         Err(error) if is_damage(&error) => {
             tracing::error!(%error, path = %damaged.display(), "nothing could be saved of damaged known keys");
-            Ok(None)
+            None
         }
-        Err(error) => Err(at(damaged, &error)),
-    }
+        Err(error) => return Err(at(damaged, &error)),
+    };
+    disk::set_aside(damaged)?;
+    Ok(saved)
 }
 
 /// Checks a file of known keys from outside, all of it.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::super::block::Block;
 use super::super::fault::SegmentError;
 use super::super::journal::{BlockRef, OpenSegment};
-use super::super::scratch;
+use super::super::scratch::{self, Scratch};
 use super::check;
 use super::database::{self, DB_NAME, Database};
 use super::manifest::{self, Manifest};
@@ -41,7 +41,7 @@ pub(in crate::log::local) struct SealedSegment {
 pub(in crate::log::local) enum Access {
     /// By the process that holds the data directory's lock.
     Owner,
-    /// By anybody: a copy in a temporary directory is opened, and nothing is written beside the original.
+    /// By anybody: a [copy](scratch) is opened, and nothing is written into the original.
     Visitor,
 }
 
@@ -62,7 +62,7 @@ struct OpenDatabase {
     /// Bytes read from it.
     read: usize,
     /// Deleted when the database is closed.
-    _copy: Option<tempfile::TempDir>,
+    _copy: Option<Scratch>,
 }
 
 impl SealedSegment {
@@ -167,9 +167,9 @@ impl SealedSegment {
     }
 
     /// A copy in which the small files are whole.
-    fn copy(&self, original: &Path) -> Result<tempfile::TempDir, SegmentError> {
-        let copy = scratch::dir()?;
-        check::copy_files(original, copy.path()).map_err(|error| scratch::named(copy.path(), error))?;
+    fn copy(&self, original: &Path) -> Result<Scratch, SegmentError> {
+        let copy = scratch::dir(original, self.manifest.database_bytes())?;
+        check::copy_files(original, copy.path()).map_err(|error| copy.named(error))?;
         let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()

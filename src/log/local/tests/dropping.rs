@@ -233,6 +233,53 @@ async fn lost_events_can_come_again_as_long_as_their_keys_are_known() {
     log.close();
 }
 
+/// Where damage took everything before what is kept, the gap is all that tells of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_before_all_that_is_kept_stays_on_record_until_retention_passes_it() {
+    for by_age in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        store(&log, 1..=10).await;
+        log.close();
+        // No file has its keys, as it was the newest.
+        let journal = segment(dir.path(), 1).join("journal");
+        let mut bytes = std::fs::read(&journal).unwrap();
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+        std::fs::write(&journal, bytes).unwrap();
+        let (now, days) = days_ahead();
+        let options = Options {
+            now,
+            ..options(dir.path())
+        };
+        let log = reopen(&options);
+        let lost = log.stats().gaps;
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        log.go_round().await.unwrap();
+        assert_eq!(log.stats().gaps, lost);
+        log.close();
+        let log = reopen(&options);
+        // Retention has nothing to drop, and what is new is not behind its end.
+        for id in [11, 12] {
+            assert!(matches!(
+                log.append(incoming(body(id, 0))).await,
+                Ok(Appended::Stored(_))
+            ));
+            log.roll().await.unwrap();
+        }
+        log.go_round().await.unwrap();
+        assert_eq!(log.drop_before(Seq(1)).await, Ok(log.first()));
+        assert_eq!(log.stats().gaps, lost);
+        if by_age {
+            days.store(80, Ordering::SeqCst);
+            log.go_round().await.unwrap();
+        } else {
+            log.drop_before(log.cuts()[0].before).await.unwrap();
+        }
+        assert!(log.stats().gaps.is_empty());
+        log.close();
+    }
+}
+
 /// A small sealed segment, and behind it one of several packs that is damaged, which nobody has found yet.
 async fn damaged_behind_another(dir: &Path) -> LocalLog {
     let log = open(dir);

@@ -92,8 +92,8 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
             panic!("{last:?}")
         };
         assert_eq!(last, *log.head().borrow());
-        // What is before everything that is kept is forgotten with the first round.
-        let on_record = if all { Vec::new() } else { seen[0].0.clone() };
+        // Also where nothing is kept before it.
+        let on_record = seen[0].0.clone();
         assert_eq!(lost(&log), on_record);
         log.close();
         let log = open(&data);
@@ -126,5 +126,82 @@ async fn keys_that_are_missing_on_a_full_disk_are_known_and_written_when_there_i
     log.go_round().await.unwrap();
     assert!(!walk(&data.join("keys")).is_empty());
     assert_eq!(log.append(incoming(body(3, 0))).await, Ok(Appended::Duplicate(Seq(3))));
+    log.close();
+}
+
+/// What is known of events that have expired is nowhere else: nothing is stored before it is saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything_from_being_stored() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    let log = open(&data);
+    store(&log, 1..=20).await;
+    seal(&log).await;
+    store(&log, 21..=21).await;
+    assert_eq!(log.drop_before(Seq(21)).await, Ok(Seq(21)));
+    log.close();
+    let keys = walk(&data.join("keys"));
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let mut bytes = std::fs::read(&keys[0]).unwrap();
+    bytes[3] ^= 0x55;
+    std::fs::write(&keys[0], bytes).unwrap();
+    disk.fill();
+    let refuses = async |log: &LocalLog| {
+        let refused = log.append(incoming(body(3, 0))).await;
+        assert!(
+            matches!(&refused, Err(AppendError::Full(why)) if why.contains("known keys")),
+            "{refused:?}"
+        );
+    };
+    for _ in 0..2 {
+        let log = open(&data);
+        assert!(log.ready().is_err());
+        refuses(&log).await;
+        assert_eq!(seqs(&log, 21..=21), [Seq(21)]);
+        log.close();
+    }
+    let log = open(&data);
+    disk.heal();
+    refuses(&log).await;
+    log.go_round().await.unwrap();
+    let knows = async |log: LocalLog| {
+        for id in [3, 21] {
+            let again = log.append(incoming(body(id, 0))).await;
+            assert_eq!(again, Ok(Appended::Duplicate(Seq(id))));
+        }
+        log.close();
+    };
+    knows(log).await;
+    knows(open(&data)).await;
+}
+
+/// Which log it is, and which life of it, is made anew, and written when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_description_on_a_full_disk_keeps_nothing_from_being_read() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    let log = open(&data);
+    store(&log, 1..=5).await;
+    log.close();
+    let description = data.join("closehook.json");
+    std::fs::write(&description, "{").unwrap();
+    disk.fill();
+    for _ in 0..2 {
+        let log = open(&data);
+        assert_eq!(seqs(&log, 1..=5).len(), 5);
+        assert_eq!(
+            std::fs::read(&description).unwrap(),
+            b"{",
+            "it stays until its place is taken"
+        );
+        log.close();
+    }
+    let log = open(&data);
+    disk.heal();
+    log.go_round().await.unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
+    assert_eq!(written["epoch"], log.shared.epoch.as_str());
+    assert_eq!(std::fs::read(data.join("closehook.json.damaged")).unwrap(), b"{");
+    assert_eq!(log.append(incoming(body(5, 0))).await, Ok(Appended::Duplicate(Seq(5))));
     log.close();
 }

@@ -5,6 +5,8 @@
 //! again by itself. After so many refusals in a row the rest waits: it may not be about the events (decision 21).
 //!
 //! What has an order keeps it: of one group a request has one entry, and behind one that waits nothing of its group is sent.
+//!
+//! What was not sent was not tried, whatever it waits for: no attempt of it is counted.
 
 #![cfg_attr(
     not(all(
@@ -174,11 +176,8 @@ impl Fared {
     }
 }
 
-fn later(reason: &str) -> Outcome {
-    Outcome::Retry {
-        reason: reason.into(),
-        after: None,
-    }
+fn untried(reason: &str) -> Outcome {
+    Outcome::Untried { reason: reason.into() }
 }
 
 /// Delivers a batch in as few requests as the service takes it.
@@ -219,12 +218,14 @@ async fn deliver<S: Service>(
     while let Some(range) = sift.next() {
         let held = |index: &usize| groups[*index].as_ref().is_some_and(|group| fared.held.contains(group));
         if let Some(index) = range.clone().find(held) {
-            fared.outcomes[places[index]] = Some(later("it waits behind another event of its group"));
+            fared.outcomes[places[index]] = Some(untried("it waits behind another event of its group"));
             sift.without(&range, index);
             continue;
         }
         if fared.row.is_over() {
-            return Ok(fared.stopped(&later("it was not sent: the service refuses one event after the other")));
+            return Ok(fared.stopped(&untried(
+                "it was not sent: the service refuses one event after the other",
+            )));
         }
         match service.send(&entries[range.clone()]).await {
             Ok(answers) => {
@@ -244,7 +245,11 @@ async fn deliver<S: Service>(
         }
     }
     let is_the_sinks = fared.put_off > 1 || fared.only_gone;
-    let outcomes = fared.stopped(&later("the service gave no answer for the event"));
+    // It was sent, so that is a try: one that always fares so must not go next for ever.
+    let outcomes = fared.stopped(&Outcome::Retry {
+        reason: "the service gave no answer for the event".into(),
+        after: None,
+    });
     all_or_some(outcomes, is_the_sinks)
 }
 
@@ -273,12 +278,16 @@ fn requests<S: Service>(entries: &[S::Entry], groups: &[Option<String>], limits:
 
 /// A service that takes none of several now is the sink's trouble. One alone may be what it stumbles over, unless it says that it is not.
 fn all_or_some(outcomes: Vec<Outcome>, is_the_sinks: bool) -> Result<Vec<Outcome>, Unavailable> {
-    let is_late = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. });
-    match outcomes.first() {
-        Some(Outcome::Retry { reason, after }) if is_the_sinks && outcomes.iter().all(is_late) => Err(Unavailable {
+    let is_late = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. } | Outcome::Untried { .. });
+    let why = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Retry { reason, after } => Some(Unavailable {
             reason: reason.text.clone(),
             after: *after,
         }),
+        _ => None,
+    });
+    match why {
+        Some(why) if is_the_sinks && outcomes.iter().all(is_late) => Err(why),
         _ => Ok(outcomes),
     }
 }
@@ -363,14 +372,15 @@ mod tests {
         deliver(service, limits, false, &deliveries).await
     }
 
-    /// `d`elivered, `w`aits for the service, is tried again (`r`) or refused (`x`); `u`: the sink is unavailable.
+    /// `d`elivered, `w`aits for the service, is tried again (`r`), was not tried (`-`) or is refused (`x`); `u`: the sink is unavailable.
     fn told(outcomes: Result<Vec<Outcome>, Unavailable>) -> String {
         let Ok(outcomes) = outcomes else { return "u".into() };
         outcomes
             .iter()
             .map(|outcome| match outcome {
                 Outcome::Delivered | Outcome::Skipped => 'd',
-                Outcome::Retry { .. } | Outcome::Untried { .. } => 'r',
+                Outcome::Retry { .. } => 'r',
+                Outcome::Untried { .. } => '-',
                 Outcome::Waits(_) => 'w',
                 Outcome::Reject { .. } => 'x',
             })
@@ -419,7 +429,7 @@ mod tests {
     async fn after_five_refusals_in_a_row_the_rest_is_not_sent() {
         let all: Vec<u64> = (1..=10).collect();
         let alone = service(&all, 999);
-        assert_eq!(told(deliver_to(&alone, &all, 1000).await), "xxxxxrrrrr");
+        assert_eq!(told(deliver_to(&alone, &all, 1000).await), "xxxxx-----");
         let by_entry = Numbers {
             refused: all.clone(),
             ..service(&[], 99)
@@ -456,7 +466,7 @@ mod tests {
             late: vec![3],
             ..service(&[2], 99)
         };
-        assert_eq!(told(deliver_to(&service, &[1, 2, 3, 4, 5, 6], 1000).await), "dxrdrd");
+        assert_eq!(told(deliver_to(&service, &[1, 2, 3, 4, 5, 6], 1000).await), "dxrd-d");
         assert_eq!(*service.got.lock().unwrap(), [1, 4, 6]);
         let strict = Numbers {
             late: vec![3],
@@ -468,7 +478,13 @@ mod tests {
             bytes: 1000,
             wait: Duration::ZERO,
         };
-        assert_eq!(told(deliver(&strict, limits, true, &deliveries).await), "ddrrr");
+        assert_eq!(told(deliver(&strict, limits, true, &deliveries).await), "ddr--");
         assert_eq!(*strict.got.lock().unwrap(), [1, 2]);
+        // What says of itself that it is gone is the sink's trouble, also where only the first was asked about.
+        let gone = Numbers {
+            gone: vec![1],
+            ..self::service(&[], 99)
+        };
+        assert_eq!(told(deliver(&gone, limits, true, &deliveries).await), "u");
     }
 }

@@ -467,7 +467,7 @@ pub(in crate::sinks) async fn opened(
     options.open(context).await.unwrap().sink
 }
 
-/// How three events fare where the service answers so: `d`elivered, `r`etry, refused (`x`); and what was asked.
+/// How three events fare where the service answers so: `d`elivered, `r`etry, not tried (`-`), refused (`x`); and what was asked.
 pub(in crate::sinks) async fn fares(
     kind: &crate::sinks::SinkType,
     more: &Value,
@@ -486,7 +486,8 @@ pub(in crate::sinks) async fn fares(
             .map(|outcome| match outcome {
                 crate::sinks::Outcome::Delivered => 'd',
                 crate::sinks::Outcome::Skipped => 's',
-                crate::sinks::Outcome::Retry { .. } | crate::sinks::Outcome::Untried { .. } => 'r',
+                crate::sinks::Outcome::Retry { .. } => 'r',
+                crate::sinks::Outcome::Untried { .. } => '-',
                 crate::sinks::Outcome::Waits(_) => 'w',
                 crate::sinks::Outcome::Reject { .. } => 'x',
             })
