@@ -260,7 +260,8 @@ async fn a_clock_that_is_not_closes_is_said_with_both_times() {
             let there = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(ahead_seconds);
             let date = there.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
             let status = axum::http::StatusCode::from_u16(status).unwrap();
-            (status, [("date", date)], "{\"organization_id\":\"orga_1\"}")
+            let head = [("date", date), ("content-type", "application/json".to_owned())];
+            (status, head, "{\"organization_id\":\"orga_1\"}")
         };
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
         let daemon = Daemon::new(&format!(

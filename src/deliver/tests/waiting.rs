@@ -359,7 +359,12 @@ async fn a_clock_that_nobody_vouches_for_gives_nothing_up() {
         };
         receiver.says(move |_| refuses());
         let engine = bench.engine(Mode::Follow).await;
-        bench.store(1..=1).await;
+        let ago = jiff::SignedDuration::from_hours(100);
+        let came = jiff::Timestamp::now() - ago;
+        let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated"}}"#;
+        let incoming = Incoming::new(body.into(), came, Source::Webhook, None);
+        let stored = bench.log.append_in_order(vec![incoming]).await;
+        assert!(matches!(stored[..], [Ok(Appended::Stored(_))]), "{stored:?}");
         until("it was tried", async || status(&engine).last_error.is_some()).await;
         engine.shutdown().await;
 
@@ -373,7 +378,6 @@ async fn a_clock_that_nobody_vouches_for_gives_nothing_up() {
         let mut open = record.main.iter().flat_map(|main| &main.open);
         let was_tried = open.any(|item| item.tries.first_attempt.is_some());
         assert!(was_tried || record.held_since.is_some(), "{record:?}");
-        let ago = jiff::SignedDuration::from_hours(100);
         record.held_since = record.held_since.map(|at| at - ago);
         for item in record.main.iter_mut().flat_map(|main| &mut main.open) {
             item.tries.first_attempt = item.tries.first_attempt.map(|at| at - ago);
