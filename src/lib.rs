@@ -51,6 +51,7 @@ pub mod sinks;
 pub mod state;
 pub mod supervise;
 mod sync;
+mod task;
 pub mod telemetry;
 
 pub use closehook_json as json;

@@ -22,6 +22,7 @@ use super::viewer::{Viewer, time_left};
 use crate::control::Told;
 use crate::listener::standing::{Running, Standing};
 use crate::sync::lock;
+use crate::task;
 
 /// So often a stream on which nothing happens says that it is there, and finds out whether anybody is.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
@@ -80,7 +81,7 @@ impl Read {
             events: Some(Box::pin(events)),
             at: tokio::time::Instant::now(),
         }));
-        tokio::spawn(end_when_stalled(Arc::downgrade(&pulled)));
+        task::begin(end_when_stalled(Arc::downgrade(&pulled)));
         Read(pulled)
     }
 }

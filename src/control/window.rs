@@ -55,12 +55,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::answers::{BUSY, text};
 use super::{Answer, Answers, Ask, Facade, Order, Question, Refusal};
 use crate::event::Seq;
+use crate::task::{self, Task};
 
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
@@ -92,7 +92,7 @@ pub struct Window {
 #[derive(Debug)]
 pub struct Told<T> {
     coming: mpsc::Receiver<Answer>,
-    answering: Option<JoinHandle<Result<(), Refusal>>>,
+    answering: Option<Task<Result<(), Refusal>>>,
     is_order: bool,
     of: PhantomData<fn() -> T>,
 }
@@ -127,7 +127,7 @@ impl Window {
         let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
         let tries = matches!(ask, Ask::Try(_)).then(|| self.tries.clone());
         let (place_within, read_within) = (self.place_within, self.read_within);
-        let answering = tokio::spawn(async move {
+        let answering = task::begin(async move {
             let until = Instant::now() + place_within;
             // First its turn, and then a place: what waits for its turn takes none.
             let _turn = match &tries {
@@ -144,7 +144,7 @@ impl Window {
     pub fn follow<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, ask) = (self.facade.clone(), question.into());
-        let answering = tokio::spawn(async move { facade.ask(ask, &Answers::new(out)).await });
+        let answering = task::begin(async move { facade.ask(ask, &Answers::new(out)).await });
         Told::new(coming, answering, false)
     }
 
@@ -162,7 +162,7 @@ impl Window {
     pub fn order<Q: Question + Into<Order>>(&self, order: Q) -> Told<Q::Answer> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, order) = (self.facade.clone(), order.into());
-        let answering = tokio::spawn(async move { facade.order(order, &Answers::new(out)).await });
+        let answering = task::begin(async move { facade.order(order, &Answers::new(out)).await });
         Told::new(coming, answering, true)
     }
 }
@@ -175,7 +175,7 @@ async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>
 }
 
 impl<T: Send + 'static> Told<T> {
-    fn new(coming: mpsc::Receiver<Answer>, answering: JoinHandle<Result<(), Refusal>>, is_order: bool) -> Told<T> {
+    fn new(coming: mpsc::Receiver<Answer>, answering: Task<Result<(), Refusal>>, is_order: bool) -> Told<T> {
         Told {
             coming,
             answering: Some(answering),
@@ -189,7 +189,7 @@ impl<T: Send + 'static> Told<T> {
     pub fn and_then(mut self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let is_order = self.is_order;
-        let answering = tokio::spawn(async move {
+        let answering = task::begin(async move {
             let mut went = Ok(());
             while let Some(answer) = self.next_text().await {
                 match answer {
@@ -220,7 +220,7 @@ impl<T: Send + 'static> Told<T> {
     /// Whether nothing more is answered.
     #[cfg(test)]
     pub(super) fn has_ended(&self) -> bool {
-        self.answering.as_ref().is_none_or(JoinHandle::is_finished)
+        self.answering.as_ref().is_none_or(Task::is_finished)
     }
 
     /// Every answer as it is sent, so many at the most.

@@ -18,6 +18,7 @@ use crate::log::Take;
 use crate::rules::RuleSet;
 use crate::state::{Expected, StoreError};
 use crate::sync::lock;
+use crate::task;
 
 /// How often it is looked which replays are not kept any more.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
@@ -178,7 +179,7 @@ impl Engine {
         }
         // Also where whoever asked for it has gone meanwhile.
         let (engine, id) = (self.clone(), id.to_owned());
-        let put = tokio::spawn(async move { engine.put_begun(&id, record, expected).await });
+        let put = task::begin(async move { engine.put_begun(&id, record, expected).await });
         put.await.map_err(failed)?
     }
 
@@ -373,7 +374,7 @@ impl Engine {
     /// Forgets what is not kept any more when it is time, until the engine stops or is there no more.
     pub(super) fn forget_in_time(&self) {
         let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
-        tokio::spawn(async move {
+        task::begin(async move {
             while stop
                 .run_until_cancelled(tokio::time::sleep(FORGET_EVERY))
                 .await

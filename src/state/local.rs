@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::{Entry, Expected, Revision, Store, StoreError};
 use crate::framefile::{self, Format, FrameError, FrameFile};
 use crate::sync::lock;
+use crate::task;
 use crate::telemetry;
 
 const FORMAT: Format = Format {
@@ -146,10 +147,7 @@ impl LocalStore {
             trap: store.trap.clone(),
         };
         telemetry::supervised(TASK);
-        let thread = std::thread::Builder::new()
-            .name(TASK.into())
-            .spawn(move || saver.run(&waiting))
-            .map_err(fail)?;
+        let thread = task::begin_thread(TASK, move || saver.run(&waiting)).map_err(fail)?;
         (store.changes, store.thread) = (Some(changes), Arc::new(Mutex::new(Some(thread))));
         Ok(store)
     }
