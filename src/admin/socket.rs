@@ -389,7 +389,7 @@ enum Said {
 
 fn read(line: &str) -> Said {
     let not_understood = || "the daemon's answer is not understood: is it another version?".to_owned();
-    match serde_json::from_str(line) {
+    match serde_json::from_slice(line.as_bytes()) {
         Ok(Line {
             answer: Some(answer), ..
         }) => Said::Item(Ok(answer.to_owned())),

@@ -122,7 +122,7 @@ impl Facade {
             }
             let read = said.and_then(|said| {
                 let last = said.last().ok_or("it has no answer")?;
-                serde_json::from_str(last).map_err(text)
+                serde_json::from_slice(last.as_bytes()).map_err(text)
             });
             Some((name, read))
         });

@@ -142,10 +142,10 @@ impl<'de> Deserialize<'de> for SentTo {
             sink: String,
         }
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        let to: To = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+        let to: To = serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)?;
         Ok(SentTo {
             sink: to.sink,
-            sent: serde_json::from_str(text.get()).map_err(D::Error::custom)?,
+            sent: serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)?,
         })
     }
 }
@@ -377,7 +377,7 @@ impl DraftFault {
 
 /// A fault of a filter with its place in the filter's text.
 fn in_json(text: &str, fault: Fault) -> DraftFault {
-    let position = match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+    let position = match serde_json::from_slice::<serde::de::IgnoredAny>(text.as_bytes()) {
         Err(error) => Some((error.line(), error.column())),
         Ok(_) => Some(line_and_column(text, offset_of(text, &fault.place))),
     };

@@ -317,5 +317,5 @@ impl<T: DeserializeOwned + Send + 'static> Told<T> {
 }
 
 fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, Refusal> {
-    serde_json::from_str(answer.get()).map_err(text)
+    serde_json::from_slice(answer.get().as_bytes()).map_err(text)
 }
