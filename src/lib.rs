@@ -50,6 +50,7 @@ pub mod render;
 pub mod retention;
 pub mod rules;
 pub mod sinks;
+mod sorted;
 pub mod state;
 pub mod supervise;
 mod sync;

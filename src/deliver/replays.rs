@@ -16,6 +16,7 @@ use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
 use crate::rules::RuleSet;
+use crate::sorted;
 use crate::state::{Expected, StoreError};
 use crate::sync::lock;
 use crate::task;
@@ -254,7 +255,7 @@ impl Engine {
             status
         };
         let mut replays: Vec<ReplayStatus> = jobs.iter().map(stands).collect();
-        replays.sort_by_key(|replay| replay.created_at);
+        sorted::sort_by_key(&mut replays, |replay| replay.created_at);
         replays
     }
 
@@ -262,7 +263,7 @@ impl Engine {
         let views: BTreeMap<String, View> = {
             let workers = self.workers();
             let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
-            workers.by_sink.iter().map(view).collect()
+            sorted::map(workers.by_sink.iter().map(view))
         };
         let configured = lock(&self.inner.configured).clone();
         let parted = lock(&self.inner.parted).clone();
@@ -283,9 +284,7 @@ impl Engine {
             let takes = jobs
                 .iter()
                 .filter(|(_, (job, _))| (job.spec.from..=job.spec.to).contains(&event.seq));
-            takes
-                .map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record))))
-                .collect()
+            sorted::map(takes.map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record)))))
         };
         let mut found = Vec::new();
         for status in self.replays() {
