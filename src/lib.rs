@@ -22,6 +22,8 @@
 //! [`control`] answers whatever is asked of them, and [`app`] wires these together and is the only place that does; [`cli`] and
 //! [`admin`] are the ways to ask.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod admin;
 pub mod age;
 pub mod allocator;
@@ -48,9 +50,11 @@ pub mod render;
 pub mod retention;
 pub mod rules;
 pub mod sinks;
+mod sorted;
 pub mod state;
 pub mod supervise;
 mod sync;
+mod task;
 pub mod telemetry;
 
 pub use closehook_json as json;

@@ -13,6 +13,8 @@ use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::task;
+
 /// Our own children; where it is set, nobody waits for that one any more since then.
 static OURS: Mutex<Option<HashMap<Pid, Option<Instant>>>> = Mutex::new(None);
 
@@ -76,7 +78,7 @@ pub async fn run() {
         }
     };
     loop {
-        let _ = tokio::task::spawn_blocking(reap).await;
+        let _ = task::begin_blocking(reap).await;
         let _ = tokio::time::timeout(LOOK_EVERY, ended.recv()).await;
     }
 }

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
@@ -29,26 +30,30 @@ const PAUSES: Pauses = Pauses {
 };
 
 /// Keeps `work` running until `stop`, and drops it then, wherever it is. `task` is its name for people and metrics.
-pub async fn run<F>(task: &str, stop: &CancellationToken, work: impl FnMut() -> F)
+pub async fn run<'w, F>(task: &str, stop: &CancellationToken, mut work: impl FnMut() -> F + Send)
 where
-    F: Future<Output = ()>,
+    F: Future<Output = ()> + Send + 'w,
 {
-    stop.run_until_cancelled(again_and_again(task, stop, PAUSES, work))
+    let mut work = || work().boxed();
+    stop.run_until_cancelled(again_and_again(task, stop, PAUSES, &mut work))
         .await;
 }
 
 /// Keeps `work` running until `stop`, which it has to heed by itself: it is waited for.
-pub async fn run_to_end<F>(task: &str, stop: &CancellationToken, work: impl FnMut() -> F)
+pub async fn run_to_end<'w, F>(task: &str, stop: &CancellationToken, mut work: impl FnMut() -> F + Send)
 where
-    F: Future<Output = ()>,
+    F: Future<Output = ()> + Send + 'w,
 {
-    again_and_again(task, stop, PAUSES, work).await;
+    again_and_again(task, stop, PAUSES, &mut || work().boxed()).await;
 }
 
-async fn again_and_again<F>(task: &str, stop: &CancellationToken, pauses: Pauses, mut work: impl FnMut() -> F)
-where
-    F: Future<Output = ()>,
-{
+/// Compiled once, and not for each kind of work.
+async fn again_and_again<'w>(
+    task: &str,
+    stop: &CancellationToken,
+    pauses: Pauses,
+    work: &mut (dyn FnMut() -> BoxFuture<'w, ()> + Send),
+) {
     telemetry::supervised(task);
     let mut pause = pauses.first;
     loop {
@@ -109,7 +114,7 @@ mod tests {
                 }
             }
         };
-        again_and_again("test", &stop, AT_ONCE, work).await;
+        again_and_again("test", &stop, AT_ONCE, &mut || work().boxed()).await;
         assert_eq!(begun.load(Ordering::SeqCst), 4);
     }
 

@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::task;
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -30,7 +32,7 @@ impl OneAtATime {
             let _turn = turn;
             work()
         };
-        tokio::task::spawn_blocking(work).await
+        task::begin_blocking(work).await
     }
 }
 

@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::control::Facade;
 use crate::node;
+use crate::task;
 use crate::telemetry::There;
 
 /// What the admin listener answers from.
@@ -131,7 +132,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let there = health.refresh();
     let render = move || crate::telemetry::without_removed(&health.metrics.render(), &there);
     // Nothing at all would be taken for metrics that are gone.
-    let (status, text) = match tokio::task::spawn_blocking(render).await {
+    let (status, text) = match task::begin_blocking(render).await {
         Ok(text) => (StatusCode::OK, text),
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,

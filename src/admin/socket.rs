@@ -18,12 +18,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Answer, Answers, Facade, Refusal, Request};
 use crate::sync::lock;
+use crate::task::{self, WhileHeld};
 
 /// Longest request: an import's batch, or a body to be signed.
 const REQUEST_LEN_MAX: u64 = 128 << 20;
@@ -216,17 +216,6 @@ struct Desk {
     stopped: Waiting,
 }
 
-/// A question that changes nothing, which nobody waits for once this is dropped.
-struct Abandoned(Option<AbortHandle>);
-
-impl Drop for Abandoned {
-    fn drop(&mut self) {
-        if let Some(answering) = &self.0 {
-            answering.abort();
-        }
-    }
-}
-
 /// Answers commands until `shutdown`, and looks every so often whether the socket is still there.
 pub async fn serve(
     socket: &tokio::sync::Mutex<Socket>,
@@ -255,7 +244,7 @@ pub async fn serve(
                     continue;
                 };
                 let (desk, shutdown) = (desk.clone(), shutdown.clone());
-                tokio::spawn(async move {
+                task::begin(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
                         // A client that goes away in the middle is its own business.
@@ -346,9 +335,9 @@ impl Desk {
         let changes_nothing = matches!(request, Request::Ask(_));
         let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
         let facade = self.facade.clone();
-        let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
-        // What changes something is carried out to its end, whoever goes.
-        let _abandoned = Abandoned(changes_nothing.then(|| answering.abort_handle()));
+        let answering = task::begin(async move { facade.answer(request, &Answers::new(out)).await });
+        // What changes something is carried out to its end, whoever goes; a question that nobody waits for any more is not.
+        let _answering = changes_nothing.then(|| WhileHeld::of(&answering));
         loop {
             match tokio::time::timeout(ALIVE_EVERY, answers.recv()).await {
                 Ok(Some(answer)) => {
@@ -400,7 +389,7 @@ enum Said {
 
 fn read(line: &str) -> Said {
     let not_understood = || "the daemon's answer is not understood: is it another version?".to_owned();
-    match serde_json::from_str(line) {
+    match serde_json::from_slice(line.as_bytes()) {
         Ok(Line {
             answer: Some(answer), ..
         }) => Said::Item(Ok(answer.to_owned())),
@@ -434,7 +423,7 @@ pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Recei
         .write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())
         .await?;
     let (out, answers) = mpsc::channel(ANSWERS_MAX);
-    tokio::spawn(async move {
+    task::begin(async move {
         // Kept open: the daemon stops answering when we go.
         let _writer = writer;
         let mut lines = BufReader::new(reader).lines();

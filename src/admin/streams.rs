@@ -19,9 +19,10 @@ use super::places::Streaming;
 use super::refused::Refused;
 use super::state::AdminState;
 use super::viewer::{Viewer, time_left};
-use crate::control::Told;
+use crate::control::{Answer, Told};
 use crate::listener::standing::{Running, Standing};
 use crate::sync::lock;
+use crate::task;
 
 /// So often a stream on which nothing happens says that it is there, and finds out whether anybody is.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
@@ -80,7 +81,7 @@ impl Read {
             events: Some(Box::pin(events)),
             at: tokio::time::Instant::now(),
         }));
-        tokio::spawn(end_when_stalled(Arc::downgrade(&pulled)));
+        task::begin(end_when_stalled(Arc::downgrade(&pulled)));
         Read(pulled)
     }
 }
@@ -151,16 +152,16 @@ fn events<S: Source>(held: Held<S>) -> impl Stream<Item = Result<Event, Infallib
 }
 
 /// Streams every answer as it comes, then how it ended: `answer`, and `done` or `failed`.
-pub struct AsTheyCome<T>(Option<Told<T>>);
+pub struct AsTheyCome(Option<Told<Answer>>);
 
-impl<T> AsTheyCome<T> {
-    /// Of these answers.
-    pub fn new(told: Told<T>) -> AsTheyCome<T> {
-        AsTheyCome(Some(told))
+impl AsTheyCome {
+    /// Of these answers, whatever their type.
+    pub fn new<T: Send + 'static>(told: Told<T>) -> AsTheyCome {
+        AsTheyCome(Some(told.as_sent()))
     }
 }
 
-impl<T: Send + 'static> Source for AsTheyCome<T> {
+impl Source for AsTheyCome {
     async fn next(&mut self) -> Option<Event> {
         match self.0.as_mut()?.next_text().await {
             Some(Ok(answer)) => Some(Event::default().event("answer").data(answer.get())),

@@ -18,7 +18,6 @@ use anyhow::{anyhow, bail};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::runtime::Handle;
 
 pub use back::copy_to_local;
 pub use rest::{Rest, only_here, parting};
@@ -35,6 +34,7 @@ use crate::log::known_key::KnownKey;
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::node;
 use crate::state::{Expected, Store};
+use crate::task;
 
 /// A node that is alive renews its record more often.
 const NODES_WATCHED: Duration = Duration::from_secs(8);
@@ -140,7 +140,7 @@ async fn keys_of(log: &Arc<LocalLog>, erased: BTreeSet<Seq>) -> anyhow::Result<K
         })?;
         Ok((of_erased, of_expired))
     };
-    let read = tokio::task::spawn_blocking(read).await?;
+    let read = task::begin_blocking(read).await?;
     read.map_err(|error| anyhow!("the keys of known events can't be read: {error}"))
 }
 
@@ -233,9 +233,7 @@ async fn open_source(config: &Config) -> anyhow::Result<Arc<LocalLog>> {
         read_only: true,
         ..log::Options::from_config(config)
     };
-    let opened = Handle::current()
-        .spawn_blocking(move || LocalLog::open(options))
-        .await?;
+    let opened = task::begin_blocking(move || LocalLog::open(options)).await?;
     Ok(Arc::new(opened?))
 }
 

@@ -21,6 +21,7 @@ use crate::control::{Bench, Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
 use crate::log::{self, Log, OpenError};
+use crate::task;
 use crate::telemetry::history::History;
 
 /// A daemon that starts asks a command that has the data directory to give way by making this file.
@@ -118,7 +119,7 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     let request = config.log.dir.join(GIVE_WAY);
     // Whoever asked for it before may be gone. A daemon that still wants it asks again at once.
     let _ = std::fs::remove_file(&request);
-    tokio::spawn(async move {
+    task::begin(async move {
         while !request.exists() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -149,7 +150,7 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
     facade.engine.shutdown().await;
     facade.log.close().await;
     let dir = facade.facts.dir.clone();
-    tokio::task::spawn_blocking(move || leave_to_owner(&dir)).await?;
+    task::begin_blocking(move || leave_to_owner(&dir)).await?;
     Ok(())
 }
 
@@ -179,10 +180,10 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     let engine = build_delivery(config, &log, account.names(), mode, Clock::of(age), nodes.as_ref()).await?;
     if mode.drives() {
         // Replays may want to know what custom fields are called. It ends with the command.
-        tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new(), false));
+        task::begin(close::follow_fields(account.clone(), CancellationToken::new(), false));
     }
     let dir = config.log.dir.clone();
-    let history = tokio::task::spawn_blocking(move || History::look(&dir)).await;
+    let history = task::begin_blocking(move || History::look(&dir)).await;
     Ok(Facade {
         bench: Bench::new(account.names().clone()),
         history: history.ok().map(Arc::new),

@@ -8,6 +8,7 @@ use super::patience::Why;
 use crate::config::Config;
 use crate::event::Seq;
 use crate::log::{self, LocalLog, Log, OpenError};
+use crate::task;
 
 /// Refuses a data directory whose own log nobody has copied, or which has received more since: its events, and what its sinks have still to
 /// get of them, would be forgotten.
@@ -35,7 +36,7 @@ pub(super) async fn refuse(config: &Config, log: &dyn Log, why: &Why) -> anyhow:
         read_only: true,
         ..log::Options::from_config(config)
     };
-    let opened = tokio::task::spawn_blocking(move || LocalLog::open(options)).await?;
+    let opened = task::begin_blocking(move || LocalLog::open(options)).await?;
     let holds = match opened {
         _ if is_old_copy => None,
         Ok(own) if *own.head().borrow() <= upto.filter(|_| is_same || has_moved).unwrap_or(Seq::ZERO) => None,

@@ -50,6 +50,7 @@ use crate::log::Log;
 use crate::node::{self, Want};
 use crate::render::NameBook;
 use crate::retention::Retention;
+use crate::task;
 use crate::telemetry;
 use crate::telemetry::door::Door;
 use crate::telemetry::history::{self, History};
@@ -481,14 +482,14 @@ async fn start_history(
 ) -> Arc<History> {
     let dir = config.log.dir.clone();
     let source = source_of_history(metrics.clone(), engine.clone());
-    let open = tokio::task::spawn_blocking(move || History::open(&dir, source, history::Clock::default()));
+    let open = task::begin_blocking(move || History::open(&dir, source, history::Clock::default()));
     let history = match open.await {
         Ok(history) => Arc::new(history),
         Err(_) => Arc::new(History::look(&config.log.dir)),
     };
     let last = history.clone();
     started.push("the history's last minute", async move {
-        let written = tokio::task::spawn_blocking(move || last.turn());
+        let written = task::begin_blocking(move || last.turn());
         if timeout(LAST_MINUTE_WITHIN, written).await.is_err() {
             tracing::warn!("the disk does not take the history's last minute: the charts will have a hole");
         }
@@ -534,7 +535,7 @@ impl Daemon {
         loop {
             let reload = self.reload.clone();
             // A defect in it must not take the daemon along.
-            let mut reloading = tokio::spawn(async move { reload.run().await });
+            let mut reloading = task::begin(async move { reload.run().await });
             let mut again = false;
             let reloaded = loop {
                 tokio::select! {

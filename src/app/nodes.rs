@@ -20,6 +20,7 @@ use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
 use crate::state::journal::Journal;
 use crate::state::{SealedStore, Store, is_of_another_secret};
+use crate::task;
 
 /// A record of a node has to be renewed in time, or given up in time.
 const NODES_PATIENCE: Duration = Duration::from_millis(1500);
@@ -136,9 +137,8 @@ pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
         .resolve()
         .map_err(|error| anyhow!(error))?;
     let (below, of): (Arc<dyn Store>, _) = (Arc::new(state.clone()), settings.stream.clone());
-    let sealed = tokio::task::spawn_blocking(move || {
-        SealedStore::new(below, secrecy::ExposeSecret::expose_secret(&secret), &of)
-    });
+    let sealed =
+        task::begin_blocking(move || SealedStore::new(below, secrecy::ExposeSecret::expose_secret(&secret), &of));
     let sealed = sealed
         .await?
         .map_err(|error| anyhow!("log.jetstream.secret: {error}"))?;

@@ -19,6 +19,7 @@ use crate::listener::certificates::Certificates;
 use crate::listener::tls;
 use crate::rules::RuleSet;
 use crate::sync::lock;
+use crate::task;
 
 /// What a reload changes.
 pub(super) struct Reload {
@@ -163,7 +164,7 @@ impl Reload {
             let text = layers.text()?;
             Config::of_text(&layers, &text).map(|config| (config, text))
         };
-        let read = tokio::task::spawn_blocking(read).await;
+        let read = task::begin_blocking(read).await;
         let (config, text) = read.map_err(|error| vec![fault(error)])??;
         let wanted = fixed(&config);
         let config = in_directory(config, &self.dir);

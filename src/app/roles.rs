@@ -30,6 +30,7 @@ use crate::log::{self, LocalLog, Log, OpenError};
 use crate::render::NameBook;
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
+use crate::task;
 use crate::telemetry::door::Door;
 use crate::telemetry::history::{Reading, Source};
 
@@ -51,7 +52,7 @@ pub(super) fn sentences(faults: &[Fault]) -> Vec<String> {
 
 /// Opens the log; `on` is where commits are answered from.
 pub(super) async fn build_log(options: log::Options, on: &Handle) -> anyhow::Result<Result<Arc<dyn Log>, OpenError>> {
-    let opened = on.spawn_blocking(move || LocalLog::open(options)).await?;
+    let opened = task::begin_blocking_on(on, move || LocalLog::open(options)).await?;
     Ok(opened.map(|log| Arc::new(log) as Arc<dyn Log>))
 }
 

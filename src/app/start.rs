@@ -30,6 +30,7 @@ use crate::listener::certificates::Certificates;
 use crate::listener::connections::{self, Limits};
 use crate::listener::sockets::{Listener, Passed};
 use crate::supervise;
+use crate::task;
 
 /// What is left of a stop's time for these when what comes before them takes all it can. They keep promises: a token is not lost, deliveries come
 /// to their end and positions are saved, others may go on at once, the log ends in order.
@@ -80,7 +81,7 @@ impl Started {
     {
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let kept = tokio::spawn(async move { supervise::run(task, &token, || work(token.clone())).await });
+        let kept = task::begin(async move { supervise::run(task, &token, || work(token.clone())).await });
         self.push(task, async move {
             stop.cancel();
             let _ = kept.await;
@@ -128,7 +129,7 @@ pub(super) fn keep_answering(
         let answer = move |request, seat| front.clone().answer(request, seat);
         connections::serve(listener, certificates.clone(), limits.clone(), answer, stop)
     });
-    let serving = on.spawn(serving);
+    let serving = task::begin_on(on, serving);
     started.reserve("the listener", reserved, async move {
         stop.cancel();
         let _ = serving.await;
@@ -141,9 +142,9 @@ async fn keep_serving<F>(
     task: &'static str,
     listener: Arc<Listener>,
     stop: CancellationToken,
-    serve: impl Fn(Arc<Listener>, CancellationToken) -> F,
+    serve: impl Fn(Arc<Listener>, CancellationToken) -> F + Send + Sync,
 ) where
-    F: Future<Output = ()>,
+    F: Future<Output = ()> + Send,
 {
     let lent = Arc::downgrade(&listener);
     let serving = supervise::run_to_end(task, &stop, || {
@@ -164,8 +165,8 @@ async fn keep_serving<F>(
 /// The public listener's socket.
 pub(super) async fn public_listener(passed: Option<Passed>, config: &Config, on: &Handle) -> anyhow::Result<Listener> {
     let (address, mode) = (config.server.listen.clone(), config.server.listen_mode);
-    on.spawn(async move { build_listener(passed, &address, mode, "server.listen").await })
-        .await?
+    let built = async move { build_listener(passed, &address, mode, "server.listen").await };
+    task::begin_on(on, built).await?
 }
 
 /// The ways to ask the daemon: the admin listener, and the socket in the data directory.
@@ -222,7 +223,7 @@ impl Admin {
             serving.close();
             serving.wait().await;
             // The disk may not answer.
-            let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(socket)).await;
+            let _ = task::begin_blocking(move || std::fs::remove_file(socket)).await;
         }
     }
 
@@ -246,13 +247,13 @@ impl Admin {
             connections::serve(listener, None, limits.clone(), answer, stop)
         };
         let serving = keep_serving("admin listener", self.listener.clone(), stop.clone(), serve);
-        tasks.spawn(self.serving.track_future(serving));
+        task::begin(tasks.track_future(self.serving.track_future(serving)));
         let (commands, facade, stopping) = (self.commands.clone(), facade.clone(), stop.clone());
         let listening = async move {
             let serve = || socket::serve(&commands, facade.clone(), socket::LOOK_EVERY, stopping.clone());
             supervise::run("socket", &stopping, serve).await;
         };
-        tasks.spawn(self.serving.track_future(listening));
+        task::begin(tasks.track_future(self.serving.track_future(listening)));
         Serving { stop, tasks }
     }
 }

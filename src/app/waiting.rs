@@ -27,6 +27,7 @@ use crate::listener::certificates::Certificates;
 use crate::listener::connections::Limits;
 use crate::listener::sockets::Listener;
 use crate::log::{AbsentLog, Log};
+use crate::task;
 use crate::telemetry::door::Door;
 use crate::telemetry::history::History;
 
@@ -106,7 +107,7 @@ impl Front<'_> {
         .await?;
         let door = Door::new(self.age.clone());
         let dir = config.log.dir.clone();
-        let history = tokio::task::spawn_blocking(move || History::look(&dir)).await?;
+        let history = task::begin_blocking(move || History::look(&dir)).await?;
         let facade = Arc::new(Facade {
             log: log.clone(),
             engine,

@@ -21,6 +21,7 @@ use crate::backup::{self, BackupError, Summary};
 use crate::config::{Engine, Size};
 use crate::control::backup as asked;
 use crate::event::Seq;
+use crate::task;
 
 /// Keep a copy of the whole data directory in one file, also while the daemon runs
 ///
@@ -113,7 +114,7 @@ impl Backup {
         let mut file = NewFile::begin(&self.file, Mode::Private, self.force)?;
         let summary = receive(connection, &mut file.writer(), |error| cant(&self.file, error)).await?;
         let (written, name) = (file.read_back()?, self.file.clone());
-        let read_back = tokio::task::spawn_blocking(move || backup::check(written, &name));
+        let read_back = task::begin_blocking(move || backup::check(written, &name));
         read_back.await.map_err(|error| Failure::Work(error.to_string()))??;
         file.finish()?;
         Ok(summary)
@@ -197,7 +198,7 @@ impl Restore {
         let mut stop = Stop::listen()?;
         let is_told = Arc::new(AtomicBool::new(false));
         let told = is_told.clone();
-        let mut work = tokio::task::spawn_blocking(move || restore(&file, dir.as_deref(), &told));
+        let mut work = task::begin_blocking(move || restore(&file, dir.as_deref(), &told));
         let restored = tokio::select! {
             restored = &mut work => restored,
             () = stop.told() => {
@@ -269,7 +270,7 @@ impl Stoppable {
     fn new(mut input: impl Read + Send + 'static, is_told: &Arc<AtomicBool>) -> io::Result<Stoppable> {
         let (sender, pieces) = sync_channel(4);
         // It ends with the process at the latest.
-        std::thread::Builder::new().name("input".into()).spawn(move || {
+        task::begin_thread("input", move || {
             loop {
                 let mut piece = vec![0; PIECE_LEN];
                 let read = input.read(&mut piece);

@@ -112,7 +112,7 @@ impl<T: DeserializeOwned> Answers<'_, T> {
 }
 
 fn understood<T: DeserializeOwned>(answer: &Answer) -> Result<T, Failure> {
-    serde_json::from_str(answer.get()).map_err(|error| not_understood(&error))
+    serde_json::from_slice(answer.get().as_bytes()).map_err(|error| not_understood(&error))
 }
 
 fn not_understood(why: &dyn std::fmt::Display) -> Failure {

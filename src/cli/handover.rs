@@ -17,6 +17,7 @@ use crate::admin::socket;
 use crate::app;
 use crate::control::{self, Answer, Deed, Facade, Order, Refusal, Request};
 use crate::sync::lock;
+use crate::task;
 
 /// What is under way may end by itself within this: less than a daemon that starts waits.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -77,7 +78,7 @@ impl Own {
         });
         if gives_way {
             // Whatever the command is at: it may wait for a person, or for what it reads.
-            tokio::spawn(own.clone().give_way());
+            task::begin(own.clone().give_way());
         }
         own
     }
@@ -114,10 +115,10 @@ impl Own {
         let facade = lock(&self.facade).clone().filter(|_| !self.is_given_up())?;
         let working = Working::begin(self, &request);
         let (out, said) = mpsc::channel(64);
-        tokio::spawn(async move {
+        task::begin(async move {
             let (sender, mut answers) = mpsc::channel(64);
             let sender = control::Answers::new(sender);
-            let answering = tokio::spawn(async move { facade.answer(request, &sender).await });
+            let answering = task::begin(async move { facade.answer(request, &sender).await });
             let closing = working.own.closing.clone();
             loop {
                 let answer = tokio::select! {

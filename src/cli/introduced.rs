@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Config, Listen, Networks};
+use crate::task::{self, WhileHeld};
 
 /// What a proxy says that speaks for itself (`HAProxy`'s `proxy-protocol.txt`, version 1).
 const LINE: &[u8] = b"PROXY UNKNOWN\r\n";
@@ -33,7 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub(super) struct Introduced {
     /// In a directory that only its owner can enter.
     socket: PathBuf,
-    _carries: AbortOnDropHandle<()>,
+    _carries: WhileHeld,
     _dir: TempDir,
 }
 
@@ -56,7 +56,7 @@ impl Introduced {
         let dir = tempfile::Builder::new().prefix("closehook-trigger-").tempdir()?;
         let socket = dir.path().join("way");
         let listener = UnixListener::bind(&socket)?;
-        let carries = tokio::spawn(async move {
+        let carries = task::begin(async move {
             let mut first = Some(first);
             while let Ok((mut near, _)) = listener.accept().await {
                 let far = match first.take() {
@@ -65,12 +65,12 @@ impl Introduced {
                 };
                 // Whoever asked sees that it is closed.
                 let Ok(mut far) = far else { continue };
-                tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+                task::begin(async move { copy_bidirectional(&mut near, &mut far).await });
             }
         });
         Ok(Introduced {
             socket,
-            _carries: AbortOnDropHandle::new(carries),
+            _carries: WhileHeld::of(&carries),
             _dir: dir,
         })
     }

@@ -42,7 +42,7 @@ pub(super) fn list(global: &Global) -> Outcome {
     if global.json {
         let samples: Vec<Value> = SAMPLES
             .iter()
-            .filter_map(|text| serde_json::from_str(text).ok())
+            .filter_map(|text| serde_json::from_slice(text.as_bytes()).ok())
             .collect();
         return types::DOCUMENTED.iter().try_for_each(|(object_type, action)| {
             let is_it =

@@ -54,6 +54,7 @@ pub(crate) use term::table;
 use crate::config::{Config, Fault, Layers};
 use crate::listener::sockets::Inherited;
 use crate::plain;
+use crate::task;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
@@ -366,7 +367,7 @@ fn run(cli: Cli) -> Outcome {
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));
                 }
-                tokio::spawn(crate::reap::run());
+                task::begin(crate::reap::run());
                 Ok(Box::pin(crate::app::run(global.layers(), config, inherited)).await?)
             }
             Command::Init(command) => command.run(&global).await,

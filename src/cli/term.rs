@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::net::unix::pipe;
 
 use super::{Failure, Outcome};
+use crate::task;
 
 /// So often a person is asked the same.
 const TRIES_MAX: usize = 10;
@@ -166,7 +167,7 @@ pub(super) async fn secret(question: &str) -> Result<String, Failure> {
 /// The same from a task, which may be dropped meanwhile.
 async fn line(prompt: &str) -> Result<String, Failure> {
     let prompt = prompt.to_owned();
-    let read = tokio::task::spawn_blocking(move || read_line(&prompt)).await;
+    let read = task::begin_blocking(move || read_line(&prompt)).await;
     let line = read.map_err(|error| Failure::Work(error.to_string()))??;
     if line.is_empty() {
         eprintln!();

@@ -270,7 +270,7 @@ fn set(text: &str, path: &[&str], value: &str) -> Result<String, Failure> {
 fn sample(object_type: &str, action: &str) -> Value {
     let parsed = SAMPLES
         .iter()
-        .filter_map(|text| serde_json::from_str::<Value>(text).ok());
+        .filter_map(|text| serde_json::from_slice::<Value>(text.as_bytes()).ok());
     let exact = parsed
         .clone()
         .find(|s| s["event"]["object_type"] == object_type && s["event"]["action"] == action);

@@ -33,6 +33,7 @@ use crate::ingress::verify::Verifier;
 use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::rules::selection::EventPattern;
+use crate::sorted;
 
 /// What the configuration wants at Close; changes with a reload.
 #[derive(Debug, Clone)]
@@ -81,7 +82,7 @@ fn sinks_of(config: &Config, rules: &RuleSet) -> BTreeMap<String, Vec<Vec<EventP
         rules.map(|(_, patterns)| patterns.clone()).collect()
     };
     let sinks = config.sinks.iter();
-    sinks.map(|sink| (sink.name.clone(), of_sink(&sink.name))).collect()
+    sorted::map(sinks.map(|sink| (sink.name.clone(), of_sink(&sink.name))))
 }
 
 impl Policy {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::api::error::Error;
 use crate::framefile;
 use crate::sync::lock;
+use crate::task;
 
 /// Format of the files here; a newer one is refused.
 pub(super) const VERSION: u32 = 1;
@@ -86,7 +87,7 @@ pub(super) fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, E
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = task::begin_blocking(work).await;
     done.map_err(|error| Error::Local(error.to_string()))?
 }
 

@@ -13,6 +13,7 @@ use super::completeness::walk::eta;
 use super::fields::FieldsStatus;
 use super::seen::{Condition, DeliverySilence, FoundSubscription};
 use super::store::Rotation;
+use crate::sorted;
 
 /// Close's side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -220,11 +221,8 @@ impl Account {
             let counts = types.iter().filter(|(type_action, _)| is_wanted(type_action));
             counts.map(|(_, count)| count).sum()
         };
-        policy
-            .sinks
-            .iter()
-            .map(|(sink, patterns)| (sink.clone(), count(patterns)))
-            .collect()
+        let sinks = policy.sinks.iter();
+        sorted::map(sinks.map(|(sink, patterns)| (sink.clone(), count(patterns))))
     }
 
     /// For people. Who looks after it where there are several nodes is not known here.
@@ -270,7 +268,7 @@ impl Account {
             complete_upto: marks.complete.map(|complete| complete.upto),
             held_events,
             names_of: self.fields.status(self.now()).and_then(|fields| fields.fetched_at),
-            active: active.collect(),
+            active: sorted::map(active),
         }
     }
 }

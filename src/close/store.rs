@@ -32,6 +32,7 @@ use super::seams::Seams;
 use super::shared::{Changed, Copied, Shared, write_shared};
 use crate::event::Seq;
 use crate::ingress::verify::Key;
+use crate::task;
 
 /// The signature key of one subscription.
 #[derive(Clone, Serialize, Deserialize)]
@@ -456,7 +457,7 @@ impl CloseStore {
         work: impl Future<Output = Result<(), Error>> + Send + 'static,
     ) -> Result<(), Error> {
         self.seams.step(|| format!("before {name}")).await;
-        let written = tokio::spawn(work).await;
+        let written = task::begin(work).await;
         written.map_err(|error| Error::Local(error.to_string()))??;
         self.seams.step(|| format!("after {name}")).await;
         Ok(())

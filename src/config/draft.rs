@@ -62,7 +62,8 @@ fn read(toml: &str) -> Result<Vec<RuleConfig>, Vec<Fault>> {
     let with_text = text::with_filters_as_text(name, toml, &mut faults)?;
     let document = text::parse(name, &with_text).map_err(|fault| vec![fault])?;
     let json = text::json_of(document.as_item());
-    let tree = json.and_then(|json| serde_json::from_str::<Value>(&json).map_err(|error| error.to_string()));
+    let tree =
+        json.and_then(|json| serde_json::from_slice::<Value>(json.as_bytes()).map_err(|error| error.to_string()));
     let tree = tree.map_err(|message| {
         vec![Fault {
             place: String::new(),

@@ -18,6 +18,7 @@ use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
 use super::{Config, Engine, Fault, Log, Role, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
+use crate::sorted;
 
 /// Every fault of rules, given the names of the sinks there are. Filters are a language of their own, which the configuration
 /// does not know.
@@ -96,7 +97,7 @@ fn own_variables(environment: &HashMap<OsString, OsString>, faults: &mut Vec<Fau
         });
     }
     // An environment has no order, and two runs should say the same.
-    found.sort_by(|one, other| one.place.cmp(&other.place));
+    sorted::sort_by(&mut found, |one, other| one.place.cmp(&other.place));
     faults.append(&mut found);
     variables
 }

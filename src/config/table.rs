@@ -320,7 +320,7 @@ impl<'f> Table<'f> {
 fn value_of(text: &str) -> Option<Value> {
     let document: toml_edit::DocumentMut = format!("it = {text}").parse().ok()?;
     let json = super::text::json_of(document.get("it")?).ok()?;
-    serde_json::from_str(&json).ok()
+    serde_json::from_slice(json.as_bytes()).ok()
 }
 
 /// Something a value of the configuration can be.

@@ -59,6 +59,10 @@ impl Answers {
         }
     }
 
+    async fn send_made(&self, answer: serde_json::Result<Answer>) -> Result<(), Refusal> {
+        self.send(answer.map_err(text)?).await
+    }
+
     async fn send(&self, answer: Answer) -> Result<(), Refusal> {
         let gone = |_| Refusal::new();
         let answer = match self.to.try_send(answer) {
@@ -87,10 +91,12 @@ pub(super) struct Out<'a, T> {
     of: PhantomData<fn(&T)>,
 }
 
-impl<T: Serialize> Out<'_, T> {
+impl<'a, T: Serialize> Out<'a, T> {
     /// Gives an answer, and waits while too many are on their way.
-    pub async fn say(&self, answer: &T) -> Result<(), Refusal> {
-        self.answers.send(to_raw_value(answer).map_err(text)?).await
+    // The waiting is compiled once, and not for each type of answer.
+    pub fn say(&self, answer: &T) -> impl Future<Output = Result<(), Refusal>> + use<'a, T> {
+        let answers: &'a Answers = self.answers;
+        answers.send_made(to_raw_value(answer))
     }
 
     /// Gives an answer of the same type as it was given elsewhere.

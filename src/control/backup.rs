@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Facade;
 use super::answers::{Answers, Out, Refusal, text};
 use crate::backup::{self, Summary};
+use crate::task;
 
 /// Bytes of a backup in one answer; many answers may be on their way at a time.
 const PART_LEN: usize = 48 << 10;
@@ -54,7 +55,7 @@ impl Backup {
         };
         let (dir, engine) = (on.facts.dir.clone(), on.engine.clone());
         let parts = std::io::BufWriter::with_capacity(PART_LEN, Parts::new(out.detached(), READ_WITHIN));
-        let written = tokio::task::spawn_blocking(move || backup::write(&dir, &log, &engine, parts));
+        let written = task::begin_blocking(move || backup::write(&dir, &log, &engine, parts));
         let summary = written.await.map_err(text)?.map_err(text)?;
         out.say(&Part::Summary(summary)).await
     }

@@ -10,6 +10,7 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use crate::config::{Layers, mask};
 use crate::sync::lock;
+use crate::task;
 
 /// What is in force?
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -92,7 +93,7 @@ impl Show {
             .configured
             .clone()
             .ok_or("no daemon is running: nothing is in force")?;
-        let shown = tokio::task::spawn_blocking(move || in_force.shown()).await;
+        let shown = task::begin_blocking(move || in_force.shown()).await;
         out.say(&shown.map_err(text)?).await
     }
 }

@@ -16,6 +16,7 @@ use super::transfer::Exported;
 use crate::deliver::{DeadLetter, EngineError};
 use crate::event::{Event, Kind, Seq};
 use crate::rules::selection::Selection;
+use crate::task;
 
 /// Letters that are meant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -251,7 +252,7 @@ impl Drop {
         let (mut dropped, mut left) = (0, Vec::new());
         for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group, self.agreed).await? {
             let (engine, name) = (on.engine.clone(), sink.clone());
-            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&name, &seqs));
+            let drop = task::begin_blocking(move || engine.dead_drop(&name, &seqs));
             let Ok(drop) = timeout(DROPPED_WITHIN, drop).await else {
                 left.push(format!(
                     "whether those of sink \"{sink}\" are dropped is not known: where they are kept does not answer"
@@ -311,7 +312,7 @@ impl Patience {
     /// Reads on a thread of its own; what takes longer is left to itself.
     async fn aside<T: Send + 'static>(&mut self, read: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
         let began = Instant::now();
-        let read = tokio::time::timeout(self.0, tokio::task::spawn_blocking(read)).await;
+        let read = tokio::time::timeout(self.0, task::begin_blocking(read)).await;
         self.0 = self.0.saturating_sub(began.elapsed());
         let silent = |_| format!("no answer within {} seconds", WAIT.as_secs());
         read.map_err(silent)?.map_err(text)

@@ -12,6 +12,7 @@ use super::dead::Letters;
 use super::pick::Pick;
 use super::reasons::group_of;
 use crate::deliver::DeadLetter;
+use crate::sorted;
 
 /// Dead letters grouped by reason, the largest group first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -191,7 +192,7 @@ impl Groups {
         }
         let mut groups: Vec<Group> = tallies.into_values().map(|tally| tally.group).collect();
         // Those of equal size stay in order of their names.
-        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        sorted::sort_by_key(&mut groups, |group| std::cmp::Reverse(group.count));
         for group in &groups {
             out.say(group).await?;
         }

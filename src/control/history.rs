@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use crate::task;
 use crate::telemetry::history::Minute;
 
 /// The charts of the last hours.
@@ -59,7 +60,7 @@ impl Show {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Charts>) -> Result<(), Refusal> {
         let history = on.history.clone().ok_or("there is no history of the last day here")?;
         let reading = history.clone();
-        let minutes = tokio::task::spawn_blocking(move || reading.minutes());
+        let minutes = task::begin_blocking(move || reading.minutes());
         let minutes = minutes.await.map_err(text)?;
         out.say(&self.charts(&minutes, history.now())).await
     }

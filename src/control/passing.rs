@@ -17,6 +17,7 @@ use super::answers::{Answers, Out, Refusal, text};
 use super::{Deed, Facade, Order, Question, Request};
 use crate::deliver::Referral;
 use crate::node::{self, Leases, NodeState};
+use crate::task;
 
 /// Close's side may have to ask Close several times.
 const CLOSE_WITHIN: Duration = Duration::from_secs(150);
@@ -121,7 +122,7 @@ impl Facade {
             }
             let read = said.and_then(|said| {
                 let last = said.last().ok_or("it has no answer")?;
-                serde_json::from_str(last).map_err(text)
+                serde_json::from_slice(last.as_bytes()).map_err(text)
             });
             Some((name, read))
         });
@@ -149,7 +150,7 @@ impl Facade {
             ..Facade::clone(&self)
         };
         let (sender, mut coming) = mpsc::channel(ANSWERS_MAX);
-        let answering = tokio::spawn(async move { here.answer(request, &Answers::new(sender)).await });
+        let answering = task::begin(async move { here.answer(request, &Answers::new(sender)).await });
         let mut said = Vec::new();
         while let Some(answer) = coming.recv().await {
             if said.len() == ANSWERS_MAX {

@@ -9,6 +9,7 @@ use super::overview::kept_from;
 use crate::close::{Chronicle, JobState, Past, PastKind};
 use crate::event::Seq;
 use crate::log::{Gap, Take};
+use crate::sorted;
 
 /// The line of the last days.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -103,7 +104,7 @@ impl Draw {
         for gap in on.log.stats().gaps {
             stretches.extend(lost(on, &gap).await?.within(from, to));
         }
-        stretches.sort_by_key(|stretch| (stretch.from, stretch.kind));
+        sorted::sort_by_key(&mut stretches, |stretch| (stretch.from, stretch.kind));
         let is_cut = stretches.len() > STRETCHES_MAX;
         stretches.truncate(STRETCHES_MAX);
         for stretch in stretches

@@ -46,11 +46,11 @@ impl Request {
             #[serde(borrow)]
             deed: Option<std::borrow::Cow<'a, str>>,
         }
-        let kind: Kind<'_> = serde_json::from_str(text)?;
+        let kind: Kind<'_> = serde_json::from_slice(text.as_bytes())?;
         match (kind.order, kind.deed) {
-            (None, None) => serde_json::from_str(text).map(Request::Ask),
-            (Some(_), None) => serde_json::from_str(text).map(Request::Order),
-            _ => serde_json::from_str(text).map(Request::Deed),
+            (None, None) => serde_json::from_slice(text.as_bytes()).map(Request::Ask),
+            (Some(_), None) => serde_json::from_slice(text.as_bytes()).map(Request::Order),
+            _ => serde_json::from_slice(text.as_bytes()).map(Request::Deed),
         }
     }
 }

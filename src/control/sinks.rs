@@ -8,6 +8,7 @@ use super::Facade;
 use super::answers::{Done, Out, Refusal, text};
 use crate::deliver::{Known, SinkStatus};
 use crate::node;
+use crate::task;
 
 /// Every configured sink, in order of name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,9 +97,7 @@ const LATELY: i64 = 15;
 pub(super) async fn shown(on: &Facade) -> Vec<Shown> {
     let held = on.account.held_by_sink();
     let counted = match on.history.clone() {
-        Some(history) => tokio::task::spawn_blocking(move || history.delivered_in(LATELY))
-            .await
-            .ok(),
+        Some(history) => task::begin_blocking(move || history.delivered_in(LATELY)).await.ok(),
         None => None,
     };
     let driven = on.facts.running.then(|| on.engine.driven_sinks());

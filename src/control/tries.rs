@@ -25,6 +25,7 @@ use crate::names;
 use crate::render::{Program, Template, Transform};
 use crate::rules::RuleSet;
 use crate::rules::filter::{Clock, Filter};
+use crate::task;
 
 /// Checks a draft, and runs it over the newest stored events.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -141,10 +142,10 @@ impl<'de> Deserialize<'de> for SentTo {
             sink: String,
         }
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        let to: To = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+        let to: To = serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)?;
         Ok(SentTo {
             sink: to.sink,
-            sent: serde_json::from_str(text.get()).map_err(D::Error::custom)?,
+            sent: serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)?,
         })
     }
 }
@@ -306,7 +307,7 @@ fn sink_of(on: &Facade, sink: &str) -> Result<SinkConfig, Refusal> {
 async fn rules(on: &Facade, toml: String) -> Result<Result<Prepared, Vec<DraftFault>>, Refusal> {
     let reading = toml.clone();
     // Its templates and transforms are checked by a child.
-    let read = tokio::task::spawn_blocking(move || rules_of_text(&reading)).await;
+    let read = task::begin_blocking(move || rules_of_text(&reading)).await;
     let draft = match read.map_err(text)? {
         Ok(draft) => draft,
         Err(faults) => return Ok(Err(faults.into_iter().map(DraftFault::of).collect())),
@@ -340,7 +341,7 @@ async fn program(
     config: SinkConfig,
 ) -> Result<Result<Prepared, Vec<DraftFault>>, Refusal> {
     let checking = program.clone();
-    let checked = tokio::task::spawn_blocking(move || checking.check()).await;
+    let checked = task::begin_blocking(move || checking.check()).await;
     if let Err(fault) = checked.map_err(text)? {
         let (line, column) = fault.place.unzip();
         return Ok(Err(vec![DraftFault {
@@ -376,7 +377,7 @@ impl DraftFault {
 
 /// A fault of a filter with its place in the filter's text.
 fn in_json(text: &str, fault: Fault) -> DraftFault {
-    let position = match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+    let position = match serde_json::from_slice::<serde::de::IgnoredAny>(text.as_bytes()) {
         Err(error) => Some((error.line(), error.column())),
         Ok(_) => Some(line_and_column(text, offset_of(text, &fault.place))),
     };

@@ -15,6 +15,7 @@ use crate::deliver::EventState;
 use crate::event::{Event, Kind, Seq, Source, View};
 use crate::rules::RuleSet;
 use crate::rules::filter::{Clock, Trace};
+use crate::task;
 
 /// One event: by its id every revision, newest first, or by its Seq. Without an answer there is none: it never came, or is not kept any
 /// more.
@@ -246,7 +247,7 @@ impl Whole {
         let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
         let (weighing, weighed) = (rules.clone(), event.clone());
         let route = move || names.iter().map(|sink| weighing.route(sink, &weighed)).collect();
-        let routed: Vec<_> = tokio::task::spawn_blocking(route).await.map_err(text)?;
+        let routed: Vec<_> = task::begin_blocking(route).await.map_err(text)?;
         let mut sinks = Vec::new();
         for (config, routed) in configs.into_iter().zip(routed) {
             let unknown = || EventState::Unknown {
@@ -351,7 +352,7 @@ pub(super) async fn aside<T: Send + 'static>(
         let explained = explain(&mut clock);
         (!clock.is_over).then_some(explained)
     };
-    tokio::task::spawn_blocking(explain).await.map_err(text)
+    task::begin_blocking(explain).await.map_err(text)
 }
 
 /// What each rule says to an event, as trees, within a time: where the clock has stopped, nothing that is said counts.

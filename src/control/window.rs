@@ -55,12 +55,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::answers::{BUSY, text};
 use super::{Answer, Answers, Ask, Facade, Order, Question, Refusal};
 use crate::event::Seq;
+use crate::task::{self, Task};
 
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
@@ -91,10 +91,16 @@ pub struct Window {
 /// that is carried out to its end.
 #[derive(Debug)]
 pub struct Told<T> {
-    coming: mpsc::Receiver<Answer>,
-    answering: Option<JoinHandle<Result<(), Refusal>>>,
-    is_order: bool,
+    texts: Texts,
     of: PhantomData<fn() -> T>,
+}
+
+/// The same as they are sent. What is for all of them is compiled here once, and not for each type of answer.
+#[derive(Debug)]
+struct Texts {
+    coming: mpsc::Receiver<Answer>,
+    answering: Option<Task<Result<(), Refusal>>>,
+    is_order: bool,
 }
 
 impl Window {
@@ -123,11 +129,15 @@ impl Window {
 
     /// Asks what changes nothing.
     pub fn ask<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        Told::of(self.ask_any(question.into()))
+    }
+
+    fn ask_any(&self, ask: Ask) -> Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
-        let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
+        let (facade, places) = (self.facade.clone(), self.places.clone());
         let tries = matches!(ask, Ask::Try(_)).then(|| self.tries.clone());
         let (place_within, read_within) = (self.place_within, self.read_within);
-        let answering = tokio::spawn(async move {
+        let answering = task::begin(async move {
             let until = Instant::now() + place_within;
             // First its turn, and then a place: what waits for its turn takes none.
             let _turn = match &tries {
@@ -137,15 +147,19 @@ impl Window {
             let _place = place(&places, until).await?;
             facade.ask(ask, &Answers::new(out).read_within(read_within)).await
         });
-        Told::new(coming, answering, false)
+        Texts::new(coming, answering, false)
     }
 
     /// Asks for what is to come, which goes on until the answers are dropped. How many do is for the caller to limit.
     pub fn follow<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        Told::of(self.follow_any(question.into()))
+    }
+
+    fn follow_any(&self, ask: Ask) -> Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
-        let (facade, ask) = (self.facade.clone(), question.into());
-        let answering = tokio::spawn(async move { facade.ask(ask, &Answers::new(out)).await });
-        Told::new(coming, answering, false)
+        let facade = self.facade.clone();
+        let answering = task::begin(async move { facade.ask(ask, &Answers::new(out)).await });
+        Texts::new(coming, answering, false)
     }
 
     /// The newest event's place in the log.
@@ -160,10 +174,14 @@ impl Window {
 
     /// Orders what somebody who may act may order. Who that is, is for the caller to know.
     pub fn order<Q: Question + Into<Order>>(&self, order: Q) -> Told<Q::Answer> {
+        Told::of(self.order_any(order.into()))
+    }
+
+    fn order_any(&self, order: Order) -> Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
-        let (facade, order) = (self.facade.clone(), order.into());
-        let answering = tokio::spawn(async move { facade.order(order, &Answers::new(out)).await });
-        Told::new(coming, answering, true)
+        let facade = self.facade.clone();
+        let answering = task::begin(async move { facade.order(order, &Answers::new(out)).await });
+        Texts::new(coming, answering, true)
     }
 }
 
@@ -174,24 +192,21 @@ async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>
     }
 }
 
-impl<T: Send + 'static> Told<T> {
-    fn new(coming: mpsc::Receiver<Answer>, answering: JoinHandle<Result<(), Refusal>>, is_order: bool) -> Told<T> {
-        Told {
+impl Texts {
+    fn new(coming: mpsc::Receiver<Answer>, answering: Task<Result<(), Refusal>>, is_order: bool) -> Texts {
+        Texts {
             coming,
             answering: Some(answering),
             is_order,
-            of: PhantomData,
         }
     }
 
-    /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
-    #[must_use]
-    pub fn and_then(mut self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
+    fn and_then(mut self, ended: Box<dyn FnOnce(Option<&str>) + Send>) -> Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let is_order = self.is_order;
-        let answering = tokio::spawn(async move {
+        let answering = task::begin(async move {
             let mut went = Ok(());
-            while let Some(answer) = self.next_text().await {
+            while let Some(answer) = self.next().await {
                 match answer {
                     // Nobody may wait for it any more: it goes on all the same.
                     Ok(answer) => drop(out.send(answer).await),
@@ -201,11 +216,10 @@ impl<T: Send + 'static> Told<T> {
             ended(went.as_ref().err().map(String::as_str));
             went
         });
-        Told::new(coming, answering, is_order)
+        Texts::new(coming, answering, is_order)
     }
 
-    /// The next answer as it is sent; `None` at the end.
-    pub async fn next_text(&mut self) -> Option<Result<Answer, Refusal>> {
+    async fn next(&mut self) -> Option<Result<Answer, Refusal>> {
         if let Some(answer) = self.coming.recv().await {
             return Some(Ok(answer));
         }
@@ -217,30 +231,70 @@ impl<T: Send + 'static> Told<T> {
         }
     }
 
-    /// Whether nothing more is answered.
-    #[cfg(test)]
-    pub(super) fn has_ended(&self) -> bool {
-        self.answering.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Every answer as it is sent, so many at the most.
-    pub async fn texts(mut self, most: usize) -> Result<Vec<Answer>, Refusal> {
+    async fn all(mut self, most: usize) -> Result<Vec<Answer>, Refusal> {
         let mut all = Vec::new();
         while all.len() < most
-            && let Some(answer) = self.next_text().await
+            && let Some(answer) = self.next().await
         {
             all.push(answer?);
         }
         Ok(all)
     }
 
-    /// The last answer as it is sent: the others say how it got on.
-    pub async fn last_text(mut self) -> Result<Answer, Refusal> {
+    async fn last(mut self) -> Result<Answer, Refusal> {
         let mut last = None;
-        while let Some(answer) = self.next_text().await {
+        while let Some(answer) = self.next().await {
             last = Some(answer?);
         }
         last.ok_or_else(|| "the daemon has no answer to this".to_owned())
+    }
+}
+
+impl Drop for Texts {
+    fn drop(&mut self) {
+        if let Some(answering) = self.answering.take()
+            && !self.is_order
+        {
+            answering.abort();
+        }
+    }
+}
+
+impl<T: Send + 'static> Told<T> {
+    fn of(texts: Texts) -> Told<T> {
+        Told { texts, of: PhantomData }
+    }
+
+    /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
+    #[must_use]
+    pub fn and_then(self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
+        Told::of(self.texts.and_then(Box::new(ended)))
+    }
+
+    /// The same answers for who takes them as they are sent, of whatever type.
+    pub fn as_sent(self) -> Told<Answer> {
+        Told::of(self.texts)
+    }
+
+    /// The next answer as it is sent; `None` at the end.
+    pub async fn next_text(&mut self) -> Option<Result<Answer, Refusal>> {
+        self.texts.next().await
+    }
+
+    /// Whether nothing more is answered.
+    #[cfg(test)]
+    pub(super) fn has_ended(&self) -> bool {
+        self.texts.answering.as_ref().is_none_or(Task::is_finished)
+    }
+
+    /// Every answer as it is sent, so many at the most.
+    pub async fn texts(self, most: usize) -> Result<Vec<Answer>, Refusal> {
+        self.texts.all(most).await
+    }
+
+    /// The last answer as it is sent: the others say how it got on.
+    pub async fn last_text(self) -> Result<Answer, Refusal> {
+        self.texts.last().await
     }
 }
 
@@ -263,15 +317,5 @@ impl<T: DeserializeOwned + Send + 'static> Told<T> {
 }
 
 fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, Refusal> {
-    serde_json::from_str(answer.get()).map_err(text)
-}
-
-impl<T> Drop for Told<T> {
-    fn drop(&mut self) {
-        if let Some(answering) = self.answering.take()
-            && !self.is_order
-        {
-            answering.abort();
-        }
-    }
+    serde_json::from_slice(answer.get().as_bytes()).map_err(text)
 }

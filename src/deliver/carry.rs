@@ -7,6 +7,7 @@ use super::letters;
 pub use super::letters::Carried;
 use super::types::{DEAD, EngineError, failed};
 use crate::state::journal::Journal;
+use crate::task;
 
 /// Puts the dead letters of a data directory into a journal that holds nothing but what an earlier try has left of them. They stay where
 /// they are as well, with the log that they are of.
@@ -27,10 +28,7 @@ pub fn holds_dead_letters(data_dir: &Path) -> std::io::Result<bool> {
 }
 
 async fn carried(work: impl FnOnce() -> Result<Carried, String> + Send + 'static) -> Result<Carried, EngineError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(failed)?
-        .map_err(EngineError)
+    task::begin_blocking(work).await.map_err(failed)?.map_err(EngineError)
 }
 
 fn text(error: impl std::fmt::Display) -> String {

@@ -18,6 +18,7 @@ use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
 use crate::node;
 use crate::sinks::Hider;
+use crate::sorted;
 use crate::sync::lock;
 
 /// Events that are copied with one sync, and bytes of their bodies, roughly.
@@ -54,7 +55,7 @@ impl Engine {
         let letters = lock(&self.inner.letters).clone();
         let removed = letters.into_iter().filter(|(sink, _)| !self.is_configured(sink));
         let counted = removed.map(|(sink, letters)| (sink, letters.given_len() as u64));
-        counted.filter(|(_, count)| *count > 0).collect()
+        sorted::map(counted.filter(|(_, count)| *count > 0))
     }
 
     /// The same, said to whoever reads the log.
@@ -450,7 +451,7 @@ impl Engine {
                 .count()
         };
         let mut sinks: Vec<String> = sinks.into_iter().collect();
-        sinks.sort_by_key(|sink| std::cmp::Reverse(behind(sink)));
+        sorted::sort_by_key(&mut sinks, |sink| std::cmp::Reverse(behind(sink)));
         sinks
     }
 

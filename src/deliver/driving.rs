@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use serde_json::Value;
-use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::mark::record_key;
@@ -18,6 +17,7 @@ use crate::config::SinkConfig;
 use crate::node::{self, Order, Want};
 use crate::supervise;
 use crate::sync::lock;
+use crate::task::{self, Task};
 
 /// Another node has so long to carry out an order.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -76,19 +76,19 @@ impl Engine {
     /// Begins and stops workers as leases come and go, until the engine stops.
     pub(super) fn drive_what_is_leased(&self) {
         let engine = self.clone();
-        tokio::spawn(async move {
+        task::begin(async move {
             let stop = engine.inner.stop.clone();
             supervise::run("leases", &stop, || engine.clone().follow_leases()).await;
         });
         // Whoever asks has no patience for sinks that begin or end.
         let engine = self.clone();
-        tokio::spawn(async move {
+        task::begin(async move {
             let stop = engine.inner.stop.clone();
             supervise::run("orders", &stop, || engine.clone().follow_orders()).await;
         });
         if self.inner.desk.is_some() {
             let engine = self.clone();
-            tokio::spawn(async move {
+            task::begin(async move {
                 let stop = engine.inner.stop.clone();
                 supervise::run("letters", &stop, || engine.clone().follow_letters()).await;
             });
@@ -120,14 +120,14 @@ impl Engine {
 
     /// Has a worker run for each sink whose lease is here, and for no other. `letting_go`: what is on its way to that, each by itself:
     /// none waits until another one's delivery has come to its end.
-    async fn settle_workers(&self, letting_go: &mut BTreeMap<String, JoinHandle<()>>) {
+    async fn settle_workers(&self, letting_go: &mut BTreeMap<String, Task<()>>) {
         {
             // A reload stops and begins workers by itself.
             let _changing = self.inner.changing.lock().await;
             let sinks = lock(&self.inner.sinks).clone();
             letting_go.retain(|_, task| !task.is_finished());
             for sink in sinks.iter().filter(|sink| self.runs_in_vain(&sink.name)) {
-                let go = || tokio::spawn(self.clone().let_worker_go(sink.name.clone()));
+                let go = || task::begin(self.clone().let_worker_go(sink.name.clone()));
                 letting_go.entry(sink.name.clone()).or_insert_with(go);
             }
             let settle = join_all(sinks.iter().map(|sink| self.settle_worker(sink)));
@@ -157,7 +157,7 @@ impl Engine {
     async fn obey_other_nodes(&self) {
         for order in self.inner.leases.orders().await {
             let engine = self.clone();
-            tokio::spawn(async move {
+            task::begin(async move {
                 let referral = lock(&engine.inner.referral).clone();
                 let referred = referral.and_then(|referral| (referral.0)(&order));
                 let result = match referred {

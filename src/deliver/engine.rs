@@ -35,6 +35,7 @@ use crate::rules::RuleSet;
 use crate::state::journal::Journal;
 use crate::state::{self, Expected, LocalStore, Revision, Store};
 use crate::sync::lock;
+use crate::task;
 
 /// What the engine needs to start.
 #[derive(Debug)]
@@ -75,7 +76,7 @@ pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
 pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {
     let dir = dir.join(STATE);
-    let opened = tokio::task::spawn_blocking(move || LocalStore::open(&dir, mode == Mode::Look));
+    let opened = task::begin_blocking(move || LocalStore::open(&dir, mode == Mode::Look));
     Ok(Arc::new(opened.await.map_err(failed)?.map_err(failed)?))
 }
 
@@ -179,7 +180,7 @@ impl Engine {
             BTreeMap::new()
         } else {
             let dir = dead_dir.clone();
-            let opened = tokio::task::spawn_blocking(move || letters::open_all(&dir, mode == Mode::Look));
+            let opened = task::begin_blocking(move || letters::open_all(&dir, mode == Mode::Look));
             opened.await.map_err(failed)?
         };
         if mode == Mode::Follow {

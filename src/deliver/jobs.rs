@@ -13,6 +13,7 @@ use super::types::{EngineError, Mode, failed};
 use super::worker::Command;
 use crate::event::Seq;
 use crate::state::{Expected, StoreError, put_json};
+use crate::task;
 
 /// How often it is tried to settle what became of a change.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -102,7 +103,7 @@ impl Engine {
 
     fn try_until_settled(&self, id: &str, aim: Aim) {
         let (stop, inner, id) = (self.inner.stop.clone(), Arc::downgrade(&self.inner), id.to_owned());
-        tokio::spawn(async move {
+        task::begin(async move {
             loop {
                 let Some(inner) = inner.upgrade() else { return };
                 match (Engine { inner }).try_to_settle(&id, aim).await {

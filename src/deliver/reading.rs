@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::event::{Event, Seq};
 use crate::log::{Log, ReadError};
+use crate::task;
 
 /// The log, or a file, has so long to answer.
 const READ_WITHIN: Duration = Duration::from_secs(30);
@@ -34,7 +35,7 @@ pub(super) async fn end_of(log: &dyn Log) -> Result<Seq, ReadError> {
 pub(super) async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let reading = async {
         let hand = HANDS.acquire().await;
-        let read = tokio::task::spawn_blocking(move || {
+        let read = task::begin_blocking(move || {
             let _hand = hand;
             read()
         });
@@ -52,7 +53,7 @@ pub(super) async fn at_length<T: Send + 'static>(
     let turned = turns.clone();
     let working = async {
         let hand = HANDS.acquire().await;
-        let work = tokio::task::spawn_blocking(move || {
+        let work = task::begin_blocking(move || {
             let _hand = hand;
             work(&|| {
                 turned.fetch_add(1, Ordering::Relaxed);

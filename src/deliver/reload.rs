@@ -26,6 +26,7 @@ use crate::render::Guard;
 use crate::rules::RuleSet;
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
+use crate::task;
 
 /// That a sink was removed is tried to be noted again after so long.
 const DETACH_EVERY: Duration = Duration::from_secs(2);
@@ -249,7 +250,7 @@ impl Engine {
     /// Tries again to note which sinks were removed, until that is done: the log is kept for them.
     pub(super) fn detach_later(&self) {
         let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
-        tokio::spawn(async move {
+        task::begin(async move {
             while stop
                 .run_until_cancelled(tokio::time::sleep(DETACH_EVERY))
                 .await
@@ -380,7 +381,7 @@ impl Engine {
                 }
             }
         };
-        if tokio::time::timeout(OBEY_WITHIN, tokio::task::spawn_blocking(mend))
+        if tokio::time::timeout(OBEY_WITHIN, task::begin_blocking(mend))
             .await
             .is_err()
         {

@@ -16,8 +16,10 @@ use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
 use crate::rules::RuleSet;
+use crate::sorted;
 use crate::state::{Expected, StoreError};
 use crate::sync::lock;
+use crate::task;
 
 /// How often it is looked which replays are not kept any more.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
@@ -178,7 +180,7 @@ impl Engine {
         }
         // Also where whoever asked for it has gone meanwhile.
         let (engine, id) = (self.clone(), id.to_owned());
-        let put = tokio::spawn(async move { engine.put_begun(&id, record, expected).await });
+        let put = task::begin(async move { engine.put_begun(&id, record, expected).await });
         put.await.map_err(failed)?
     }
 
@@ -253,7 +255,7 @@ impl Engine {
             status
         };
         let mut replays: Vec<ReplayStatus> = jobs.iter().map(stands).collect();
-        replays.sort_by_key(|replay| replay.created_at);
+        sorted::sort_by_key(&mut replays, |replay| replay.created_at);
         replays
     }
 
@@ -261,7 +263,7 @@ impl Engine {
         let views: BTreeMap<String, View> = {
             let workers = self.workers();
             let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
-            workers.by_sink.iter().map(view).collect()
+            sorted::map(workers.by_sink.iter().map(view))
         };
         let configured = lock(&self.inner.configured).clone();
         let parted = lock(&self.inner.parted).clone();
@@ -282,9 +284,7 @@ impl Engine {
             let takes = jobs
                 .iter()
                 .filter(|(_, (job, _))| (job.spec.from..=job.spec.to).contains(&event.seq));
-            takes
-                .map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record))))
-                .collect()
+            sorted::map(takes.map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record)))))
         };
         let mut found = Vec::new();
         for status in self.replays() {
@@ -373,7 +373,7 @@ impl Engine {
     /// Forgets what is not kept any more when it is time, until the engine stops or is there no more.
     pub(super) fn forget_in_time(&self) {
         let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
-        tokio::spawn(async move {
+        task::begin(async move {
             while stop
                 .run_until_cancelled(tokio::time::sleep(FORGET_EVERY))
                 .await

@@ -15,6 +15,7 @@ use crate::event::Seq;
 use crate::log;
 use crate::node::{self, Lease};
 use crate::sync::lock;
+use crate::task;
 
 /// How often it is looked what other nodes have written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -64,7 +65,7 @@ impl Engine {
             return;
         }
         let engine = self.clone();
-        let begun = tokio::task::spawn_blocking(move || {
+        let begun = task::begin_blocking(move || {
             if let Err(error) = engine.find_letters() {
                 tracing::error!(%error, "this is tried again");
             }
@@ -146,7 +147,7 @@ impl Engine {
         loop {
             let engine = self.clone();
             let is_long = round % 10 == 9;
-            let looked = tokio::task::spawn_blocking(move || {
+            let looked = task::begin_blocking(move || {
                 if is_long {
                     // What can't be looked at now is with the next round.
                     let _ = engine.find_letters();
@@ -183,7 +184,7 @@ impl Engine {
     pub(super) fn retry_afar(&self, sink: &str, seqs: Vec<Seq>) -> Arc<RetryProgress> {
         let progress = Arc::new(RetryProgress::new(seqs.len() as u64));
         let (engine, sink, told) = (self.clone(), sink.to_owned(), progress.clone());
-        tokio::spawn(async move {
+        task::begin(async move {
             for some in seqs.chunks(ORDER_MAX) {
                 engine.retry_some_afar(&sink, some.to_vec(), &told).await;
             }

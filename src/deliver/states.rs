@@ -16,6 +16,7 @@ use super::replay::is_superseded;
 use super::types::EventState;
 use super::worker::{self, Command};
 use crate::event::{Event, Kind, Seq};
+use crate::sorted;
 
 /// A worker that does not answer within this is busy with something else; what is saved answers instead.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -30,7 +31,7 @@ impl Engine {
         };
         // Side by side: one that is busy keeps no other from answering.
         let states = join_all(self.driven_sinks().into_iter().map(at)).await;
-        states.into_iter().collect()
+        sorted::map(states)
     }
 
     /// The sinks there are workers for.

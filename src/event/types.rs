@@ -19,7 +19,7 @@ pub static DOCUMENTED: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         object_type: String,
         actions: Vec<String>,
     }
-    let document: Result<Document, _> = serde_json::from_str(include_str!("types.json"));
+    let document: Result<Document, _> = serde_json::from_slice(include_bytes!("types.json"));
     let types = document.map(|document| document.event_types).unwrap_or_default();
     let pairs = types
         .into_iter()

@@ -29,6 +29,7 @@ use crate::event::Source;
 use crate::ingress::verify::{Claim, HASH_HEADER, Refusal, TIMESTAMP_HEADER, Unverified, Verified, Verifier};
 use crate::listener::abuse::Seat;
 use crate::log::{AppendError, Appended, Incoming, Log};
+use crate::task;
 use crate::telemetry;
 use crate::telemetry::door::{Door, OffTime};
 use answer::{Answer, Why, respond};
@@ -124,7 +125,7 @@ impl Ingress {
         if !is_refusal || body.is_end_stream() || body.size_hint().lower() > left {
             return;
         }
-        tokio::spawn(tokio::time::timeout(LINGER, async move {
+        task::begin(tokio::time::timeout(LINGER, async move {
             while let Some(Ok(frame)) = body.frame().await {
                 let len = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match left.checked_sub(len) {

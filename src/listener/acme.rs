@@ -38,6 +38,7 @@ use crate::config::Acme;
 use crate::node::Leases;
 use crate::state::Store;
 use crate::sync::lock;
+use crate::task;
 use crate::{framefile, net, telemetry};
 
 /// The protocol by which a directory checks that we are there.
@@ -549,7 +550,7 @@ impl Files {
 
 async fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let (path, content) = (path.to_owned(), content.to_owned());
-    tokio::task::spawn_blocking(move || framefile::replace_file(&path, &content)).await?
+    task::begin_blocking(move || framefile::replace_file(&path, &content)).await?
 }
 
 /// How the directory is spoken to: `check` calls this too. An error is one sentence.

@@ -24,6 +24,7 @@ use super::certificates::Certificates;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
 use super::standing::{Crowd, Heard, Place, Standing};
+use crate::task;
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ pub async fn serve<A, F, B>(
         let (answer, house) = (answer.clone(), house.clone());
         let standing = Standing::new();
         place.take(&standing);
-        tokio::spawn(async move {
+        task::begin(async move {
             let counted = house.limits.are_counted.then(Counted::new);
             // What goes wrong before the first request is the client's business too.
             tokio::select! {

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::wire::{self, Item, Reply};
 use super::{Fault, MEMORY_MAX, NameBook, Names, Program, Rendered, TIME_MAX, Template, child};
 use crate::reap;
+use crate::task;
 
 /// Events that go over at a time, and bytes of them, roughly.
 const BATCH_EVENTS: usize = 512;
@@ -148,9 +149,7 @@ impl Guard {
             vain: 0,
         };
         let work = move || keeper.work(&orders);
-        std::thread::Builder::new()
-            .name("render".into())
-            .spawn(work)
+        task::begin_thread("render", work)
             .map_err(|error| Stuck(format!("nothing can be rendered: a thread can't be started: {error}")))?;
         Ok(known.insert(Arc::new(sender)).clone())
     }

@@ -50,7 +50,7 @@ impl RuleSet {
 
     /// The rules of a [`Source`]'s text, and the sink they send to; `None` where this closehook can't read them any more.
     pub fn from_source(text: &str) -> Option<(RuleSet, &'static str)> {
-        let said: Said = serde_json::from_str(text).ok()?;
+        let said: Said = serde_json::from_slice(text.as_bytes()).ok()?;
         let rule = |(number, (events, filter)): (usize, (Vec<String>, Option<String>))| RuleConfig {
             program: None,
             name: number.to_string(),

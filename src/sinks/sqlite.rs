@@ -44,6 +44,7 @@ use super::{
 use crate::config::{SinkOptions, Table};
 use crate::event::{Delivery, Seq};
 use crate::render::Template;
+use crate::task;
 
 /// Rows that are handed to the thread together.
 const ROWS_AT_A_TIME: usize = 64;
@@ -207,7 +208,7 @@ impl SinkKind for Options {
             create: self.create,
             batch: self.batch,
         };
-        let looking = tokio::task::spawn_blocking(move || probe::look(&kind));
+        let looking = task::begin_blocking(move || probe::look(&kind));
         match tokio::time::timeout(context.timeout, looking).await {
             Ok(Ok(seen)) => seen,
             Ok(Err(_)) | Err(_) => Err(silent(&self.path, context.timeout)),

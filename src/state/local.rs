@@ -22,7 +22,9 @@ use tokio::sync::oneshot;
 
 use super::{Entry, Expected, Revision, Store, StoreError};
 use crate::framefile::{self, Format, FrameError, FrameFile};
+use crate::sorted;
 use crate::sync::lock;
+use crate::task;
 use crate::telemetry;
 
 const FORMAT: Format = Format {
@@ -116,7 +118,7 @@ impl LocalStore {
             };
             (key.clone(), entry)
         };
-        let entries: Entries = values.iter().enumerate().map(revision).collect();
+        let entries: Entries = sorted::map(values.iter().enumerate().map(revision));
         let revisions = entries.len() as u64;
         let mut store = LocalStore {
             entries: Arc::new(Mutex::new(entries)),
@@ -146,10 +148,7 @@ impl LocalStore {
             trap: store.trap.clone(),
         };
         telemetry::supervised(TASK);
-        let thread = std::thread::Builder::new()
-            .name(TASK.into())
-            .spawn(move || saver.run(&waiting))
-            .map_err(fail)?;
+        let thread = task::begin_thread(TASK, move || saver.run(&waiting)).map_err(fail)?;
         (store.changes, store.thread) = (Some(changes), Arc::new(Mutex::new(Some(thread))));
         Ok(store)
     }
@@ -253,7 +252,7 @@ pub(crate) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), Fr
     };
     framefile::make_dir(dir).map_err(fail)?;
     framefile::sync_parent(dir).map_err(fail)?;
-    write_generation(dir, 1, &values.into_iter().collect()).map(drop)
+    write_generation(dir, 1, &sorted::map(values)).map(drop)
 }
 
 fn path_of(dir: &Path, generation: u64) -> PathBuf {
@@ -555,7 +554,7 @@ impl Saver {
             return file.sync();
         }
         let values = after.iter().map(|(key, entry)| (key.clone(), entry.value.to_vec()));
-        self.file = Some(write_generation(&self.dir, self.generation + 1, &values.collect())?);
+        self.file = Some(write_generation(&self.dir, self.generation + 1, &sorted::map(values))?);
         remove_older(&self.dir, self.generation);
         self.generation += 1;
         Ok(())

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::Sample;
 use super::last_hour::LastHour;
 use crate::age::Age;
+use crate::sorted;
 
 /// Every answer of the public listener.
 pub const ANSWERS: [&str; 10] = [
@@ -319,7 +320,7 @@ const MINUTE_SECONDS: i64 = 60;
 /// Each label with its count, without those that did not happen.
 fn happened(labels: &[&str], counts: &[u64]) -> BTreeMap<String, u64> {
     let counted = labels.iter().zip(counts).filter(|(_, count)| **count > 0);
-    counted.map(|(label, count)| ((*label).to_owned(), *count)).collect()
+    sorted::map(counted.map(|(label, count)| ((*label).to_owned(), *count)))
 }
 
 #[cfg(test)]

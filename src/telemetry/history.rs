@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::paced::Paced;
 use crate::framefile::{self, Format, FrameError, FrameFile};
 use crate::sync::lock;
+use crate::task;
 
 /// Minutes that are kept: a day, and as many again for those that a restart or a clock has called twice.
 const MINUTES_MAX: usize = 2 * 24 * 60;
@@ -378,7 +379,7 @@ impl History {
                 () = tokio::time::sleep(Duration::from_secs(60 - second)) => {}
             }
             let history = self.clone();
-            if let Err(error) = tokio::task::spawn_blocking(move || history.turn()).await {
+            if let Err(error) = task::begin_blocking(move || history.turn()).await {
                 tracing::error!(%error, "a minute of the history is lost");
             }
         }

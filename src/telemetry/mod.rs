@@ -16,6 +16,7 @@ use metrics::{counter, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::event::Seq;
+use crate::task;
 
 /// Bounds of commit latencies in seconds: a good disk's sync is a fraction of a millisecond, a bad one's a second.
 const COMMIT_SECONDS: [f64; 12] = [
@@ -42,16 +43,14 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
         .map_err(|error| error.to_string())?;
     let upkeep = handle.clone();
     // What histograms were told is kept one by one until they are looked at, and perhaps nobody ever does.
-    std::thread::Builder::new()
-        .name("metrics".into())
-        .spawn(move || {
-            keep_up(|| {
-                std::thread::sleep(UPKEEP_EVERY);
-                upkeep.run_upkeep();
-                true
-            });
-        })
-        .map_err(|error| error.to_string())?;
+    let upkept = task::begin_thread("metrics", move || {
+        keep_up(|| {
+            std::thread::sleep(UPKEEP_EVERY);
+            upkeep.run_upkeep();
+            true
+        });
+    });
+    upkept.map_err(|error| error.to_string())?;
     known::begin();
     Ok(handle)
 }

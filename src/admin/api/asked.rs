@@ -317,7 +317,7 @@ pub fn plain(answer: &RawValue) -> Response {
 
 /// What one of several kinds of answer says (`{"done": ...}`), without saying which it is.
 pub fn inside(answer: &RawValue, name: &str) -> Result<Response, Refused> {
-    let kinds: std::collections::HashMap<String, Box<RawValue>> = serde_json::from_str(answer.get())
+    let kinds: std::collections::HashMap<String, Box<RawValue>> = serde_json::from_slice(answer.get().as_bytes())
         .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     match kinds.get(name) {
         Some(inner) => Ok(plain(inner)),

@@ -62,7 +62,7 @@ fn revisions(found: Option<&Answer>) -> usize {
     struct Of {
         revisions: Vec<Seq>,
     }
-    let of = found.and_then(|found| serde_json::from_str::<Of>(found.get()).ok());
+    let of = found.and_then(|found| serde_json::from_slice::<Of>(found.get().as_bytes()).ok());
     of.unwrap_or_default().revisions.len()
 }
 

@@ -68,7 +68,7 @@ pub async fn acts(State(state): State<AdminState>, asked: Asked, _: Viewer) -> R
 pub async fn reload(State(state): State<AdminState>, way: Way, actor: Actor) -> Result<Response, Refused> {
     let told = state.order(&actor, Reload {});
     way.give(&state, told, |answer| {
-        if let Ok(Outcome::Faults(faults)) = serde_json::from_str(answer.get()) {
+        if let Ok(Outcome::Faults(faults)) = serde_json::from_slice(answer.get().as_bytes()) {
             return Ok(bad(&faults));
         }
         inside(&answer, "reloaded")

@@ -58,7 +58,7 @@ pub async fn show(view: View) -> Shown {
 
 impl ActRow {
     fn of(act: &Act) -> ActRow {
-        let order: serde_json::Value = serde_json::from_str(act.order.get()).unwrap_or_default();
+        let order: serde_json::Value = serde_json::from_slice(act.order.get().as_bytes()).unwrap_or_default();
         let (outcome, tone, error) = match &act.ended {
             None => ("runs", "accent", None),
             Some(ended) if ended.error.is_some() => ("failed", "bad", ended.error.clone()),

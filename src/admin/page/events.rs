@@ -16,6 +16,7 @@ use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::control::browse::{Browse, Browsed, Ended, Lost, Page, Work};
 use crate::event::Seq;
+use crate::sorted;
 
 #[derive(Template)]
 #[template(path = "events.html")]
@@ -266,7 +267,7 @@ fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
             .iter()
             .position(|tone| *tone == cell.tone)
     };
-    cells.sort_by_key(rank);
+    sorted::sort_by_key(&mut cells, rank);
     cells
 }
 

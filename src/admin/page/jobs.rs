@@ -12,6 +12,7 @@ use axum::response::Response;
 use super::said::Named;
 use super::view::{Frame, Shown, View, html, to};
 use crate::sync::lock;
+use crate::task;
 
 /// So many are kept.
 const JOBS_MAX: usize = 64;
@@ -102,8 +103,8 @@ impl Jobs {
         });
         drop(kept);
         let jobs = self.clone();
-        let work = tokio::spawn(work(Progress { jobs: self.clone(), id }));
-        tokio::spawn(async move {
+        let work = task::begin(work(Progress { jobs: self.clone(), id }));
+        task::begin(async move {
             let ended = work.await;
             let ended = ended.unwrap_or_else(|_| Ended::badly("the daemon has a defect here: its log says where"));
             jobs.end(id, ended);

@@ -207,7 +207,8 @@ pub struct Sent {
 /// Begins one as it was planned.
 pub async fn start(view: View, may: May, Form(Sent { plan }): Form<Sent>) -> Shown {
     let actor = acting::actor(&view, may)?;
-    let counted: Counted = serde_json::from_str(&plan).map_err(|_| view.bad("that is no plan: count again"))?;
+    let counted: Counted =
+        serde_json::from_slice(plan.as_bytes()).map_err(|_| view.bad("that is no plan: count again"))?;
     let order = Start {
         spec: Box::new(counted.spec),
         planned: counted.planned,

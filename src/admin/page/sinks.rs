@@ -25,6 +25,7 @@ use crate::control::history;
 use crate::control::sinks::{Pause, Shown as Sink};
 use crate::control::status::{self, Status, Trouble};
 use crate::deliver::{Known, SinkStatus};
+use crate::sorted;
 
 /// A sink in a row.
 pub struct SinkRow {
@@ -147,7 +148,7 @@ struct RemovedRow {
 impl RemovedRow {
     /// Those whose positions are kept, and those that have letters.
     fn all(positions: Vec<String>, letters: Vec<dead::OfRemoved>) -> Vec<RemovedRow> {
-        let mut all: BTreeMap<String, Option<u64>> = positions.into_iter().map(|name| (name, None)).collect();
+        let mut all: BTreeMap<String, Option<u64>> = sorted::map(positions.into_iter().map(|name| (name, None)));
         all.extend(letters.into_iter().map(|one| (one.sink, Some(one.letters))));
         let row = |(name, letters): (String, Option<u64>)| RemovedRow {
             in_url: in_url(&name),

@@ -16,6 +16,7 @@ use crate::log::known_key::KnownKey;
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::state::local::DAMAGED;
 use crate::sync::lock;
+use crate::task;
 use crate::{close, deliver};
 
 /// Copies the log of the stream of the configuration into its data directory.
@@ -53,7 +54,7 @@ pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::R
     copied.state = state.len() as u64;
     let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
     let into = dir.clone();
-    tokio::task::spawn_blocking(move || deliver::restore_state(&into, state)).await??;
+    task::begin_blocking(move || deliver::restore_state(&into, state)).await??;
     copied.close = close::shared::fetch(dir, &*stores.sealed).await? as u64;
     copied.take(deliver::fetch_dead_letters(dir, stores.letters.clone()).await?);
     refuse_running(&stores).await?;
@@ -85,7 +86,7 @@ async fn place_events(
     copied.known = keys.len() as u64 - copied.erased;
     let (dir, first, text) = (config.log.dir.clone(), origin.first, serde_json::to_string(origin)?);
     let begin = move || log::Placer::begin(&dir, &text, first, keys);
-    let placer = tokio::task::spawn_blocking(begin).await??;
+    let placer = task::begin_blocking(begin).await??;
     let next = placer.next();
     copied.resumed_at = (next > first).then(|| next.prev());
     let mut placer = place_all(source, origin, placer, progress).await?;
@@ -95,7 +96,7 @@ async fn place_events(
         placer.finish(origin.last, &origin.id, &origin.epoch)?;
         Ok(LocalLog::open_unfinished(options)?)
     };
-    let log = tokio::task::spawn_blocking(finish).await??;
+    let log = task::begin_blocking(finish).await??;
     found.compare(&survey(&log, first, last, Step::Comparing, progress).await?)?;
     found.tell(copied);
     Ok(())
@@ -133,7 +134,7 @@ async fn place_all(
             let mut placer = lock(&placer);
             read.events.iter().try_for_each(|event| placer.add(event))
         };
-        Ok(tokio::task::spawn_blocking(add).await??)
+        Ok(task::begin_blocking(add).await??)
     };
     scan_stream(source, origin, each, Step::Copying, next, progress).await?;
     let placer = Arc::into_inner(placer).context("the copy is still being written")?;

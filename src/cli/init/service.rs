@@ -5,6 +5,8 @@ use std::path::Path;
 
 use tokio::process::Command;
 
+use crate::sorted;
+
 /// The unit that runs a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Unit {
@@ -72,7 +74,7 @@ async fn show(name: &str) -> Option<String> {
 }
 
 fn properties(shown: &str) -> BTreeMap<&str, &str> {
-    shown.lines().filter_map(|line| line.split_once('=')).collect()
+    sorted::map(shown.lines().filter_map(|line| line.split_once('=')))
 }
 
 /// Reads what `systemctl show` says of a service; `None` where it is not there or serves another file.

@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path, content: &str, config: &Config) -> Result<Vec<Ca
     // Out of TOML's own hands: their numbers keep their digits.
     let payloads = take_payloads(&mut document);
     let json = text::json_of(document.as_item());
-    let tree = json.and_then(|json| serde_json::from_str(&json).map_err(|error| error.to_string()));
+    let tree = json.and_then(|json| serde_json::from_slice(json.as_bytes()).map_err(|error| error.to_string()));
     let tree: Value = tree.map_err(|message| {
         let place = path.display().to_string();
         vec![Fault { place, message }]

@@ -33,6 +33,7 @@ use crate::close::shared::{Shared, write_shared};
 use crate::config::{self, Secret};
 use crate::json::Node;
 use crate::sync::lock;
+use crate::task;
 
 /// An access token is renewed so long before it expires.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -202,14 +203,15 @@ impl OAuthChain {
         }
         let (chain, http) = (self.clone(), http.clone());
         let (tell, told) = oneshot::channel();
-        self.refreshes.spawn(async move {
+        let refresh = async move {
             let _one_at_a_time = chain.refreshing.lock().await;
             // Nothing is begun for somebody who has gone meanwhile.
             if !tell.is_closed() {
                 // Whoever does not hear it finds it kept.
                 let _ = tell.send(chain.renew(&http, url).await);
             }
-        });
+        };
+        task::begin(self.refreshes.track_future(refresh));
         let never = |_| Error::Local("the refresh of the OAuth token broke off".into());
         let hangs = |_| {
             Error::Local(format!(
@@ -357,7 +359,7 @@ impl OAuthChain {
         if is_written {
             self.forget_left().await;
         } else if !self.unsaved.is_tried.swap(true, Ordering::SeqCst) {
-            tokio::spawn(self.clone().keep_later());
+            task::begin(self.clone().keep_later());
         }
     }
 

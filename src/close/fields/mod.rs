@@ -27,6 +27,7 @@ use super::seams::Seams;
 use super::store::CloseStore;
 use crate::config::Config;
 use crate::render::{NameBook, Names, Program, Template};
+use crate::task;
 
 /// Names that are older than this are worth a word.
 const OLD: SignedDuration = SignedDuration::from_hours(48);
@@ -259,7 +260,7 @@ impl Fields {
         let dir = self.dir.clone();
         let write = move || schema::write(&dir, &schema);
         let written = if may_write && !self.read_only {
-            let written = tokio::task::spawn_blocking(write).await;
+            let written = task::begin_blocking(write).await;
             written.unwrap_or_else(|error| Err(Error::Local(error.to_string())))
         } else {
             Ok(())

@@ -9,6 +9,7 @@ use super::ownership::{Ownership, Standing, current, gone};
 use super::scope::Scope;
 use crate::close::api::error::Error;
 use crate::close::api::subscriptions::{EventSpec, SUBSCRIPTIONS_DOCUMENTED, Subscription};
+use crate::sorted;
 
 #[cfg(test)]
 mod tests;
@@ -153,7 +154,7 @@ fn difference(
     diff: &mut Vec<String>,
 ) -> Option<PlanStep> {
     let by_name = |specs: &[EventSpec]| -> BTreeMap<String, EventSpec> {
-        specs.iter().map(|spec| (spec.name(), spec.clone())).collect()
+        sorted::map(specs.iter().map(|spec| (spec.name(), spec.clone())))
     };
     let (has, wants) = (by_name(&current.events), by_name(wanted));
     let mut lines = Vec::new();

@@ -16,6 +16,7 @@ use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::FrameError;
+use crate::sorted;
 
 /// Letters that go together, and bytes of the events that go with them.
 const TOGETHER: usize = 256;
@@ -168,7 +169,7 @@ impl Copies {
             let read = unless_gone(letters.found(|_| Some(at)), &mut self.gone)?;
             let events = read.map(|(tag, payload)| record::events_in(tag, &payload));
             let events = events.unwrap_or_default().into_iter();
-            self.block = Some((at, events.map(|event| (event.seq, Arc::new(event))).collect()));
+            self.block = Some((at, sorted::map(events.map(|event| (event.seq, Arc::new(event))))));
         }
         let block = self.block.as_ref();
         Ok(block.and_then(|(_, events)| events.get(&seq).cloned()))

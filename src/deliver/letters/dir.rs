@@ -9,6 +9,7 @@ use crate::deliver::reading::{aside, detached, within};
 use crate::deliver::types::DEAD;
 use crate::event::{Event, Seq};
 use crate::log::Log;
+use crate::sorted;
 
 /// Whether a path, relative to the data directory, is that of a file of dead letters.
 pub fn is_dead_letters(path: &Path) -> bool {
@@ -67,7 +68,7 @@ pub(in crate::deliver) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<Stri
         }
         (sink, letters)
     };
-    found.into_iter().map(open).collect()
+    sorted::map(found.into_iter().map(open))
 }
 
 /// The files of these sinks themselves, in this order: below the data directory, open, and how long each is. One after the other, so that

@@ -33,6 +33,7 @@ use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::FrameError;
+use crate::sorted;
 use crate::sync::lock;
 
 impl Letters {
@@ -126,10 +127,8 @@ impl Letters {
     /// What was given of these, under this lease, and not released is given back, durably: the sink that gave it still has it. Blocking.
     pub fn give_back(&self, letters: &[DeadLetter], fence: u64) -> Result<(), FrameError> {
         self.mend()?;
-        let givers: BTreeMap<Seq, Giver> = letters
-            .iter()
-            .map(|letter| (letter.seq, Giver::of(letter, fence)))
-            .collect();
+        let givers = letters.iter().map(|letter| (letter.seq, Giver::of(letter, fence)));
+        let givers: BTreeMap<Seq, Giver> = sorted::map(givers);
         let seqs: Vec<Seq> = givers.keys().copied().collect();
         self.let_go(&seqs, |index, present| {
             let own = present

@@ -13,6 +13,7 @@ use super::{Worker, settle_of};
 use crate::deliver::reading::within;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow};
+use crate::sorted;
 use crate::telemetry;
 
 /// So many events are read in vain at the most for what is due at a time; what is not found by then goes. A log that can look up what an
@@ -156,7 +157,7 @@ impl Worker<'_> {
     /// What is due and was not looked for yet.
     fn begin_to_look(&mut self, now: Timestamp, span: SignedDuration) -> Option<Ahead> {
         let due = self.lanes.main.due_objects(now).into_iter();
-        let due: BTreeMap<String, Seq> = due.filter(|(_, seq)| !self.looked_up.contains(seq)).collect();
+        let due: BTreeMap<String, Seq> = sorted::map(due.filter(|(_, seq)| !self.looked_up.contains(seq)));
         let main = &self.lanes.main;
         let until = main.settled_by(due.values().copied(), span)?;
         let narrow = Narrow {

@@ -21,6 +21,7 @@ use crate::deliver::schedule;
 use crate::event::{Delivery, Seq};
 use crate::rules::RuleSet;
 use crate::sinks::{Batch, Commit, Outcome, Unavailable};
+use crate::task;
 use crate::telemetry;
 
 /// A batch that waits so long for more keeps no bodies meanwhile.
@@ -288,7 +289,7 @@ impl Worker<'_> {
         let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         let (begins, begun) = oneshot::channel();
         let previous = self.begun.replace(begun);
-        self.tasks.spawn(async move {
+        task::begin_among(&mut self.tasks, async move {
             let (mut batch, mut rest, mut asked) = (batch, Vec::new(), true);
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
                 Err(unavailable) => {

@@ -19,6 +19,7 @@ use crate::deliver::letters::Letters;
 use crate::deliver::schedule;
 use crate::deliver::types::DeadLetter;
 use crate::event::Seq;
+use crate::task;
 use crate::telemetry;
 
 /// So long the worker itself waits.
@@ -257,7 +258,7 @@ impl Worker<'_> {
         };
         // It may outlast this worker: the next one begins when it has ended.
         let busy = self.kit.letters.busy();
-        tokio::task::spawn_blocking(move || {
+        task::begin_blocking(move || {
             let outcome = work();
             drop(busy);
             // Nobody may be waiting any more.
@@ -274,8 +275,8 @@ impl Worker<'_> {
             return self.conclude(chore, outcome.unwrap_or_else(lost));
         }
         self.chores.running = Some((chore, began));
-        self.tasks
-            .spawn(async move { Done::Chore(outcome.await.unwrap_or_else(lost)) });
+        let ended = async move { Done::Chore(outcome.await.unwrap_or_else(lost)) };
+        task::begin_among(&mut self.tasks, ended);
         false
     }
 

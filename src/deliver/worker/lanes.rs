@@ -15,6 +15,7 @@ use super::super::replay::Job;
 use super::super::types::Waiter;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
+use crate::sorted;
 
 /// Of what other sinks gave up so many are looked at, at the most.
 pub(super) const LOOKED_AT_MAX: usize = 1024;
@@ -345,9 +346,7 @@ impl Lanes {
 
     pub fn replay_records(&self) -> BTreeMap<String, ReplayRecord> {
         let replays = self.replays.iter();
-        replays
-            .map(|replay| (replay.job.id.to_string(), replay.record()))
-            .collect()
+        sorted::map(replays.map(|replay| (replay.job.id.to_string(), replay.record())))
     }
 
     /// Whether there are replays that may be let go of.

@@ -19,6 +19,7 @@ use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::sinks::{Commit, Gather, Opened, Sink, Unavailable};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
+use crate::task;
 use crate::telemetry;
 
 /// Progress is saved at most this often, and at the latest after so long.
@@ -370,8 +371,8 @@ impl Worker<'_> {
         self.progress.saving = true;
         self.progress.began = (Instant::now(), securing.sink.is_some());
         self.progress.removing.extend(&securing.record.remove);
-        self.tasks
-            .spawn(async move { Done::Secured(Box::new(securing.run().await)) });
+        let secured = async move { Done::Secured(Box::new(securing.run().await)) };
+        task::begin_among(&mut self.tasks, secured);
     }
 
     fn securing(&self, record: Record, sink: Option<Arc<dyn Sink>>) -> Securing {

@@ -18,6 +18,7 @@ use crate::deliver::setback;
 use crate::sinks::{Context, Unavailable};
 use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::sync::lock;
+use crate::task;
 use crate::telemetry;
 
 /// A worker that panicked is started again after so long, and twice as long each time, up to the other.
@@ -46,7 +47,7 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
         letters: kit.letters.clone(),
     };
     telemetry::sink_started(kit.name());
-    tokio::spawn(supervise(kit, commands));
+    task::begin(supervise(kit, commands));
     handle
 }
 
@@ -339,7 +340,7 @@ impl Worker<'_> {
         }
         context.renderer = Some(self.kit.rendering.renderer());
         let (limit, name) = (self.limit(), self.kit.name().to_owned());
-        self.tasks.spawn(async move {
+        task::begin_among(&mut self.tasks, async move {
             let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
             let opened = open.catch_unwind().await.unwrap_or_else(|_| {
                 telemetry::sink_restarted(&name, "opening");

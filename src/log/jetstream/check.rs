@@ -101,7 +101,7 @@ fn log_id(info: &Info) -> Option<String> {
     struct Copied {
         id: String,
     }
-    let copied = || serde_json::from_str(&metadata(info, COPY)?).ok();
+    let copied = || serde_json::from_slice(metadata(info, COPY)?.as_bytes()).ok();
     metadata(info, ID).or_else(|| copied().map(|copied: Copied| copied.id))
 }
 

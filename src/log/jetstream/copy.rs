@@ -469,7 +469,7 @@ fn is_of(info: &Info, origin: &Origin) -> bool {
 /// Whether it may be copied into a stream; true where that begins now.
 fn may_begin(stream: &str, info: &Info, origin: &Origin) -> Result<bool, String> {
     if let Some(copy) = check::metadata(info, COPY) {
-        let earlier = serde_json::from_str::<Origin>(&copy).ok();
+        let earlier = serde_json::from_slice::<Origin>(copy.as_bytes()).ok();
         // Behind its last event keys of expired ones may stand already, at places that are events' by now.
         let goes_on = |earlier: &Origin| *earlier == *origin || info.state.last_seq <= earlier.last.0;
         if earlier.is_some_and(|earlier| origin.continues(&earlier) && goes_on(&earlier)) {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::net::nats::{Notice, Session, Way};
 use crate::sync::lock;
+use crate::task;
 
 /// After a failure nobody connects again for so long.
 const REST: Duration = Duration::from_millis(200);
@@ -96,7 +97,7 @@ impl Line {
             began: Instant::now(),
             heard: AtomicU64::new(0),
         });
-        tokio::spawn(line.clone().listen(answers, heard_heads, heads));
+        task::begin(line.clone().listen(answers, heard_heads, heads));
         Ok(line)
     }
 

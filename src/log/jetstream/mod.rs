@@ -66,6 +66,7 @@ use crate::log::{
 use crate::net::nats;
 use crate::supervise;
 use crate::sync::read_lock;
+use crate::task;
 
 /// What other nodes say of the head and nobody has heard yet.
 const HEADS_MAX: usize = 64;
@@ -132,17 +133,17 @@ impl JetStreamLog {
     fn start(shared: &Arc<Shared>, heard: mpsc::Receiver<bytes::Bytes>) {
         let heard = Arc::new(tokio::sync::Mutex::new(heard));
         let follows = shared.clone();
-        tokio::spawn(async move {
+        task::begin(async move {
             let stop = follows.closing.clone();
             supervise::run("log-head", &stop, || pulse::follow(follows.clone(), heard.clone())).await;
         });
         let watches = shared.clone();
-        tokio::spawn(async move {
+        task::begin(async move {
             let stop = watches.closing.clone();
             supervise::run("log-watch", &stop, || pulse::watch(watches.clone())).await;
         });
         let finishes = shared.clone();
-        tokio::spawn(async move {
+        task::begin(async move {
             let stop = finishes.closing.clone();
             supervise::run("log-erasures", &stop, || pulse::finish_erasures(finishes.clone())).await;
         });
@@ -185,7 +186,7 @@ impl Log for JetStreamLog {
         self.may_append()?;
         let shared = self.shared.clone();
         // Whoever stops waiting does not stop it.
-        let stored = tokio::spawn(async move {
+        let stored = task::begin(async move {
             let until = Instant::now() + PATIENCE;
             let place = tokio::time::timeout_at(until, shared.places.acquire()).await;
             let _place = match place {
@@ -206,7 +207,7 @@ impl Log for JetStreamLog {
             return together.iter().map(|_| Err(why.clone())).collect();
         }
         let (shared, count) = (self.shared.clone(), together.len());
-        let stored = tokio::spawn(async move { append::store_in_order(&shared, together).await });
+        let stored = task::begin(async move { append::store_in_order(&shared, together).await });
         let interrupted = || Err(AppendError::Failing("storing it was interrupted".into()));
         stored
             .await

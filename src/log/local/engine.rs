@@ -16,6 +16,7 @@ use crate::log::{
     AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Stats,
     Take, TakeBack,
 };
+use crate::task;
 
 /// Whoever reads waits so long. Longer than the keeper is waited for, so that it can be said what it is at.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
@@ -27,7 +28,7 @@ impl LocalLog {
         work: impl FnOnce(&LocalLog) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let log = self.clone();
-        let work = tokio::task::spawn_blocking(move || work(&log));
+        let work = task::begin_blocking(move || work(&log));
         match tokio::time::timeout(READ_PATIENCE, work).await {
             Ok(Ok(read)) => read,
             Ok(Err(_)) => Err(ReadError("reading was interrupted".into())),
@@ -170,7 +171,7 @@ impl Log for LocalLog {
     async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
         let log = self.clone();
         let (parts, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = task::begin_blocking(move || {
             LocalLog::verify(&log, &mut |done, of| {
                 let _ = parts.send((done, of));
             })
@@ -184,7 +185,7 @@ impl Log for LocalLog {
 
     async fn close(&self) {
         let log = self.clone();
-        let _ = tokio::task::spawn_blocking(move || LocalLog::close(&log)).await;
+        let _ = task::begin_blocking(move || LocalLog::close(&log)).await;
     }
 
     fn local(&self) -> Option<&LocalLog> {

@@ -22,6 +22,7 @@ use super::shared::{Segment, Shared};
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{AppendError, Appended, Batch, ChangeError, Doomed, Erased, Incoming, Narrow, ReadError, Stats};
 use crate::sync::{lock, read_lock};
+use crate::task;
 
 /// Events waiting to be committed at the most; more wait in front of the queue, within the ingress' own limits.
 pub(super) const QUEUE_MAX: usize = 4096;
@@ -133,7 +134,7 @@ impl LocalLog {
             return Ok(());
         }
         let shared = self.shared.clone();
-        let look_up = tokio::task::spawn_blocking(move || {
+        let look_up = task::begin_blocking(move || {
             let answers = doubtful
                 .into_iter()
                 .map(|(index, identity, full)| Ok((index, shared.look_up(&identity, full.as_ref())?)));

@@ -27,6 +27,7 @@ use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
 use crate::sync::{lock, write_lock};
+use crate::task;
 use crate::telemetry;
 
 fn fail_at(path: &Path) -> impl Fn(io::Error) -> OpenError + use<'_> {
@@ -71,10 +72,7 @@ impl LocalLog {
         let keeper = Keeper::new(shared.clone());
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             telemetry::supervised(name);
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(run)
-                .map_err(&fail)
+            task::begin_thread(name, run).map_err(&fail)
         };
         let threads = Threads {
             commit: spawn("commit", Box::new(move || committer.run(&waiting)))?,

@@ -10,6 +10,7 @@ use super::known::{Answer, Identity, Recalled};
 use super::shared::Shared;
 use crate::event::{Kind, Seq, View};
 use crate::log::{AppendError, Appended, Incoming};
+use crate::task;
 
 /// An event that is ready to be queued.
 #[derive(Debug)]
@@ -158,7 +159,7 @@ impl Replies {
     pub fn new() -> Replies {
         let to_runtime = tokio::runtime::Handle::try_current().ok().map(|runtime| {
             let (sender, mut groups) = tokio::sync::mpsc::unbounded_channel::<Vec<Answered>>();
-            runtime.spawn(async move {
+            task::begin_on(&runtime, async move {
                 while let Some(answers) = groups.recv().await {
                     Replies::tell(answers);
                 }

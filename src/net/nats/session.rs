@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::Server;
 use super::why;
 use crate::sync::lock;
+use crate::task;
 
 /// What is not read in time is lost: whoever waits for an answer has a deadline, too.
 const NOTICES_MAX: usize = 1024;
@@ -80,7 +81,7 @@ impl Life {
             end: CancellationToken::new(),
         };
         let end = life.end.clone();
-        std::thread::Builder::new().name("nats".into()).spawn(move || {
+        task::begin_thread("nats", move || {
             runtime.block_on(end.cancelled());
             // A name that is being resolved is not waited for.
             runtime.shutdown_background();
@@ -195,7 +196,7 @@ impl Session {
                 std::future::ready(())
             });
         let address = server.address().clone();
-        let connecting = life.handle.spawn(async move {
+        let connecting = task::begin_on(&life.handle, async move {
             let client = options.connect(address).await;
             is_up.store(true, Ordering::Relaxed);
             client
@@ -206,7 +207,7 @@ impl Session {
             Ok(Err(_)) => return Err("the connection was given up".into()),
             Err(_) => return Err(why::SILENT.into()),
         };
-        life.handle.spawn(watch_incoming(client.clone(), heard.clone()));
+        task::begin_on(&life.handle, watch_incoming(client.clone(), heard.clone()));
         Ok(Session {
             client,
             heard,

@@ -17,6 +17,7 @@ use super::SharedLeases;
 use crate::node::record::NodeState;
 use crate::node::{Order, of_node};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
+use crate::task;
 
 const ORDERS: &str = "order/";
 const ANSWERS: &str = "answer/";
@@ -251,7 +252,7 @@ impl SharedLeases {
         match put_json(self.orders_store(), &key, &answer, Expected::Anything).await {
             Ok(revision) => {
                 let leases = self.clone();
-                tokio::spawn(async move {
+                task::begin(async move {
                     tokio::time::sleep(FETCHED_WITHIN).await;
                     let _ = leases.orders_store().remove(&key, Expected::Revision(revision)).await;
                 });

@@ -242,7 +242,7 @@ fn string(node: Node<'_>) -> String {
         rest = tail.get(len..).unwrap_or_default();
     }
     mended.push_str(rest);
-    serde_json::from_str(&mended).unwrap_or_default()
+    serde_json::from_slice(mended.as_bytes()).unwrap_or_default()
 }
 
 /// What a template's variables are: the event's fields, the event itself, and what is known of its journey.

@@ -45,6 +45,7 @@ use super::{
 use crate::event::Delivery;
 use crate::render::Template;
 use crate::sync::lock;
+use crate::task;
 
 /// Refusals in a row; what is behind them waits.
 const REFUSALS_MAX: usize = 5;
@@ -136,7 +137,7 @@ impl Idle {
     fn new() -> Arc<Idle> {
         let idle = Arc::new(Idle(Mutex::default()));
         let weak: Weak<Idle> = Arc::downgrade(&idle);
-        tokio::spawn(async move {
+        task::begin(async move {
             loop {
                 tokio::time::sleep(TEND_EVERY).await;
                 let Some(idle) = weak.upgrade() else { return };

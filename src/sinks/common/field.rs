@@ -116,7 +116,7 @@ impl Field {
 /// The text of a string; a half of a surrogate pair is no character, and becomes U+FFFD.
 pub(super) fn decoded(node: Node<'_>) -> String {
     node.as_string().map_or_else(
-        || serde_json::from_str(&fit_for_jsonb(node.raw())).unwrap_or_default(),
+        || serde_json::from_slice(fit_for_jsonb(node.raw()).as_bytes()).unwrap_or_default(),
         std::borrow::Cow::into_owned,
     )
 }

@@ -15,6 +15,7 @@ use crate::event::Delivery;
 use crate::json::{self, Doc, Kind, Node};
 use crate::render::{Escape, Template};
 use crate::sinks::{Limits, Outcome};
+use crate::sorted;
 
 /// What the rows of a table are.
 #[derive(Debug)]
@@ -319,7 +320,7 @@ fn columns(table: &mut Table<'_>, configured: Value, case: Case) -> Option<Vec<C
     }
     let count = configured.len();
     // The configuration's reader keeps no order; here there has to be one, so that equal ones are equal.
-    let configured: BTreeMap<String, Value> = configured.into_iter().collect();
+    let configured: BTreeMap<String, Value> = sorted::map(configured);
     let mut columns: Vec<Column> = Vec::with_capacity(count);
     for (name, value) in configured {
         if columns.iter().any(|column| case.are_same(&column.name, &name)) {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::task;
+
 type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 
 /// A value that lives on a thread of its own, and the way to work on it. The thread ends when this is dropped and what it was
@@ -26,7 +28,7 @@ impl<T: Send + 'static> OwnThread<T> {
     /// Starts the thread; it holds `claim` until it ends.
     pub fn start(name: &str, mut value: T, claim: Claim) -> std::io::Result<OwnThread<T>> {
         let (jobs, waiting) = channel::<Job<T>>();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        task::begin_thread(name, move || {
             let _claim = claim;
             while let Ok(job) = waiting.recv() {
                 job(&mut value);

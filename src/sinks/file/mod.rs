@@ -59,6 +59,7 @@ use crate::config::{SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
 use crate::framefile;
 use crate::sync::lock;
+use crate::task;
 
 #[derive(Debug, Clone)]
 struct Options {
@@ -310,7 +311,7 @@ impl FileSink {
                 );
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("tidy".into()).spawn(tidying) {
+        if let Err(error) = task::begin_thread("tidy", tidying) {
             tracing::warn!(sink = self.name, %error, "rotated files are not tidied until the next rotation");
         }
     }

@@ -26,6 +26,7 @@ use crate::config::Secret;
 use crate::net::trust;
 use crate::plain;
 use crate::sinks::common::secrets::Secrets;
+use crate::task;
 
 /// How long a connection may take at the most, with TLS and all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -267,7 +268,7 @@ impl Connection {
                 let challenge = self.authenticate(scram.first().into(), until).await?;
                 let challenge = String::from_utf8_lossy(&challenge).into_owned();
                 // Thousands of rounds of hashing.
-                let proving = tokio::task::spawn_blocking(move || scram.prove(&challenge));
+                let proving = task::begin_blocking(move || scram.prove(&challenge));
                 let proof = proving.await.map_err(|error| Lost::unsent(error.to_string()))?;
                 let proof = proof.map_err(|why| Lost::unsent(format!("{}: {why}", self.address)))?;
                 let last = self.authenticate(proof.message.clone().into(), until).await?;

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode as Encryption;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Config, Error};
@@ -12,6 +11,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::net::trust;
 use crate::sinks::{Reason, Unavailable};
 use crate::sync::lock;
+use crate::task::{self, Task};
 
 /// Longest text of the server that is passed on: what it refused may be quoted in it.
 const TEXT_LEN_MAX: usize = 300;
@@ -36,7 +36,7 @@ impl From<Unavailable> for Trouble {
 /// An open connection. When it is dropped it is cut, whatever is on its way: a transaction that is open there is rolled back.
 pub(super) struct Session {
     client: Client,
-    driver: JoinHandle<()>,
+    driver: Task<()>,
     /// What ended the connection, once it has ended by itself.
     end: Arc<Mutex<Option<String>>>,
 }
@@ -62,7 +62,7 @@ impl Session {
                 Ok((client, connection)) => {
                     let end = Arc::new(Mutex::new(None));
                     let keep = end.clone();
-                    let driver = tokio::spawn(async move {
+                    let driver = task::begin(async move {
                         if let Err(error) = connection.await {
                             *lock(&keep) = Some(text(&error));
                         }

@@ -61,7 +61,7 @@ impl Account {
     pub fn parse(text: &str) -> Result<Account, String> {
         const NOT_ONE: &str =
             "credentials is no service account's key: make one in the console (IAM, Service accounts, Keys, JSON)";
-        let file: KeyFile = serde_json::from_str(text).map_err(|_| NOT_ONE)?;
+        let file: KeyFile = serde_json::from_slice(text.as_bytes()).map_err(|_| NOT_ONE)?;
         if file.kind != "service_account" {
             return Err(NOT_ONE.into());
         }

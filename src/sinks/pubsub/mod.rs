@@ -228,7 +228,7 @@ impl SinkKind for Options {
             |account| account.and_then(|account| account.project),
         );
         let message = self.form(project).message(0, delivery)?;
-        let sent: Value = serde_json::from_str(&message.json).unwrap_or_default();
+        let sent: Value = serde_json::from_slice(message.json.as_bytes()).unwrap_or_default();
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let attributes = sent["attributes"].as_object().into_iter().flatten();
         let attributes = attributes.filter_map(|(name, value)| Some((name.clone(), text(value)?)));

@@ -13,7 +13,6 @@ use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::answer::Said;
@@ -22,6 +21,7 @@ use crate::net::http::root_cause;
 use crate::net::meter::{Meter, Metered};
 use crate::net::trust;
 use crate::sinks::Unavailable;
+use crate::task::{self, Task};
 
 /// Who asks.
 #[derive(Debug, Default, Clone)]
@@ -57,7 +57,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 /// An open connection. When it is dropped it is cut, whatever is on its way.
 pub(super) struct Session {
     connection: MultiplexedConnection,
-    driver: JoinHandle<()>,
+    driver: Task<()>,
     meter: Arc<Meter>,
 }
 
@@ -89,7 +89,7 @@ impl Session {
             .map_err(|error| lost(&error))?;
         let session = Session {
             connection,
-            driver: tokio::spawn(driver),
+            driver: task::begin(driver),
             meter,
         };
         if let Some(password) = &login.password {

@@ -63,6 +63,7 @@ use crate::net::percent::encoded;
 use crate::net::reply::Reply;
 use crate::render::{Escape, Template};
 use crate::sync::lock;
+use crate::task;
 
 /// What an object says is in it.
 const DIGEST: &str = "x-amz-meta-closehook-events";
@@ -413,7 +414,7 @@ impl Archive {
         work: impl FnOnce(&mut Gathered) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T, Unavailable> {
         let gathered = self.gathered.clone();
-        let done = tokio::task::spawn_blocking(move || work(&mut lock(&gathered))).await;
+        let done = task::begin_blocking(move || work(&mut lock(&gathered))).await;
         done.map_err(|error| Unavailable::new(format!("compressing failed: {error}")))?
             .map_err(|error| Unavailable::new(format!("compressing failed: {error}")))
     }

@@ -382,7 +382,7 @@ fn with_payload(message: &mut Map<String, Value>, payload: &Payload) {
 
 /// A list of blocks, or the object that Slack's Block Kit Builder gives.
 fn parsed_blocks(text: &str) -> Result<Value, Reason> {
-    match serde_json::from_str(text) {
+    match serde_json::from_slice(text.as_bytes()) {
         Ok(Value::Array(blocks)) => Ok(Value::Array(blocks)),
         Ok(Value::Object(mut object)) if object.get("blocks").is_some_and(Value::is_array) => {
             Ok(object.remove("blocks").unwrap_or_default())

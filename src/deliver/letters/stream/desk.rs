@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::framefile::FrameError;
 use crate::state::journal::{Journal, JournalError};
+use crate::task;
 
 /// A question that is not answered by then is given up; the journal itself is more patient than no one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);
@@ -41,7 +42,7 @@ impl Desk {
         let work = question(self.journal.clone());
         if let Some(runtime) = &self.runtime {
             // Nobody may be waiting any more.
-            runtime.spawn(async move { drop(done.send(work.await)) });
+            task::begin_on(runtime.handle(), async move { drop(done.send(work.await)) });
         }
         let late = |_| JournalError::Unsure(format!("{} does not answer", self.journal.name()));
         answer

@@ -26,6 +26,7 @@ use super::set::Known;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
 use crate::framefile;
+use crate::sorted;
 
 /// Where a month is made.
 pub(super) const STAGING: &str = "merging";
@@ -73,7 +74,7 @@ pub(super) fn plan(units: &[Arc<Unit>], now: Timestamp) -> Option<Order> {
     }
     let current = month_of(now.checked_sub(OVER_SINCE).unwrap_or(Timestamp::MIN).as_microsecond());
     months.into_iter().find_map(|(month, mut units)| {
-        units.sort_by_key(|unit| unit.count());
+        sorted::sort_by_key(&mut units, |unit| unit.count());
         let is_over = month < current && (units.len() > 1 || units.iter().any(|unit| unit.is_file()));
         if !is_over {
             let alike = |units: &[&Arc<Unit>]| size_of(units[0].count()) == size_of(units[units.len() - 1].count());

@@ -14,6 +14,7 @@ use super::set::Known;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
 use crate::files;
+use crate::sorted;
 
 /// What is in the directory.
 #[derive(Debug, Default)]
@@ -66,7 +67,7 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
             merged.remove()?;
         }
     }
-    found.units.sort_by_key(|unit| unit.newest_us());
+    sorted::sort_by_key(&mut found.units, |unit| unit.newest_us());
     Ok(found)
 }
 

@@ -302,7 +302,7 @@ fn words(reply: &Reply) -> (String, Option<String>) {
     // MinIO says it in the head, too, where there is no body.
     let head = header(reply, "x-amzn-errortype").or_else(|| header(reply, "x-minio-error-code"));
     let body = reply.text();
-    let json: Option<Value> = serde_json::from_str(&body).ok();
+    let json: Option<Value> = serde_json::from_slice(body.as_bytes()).ok();
     let member = |names: &[&str]| {
         let json = json.as_ref()?;
         names

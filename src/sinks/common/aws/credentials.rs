@@ -27,6 +27,7 @@ use super::remote::Remote;
 use crate::config::Secret;
 use crate::net::http::Way;
 use crate::sinks::common::lent::{Lends, Lent, Standing};
+use crate::task;
 
 /// What ends within this is fetched again.
 const REFRESH_BEFORE: SignedDuration = SignedDuration::from_mins(5);
@@ -246,7 +247,7 @@ impl Provider {
 
 /// Reads files where that may take its time.
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    let read = tokio::task::spawn_blocking(read).await;
+    let read = task::begin_blocking(read).await;
     read.map_err(|_| "credentials can't be read".to_owned())?
 }
 

@@ -222,7 +222,7 @@ async fn found(client: &Client, request: &Request) -> Result<String, String> {
 /// Keys as containers and machines write them.
 async fn lent(client: &Client, request: &Request) -> Result<Keys, String> {
     let body = found(client, request).await?;
-    let answer: Value = serde_json::from_str(&body).map_err(|_| "the answer is no JSON")?;
+    let answer: Value = serde_json::from_slice(body.as_bytes()).map_err(|_| "the answer is no JSON")?;
     let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
     keys_of(
         text("AccessKeyId"),
