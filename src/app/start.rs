@@ -22,6 +22,7 @@ use crate::admin::http;
 use crate::admin::socket::{self, Socket};
 use crate::admin::state::AdminState;
 use crate::admin::viewer::Peer;
+use crate::close::SETTLED_WITHIN;
 use crate::config::{Config, Listen, Span};
 use crate::control::{Facade, Window};
 use crate::ingress::front::Front;
@@ -33,7 +34,7 @@ use crate::supervise;
 
 /// What is left of a stop's time for these when what comes before them takes all it can. They keep promises: a token is not lost, deliveries come
 /// to their end and positions are saved, others may go on at once, the log ends in order.
-pub(super) const FOR_SETTLING: Duration = Duration::from_secs(24);
+pub(super) const FOR_SETTLING: Duration = SETTLED_WITHIN.saturating_add(Duration::from_secs(1));
 pub(super) const FOR_SINKS: Duration = Duration::from_secs(20);
 pub(super) const FOR_LEASES: Duration = Duration::from_secs(3);
 pub(super) const FOR_LOG: Duration = Duration::from_secs(8);
@@ -277,6 +278,10 @@ mod tests {
     fn everything_that_is_reserved_fits_into_a_stop() {
         let reserved = [FOR_SETTLING, FOR_SINKS, FOR_LEASES, FOR_LOG, FOR_ADMIN, FOR_LISTENER];
         assert!(reserved.into_iter().sum::<Duration>() <= STOP_REST);
+        assert!(
+            crate::close::SETTLED_WITHIN < FOR_SETTLING,
+            "it says what became of tokens"
+        );
     }
 
     #[tokio::test(start_paused = true)]

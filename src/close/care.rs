@@ -29,8 +29,14 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked what others have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
+/// A stop waits so long for a token that was asked for, and for one to be written. Less than systemd gives a service to stop (90 s).
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+
+/// To write one there is so long at least.
+const KEPT_WITHIN: Duration = Duration::from_secs(3);
+
+/// A stop waits no longer than this in all: by then it has said what became of tokens.
+pub const SETTLED_WITHIN: Duration = SETTLES_WITHIN.saturating_add(KEPT_WITHIN);
 
 /// A look at Close's side is due after so many intervals, and not before this has gone by.
 const OVERDUE_INTERVALS: u32 = 3;
@@ -316,12 +322,13 @@ impl Account {
     }
 
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s of either, and says
-    /// so.
+    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s, or a little more, and
+    /// says so.
     pub async fn settle(&self) {
         let refreshes = self.store.refreshes();
         refreshes.close();
-        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
+        let until = Instant::now() + SETTLES_WITHIN;
+        if tokio::time::timeout_at(until, refreshes.wait()).await.is_err() {
             tracing::error!(
                 "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
                 SETTLES_WITHIN.as_secs()
@@ -330,10 +337,18 @@ impl Account {
         let Some(client) = self.connection.client() else {
             return;
         };
-        let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
-        if !matches!(kept, Ok(Ok(()))) {
+        let until = until.max(Instant::now() + KEPT_WITHIN);
+        let kept = tokio::time::timeout_at(until, client.keep_token()).await;
+        if matches!(kept, Ok(Ok(()))) {
+            return;
+        }
+        if self.store.unsaved().why().is_some() {
             tracing::error!(
                 "the newest OAuth refresh token could not be written up to the stop: unless close/oauth.unsaved.json has it, the app has to be authorized again"
+            );
+        } else {
+            tracing::warn!(
+                "it is not known whether close/oauth.unsaved.json has an OAuth refresh token that the other nodes have not: if it has, it is shared with the next start"
             );
         }
     }

@@ -400,9 +400,10 @@ impl OAuthChain {
         }
     }
 
-    /// Writes the token that could not be written, by this process or one before it, unless there is a later one by now.
+    /// Writes the token that could not be written, by this process or one before it, unless there is a later one by now. Only where nodes share
+    /// it may an earlier process have left one.
     pub async fn keep_now(&self) -> Result<(), Error> {
-        if self.unsaved.why().is_none() && self.left().await?.is_none() {
+        if self.unsaved.why().is_none() && (self.shared.is_none() || self.left().await?.is_none()) {
             return Ok(());
         }
         let _one_at_a_time = self.refreshing.lock().await;

@@ -362,3 +362,11 @@ async fn a_token_that_could_not_be_left_does_not_give_way_to_the_one_before() {
     std::fs::write(&left, before).unwrap();
     assert_eq!(refreshed(&chain, "t3").await, "t2");
 }
+
+#[tokio::test]
+async fn a_node_that_is_alone_looks_at_no_token_that_others_do_not_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, path) = node(dir.path(), "t0", None);
+    std::fs::write(files::unsaved_path(&path), "{").unwrap();
+    chain.keep_now().await.unwrap();
+}
