@@ -78,8 +78,11 @@ pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken, at_on
 
 /// Follows what other nodes change, until `stop`.
 pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
+    tokio::join!(follow_changes(&account, &shared, &stop), recall_token(&account, &stop));
+}
+
+async fn follow_changes(account: &Account, shared: &Shared, stop: &CancellationToken) {
     let mut was_well = true;
-    let mut has_recalled = false;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         let looked = shared.look().await;
         let followed = match looked {
@@ -92,10 +95,21 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
             tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
         }
         was_well = followed.is_ok();
-        // Also where another node looks after Close: without it, that one has no good token.
-        if was_well && !has_recalled {
-            has_recalled = account.recall_token().await.is_ok();
+    }
+}
+
+/// Has the OAuth token shared that an earlier process could not share. Also where another node looks after Close: without it, that one has no
+/// good token. What it takes may not answer, and holds nothing else up.
+async fn recall_token(account: &Account, stop: &CancellationToken) {
+    let mut pause = LOOK_EVERY;
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        match stop.run_until_cancelled(account.recall_token()).await {
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an OAuth refresh token that was left here can't be shared yet");
+            }
+            Some(Ok(())) | None => return,
         }
+        pause = (pause * 2).min(RETRY_AFTER);
     }
 }
 

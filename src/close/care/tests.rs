@@ -9,6 +9,7 @@ use crate::close::subscriptions::scope::Scope;
 use crate::close::unanswered::Unanswered;
 use crate::config::{Config, Credentials, Layers, Secret};
 use crate::ingress::verify::Verifier;
+use crate::state::{Expected, LocalStore, Store};
 
 fn config(dir: &std::path::Path) -> Config {
     let layers = Layers {
@@ -227,4 +228,33 @@ async fn a_stop_says_what_became_of_tokens_before_it_is_cut_off() {
     let a_moment = Duration::from_millis(10);
     assert!(began.elapsed() < SETTLED_WITHIN + a_moment, "{:?}", began.elapsed());
     asking.abort();
+}
+
+/// The disk with its credentials does not answer, say.
+#[tokio::test]
+async fn what_others_change_is_known_while_a_token_that_was_left_can_not_be_shared() {
+    let (below, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = LocalStore::open(below.path(), false).unwrap();
+    let shared = Shared::new(Arc::new(store.clone()), dir.path());
+    let account = Arc::new(account_sharing(dir.path(), Some(shared.clone())));
+    leave_token(&account);
+    let _hangs = account.connection.hang().await;
+    let stop = CancellationToken::new();
+    let following = tokio::spawn(follow_shared(account.clone(), shared, stop.clone()));
+    // With the first it is shown that what is shared can be followed, and the token is looked for.
+    for value in [&b"{}"[..], b"[]"] {
+        store
+            .put("oauth.json", value.to_vec(), Expected::Anything)
+            .await
+            .unwrap();
+        let copied = async {
+            while std::fs::read(account.store.oauth_path()).ok().as_deref() != Some(value) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let copied = tokio::time::timeout(READ_WITHIN * 2 / 3, copied).await;
+        copied.expect("before anybody gives up to wait for the credentials");
+    }
+    stop.cancel();
+    following.await.unwrap();
 }
