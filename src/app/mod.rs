@@ -410,7 +410,7 @@ async fn start_nodes(
         let alive = alive.clone();
         async move { alive.run(&stop).await }
     });
-    // Right after the sinks have stopped, others may go on with them; where they have not, nobody is told so.
+    // Right after the sinks have stopped, others may go on with them.
     let leaving = nodes.leases.clone();
     started.reserve("its leases", FOR_LEASES, async move { leaving.leave().await });
     Ok(nodes)
@@ -460,7 +460,6 @@ async fn start_delivery(
     let (stopping, leases) = (engine.clone(), nodes.map(|nodes| nodes.leases.clone()));
     leases.iter().for_each(|leases| leases.set_at_work(true));
     started.reserve("the sinks", FOR_SINKS, async move {
-        // Another node must not begin beside a delivery that is still on its way.
         if stopping.shutdown().await {
             leases.iter().for_each(|leases| leases.set_at_work(false));
         }
