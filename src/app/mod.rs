@@ -458,8 +458,13 @@ async fn start_delivery(
         Some((_, why)) => why.patiently("the sinks can't begin", begin).await?,
         None => begin().await?,
     };
-    let stopping = engine.clone();
-    started.reserve("the sinks", FOR_SINKS, async move { stopping.shutdown().await });
+    let (stopping, leases) = (engine.clone(), nodes.map(|nodes| nodes.leases.clone()));
+    leases.iter().for_each(|leases| leases.set_at_work(true));
+    started.reserve("the sinks", FOR_SINKS, async move {
+        if stopping.shutdown().await {
+            leases.iter().for_each(|leases| leases.set_at_work(false));
+        }
+    });
     // It ends before the sinks, which carry out what it asks for, and before the log.
     let retention = Arc::new(build_retention(config, log, &engine, clock.clone()));
     let kept = retention.clone();

@@ -22,6 +22,7 @@ use crate::admin::http;
 use crate::admin::socket::{self, Socket};
 use crate::admin::state::AdminState;
 use crate::admin::viewer::Peer;
+use crate::close::SETTLED_WITHIN;
 use crate::config::{Config, Listen, Span};
 use crate::control::{Facade, Window};
 use crate::ingress::front::Front;
@@ -34,13 +35,13 @@ use crate::task;
 
 /// What is left of a stop's time for these when what comes before them takes all it can. They keep promises: a token is not lost, deliveries come
 /// to their end and positions are saved, others may go on at once, the log ends in order.
-pub(super) const FOR_SETTLING: Duration = Duration::from_secs(24);
+pub(super) const FOR_SETTLING: Duration = SETTLED_WITHIN.saturating_add(Duration::from_secs(1));
 pub(super) const FOR_SINKS: Duration = Duration::from_secs(20);
 pub(super) const FOR_LEASES: Duration = Duration::from_secs(3);
 pub(super) const FOR_LOG: Duration = Duration::from_secs(8);
 pub(super) const FOR_ADMIN: Duration = Duration::from_secs(2);
 /// Beyond the drain's time: connections on which nothing goes on are closed first.
-const FOR_LISTENER: Duration = Duration::from_secs(1);
+pub(super) const FOR_LISTENER: Duration = Duration::from_secs(1);
 
 /// Parts that run, each with what stops it; the one that was started last stops first.
 #[derive(Default)]
@@ -88,26 +89,33 @@ impl Started {
         });
     }
 
-    /// Stops every part, within this in all. Each has what is left but for what is reserved for those behind it. Gives, and says, what was
-    /// given up on.
+    /// Stops every part, within this in all. Gives, and says, what was given up on.
     pub async fn stop(mut self, within: Duration) -> Vec<&'static str> {
-        let until = tokio::time::Instant::now() + within;
-        let mut given_up = Vec::new();
-        while let Some(Part { name, stop, .. }) = self.0.pop() {
-            tracing::debug!("stopping: {name}");
-            let reserved: Duration = self.0.iter().map(|part| part.reserved).sum();
-            let end = until.checked_sub(reserved).unwrap_or(until);
-            // What has nothing to wait for ends also where no time is left.
-            if tokio::time::timeout_at(end, stop).await.is_err() {
-                given_up.push(name);
-            }
-        }
+        let given_up = self.end(within).await;
         if !given_up.is_empty() {
             tracing::error!(
                 "some parts did not come to their end in the {} that the stop has, and were given up on: {}",
                 Span::secs(within.as_secs()),
                 given_up.join(", ")
             );
+        }
+        given_up
+    }
+
+    /// The same without a word. Each has what is left but for what is reserved for those behind it. Where this is broken off, what has not
+    /// stopped is still among the parts.
+    pub async fn end(&mut self, within: Duration) -> Vec<&'static str> {
+        let until = tokio::time::Instant::now() + within;
+        let mut given_up = Vec::new();
+        while let Some((Part { name, stop, .. }, behind)) = self.0.split_last_mut() {
+            tracing::debug!("stopping: {name}");
+            let reserved: Duration = behind.iter().map(|part| part.reserved).sum();
+            let end = until.checked_sub(reserved).unwrap_or(until);
+            // What has nothing to wait for ends also where no time is left.
+            if tokio::time::timeout_at(end, stop).await.is_err() {
+                given_up.push(*name);
+            }
+            self.0.pop();
         }
         given_up
     }
@@ -278,6 +286,10 @@ mod tests {
     fn everything_that_is_reserved_fits_into_a_stop() {
         let reserved = [FOR_SETTLING, FOR_SINKS, FOR_LEASES, FOR_LOG, FOR_ADMIN, FOR_LISTENER];
         assert!(reserved.into_iter().sum::<Duration>() <= STOP_REST);
+        assert!(
+            crate::close::SETTLED_WITHIN < FOR_SETTLING,
+            "it says what became of tokens"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -303,6 +315,25 @@ mod tests {
         assert_eq!(given_up, ["hangs", "hangs, too"]);
         assert_eq!(*lock(&ended), ["is quick", "the sinks", "the log", "at once"]);
         assert!(began.elapsed() <= seconds(60), "{:?}", began.elapsed());
+    }
+
+    /// As where a start that ends what answered meanwhile is told to stop.
+    #[tokio::test(start_paused = true)]
+    async fn what_had_not_ended_when_a_stop_was_broken_off_ends_with_the_next() {
+        let seconds = Duration::from_secs;
+        let ended: Arc<std::sync::Mutex<Vec<&str>>> = Arc::default();
+        let mut started = Started::default();
+        for (name, takes) in [("at once", 0), ("takes long", 10)] {
+            let ended = ended.clone();
+            started.push(name, async move {
+                tokio::time::sleep(seconds(takes)).await;
+                lock(&ended).push(name);
+            });
+        }
+        let broken_off = tokio::time::timeout(seconds(5), started.end(seconds(60))).await;
+        assert!(broken_off.is_err() && lock(&ended).is_empty());
+        assert!(started.stop(seconds(60)).await.is_empty());
+        assert_eq!(*lock(&ended), ["takes long", "at once"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use super::nodes;
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_ingress, facts};
 use super::signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
-use super::start::{Admin, Serving, Started, keep_answering};
+use super::start::{Admin, FOR_ADMIN, FOR_LISTENER, Serving, Started, keep_answering};
 use crate::admin::auth::Auth;
 use crate::age::{Age, Clock};
 use crate::config::Config;
@@ -76,13 +76,24 @@ impl Front<'_> {
             _ = why.changed() => {}
             () = tokio::time::sleep(SILENT_FOR) => {}
         }
-        let answering = self.answer(why).await?;
+        let mut answering = self.answer(why).await?;
         notify(&[sd_notify::NotifyState::Ready]);
         let opened = tokio::select! {
             opened = &mut opening => opened,
             () = until_stopped(signals) => return Ok(Waited::Told(answering)),
         };
-        answering.stop(self.config.stop_within()).await;
+        // Requests that are open come to their end before everything else begins: no longer than in a stop, which may come in between.
+        let within = self.config.server.drain_timeout.0 + FOR_LISTENER + FOR_ADMIN;
+        let given_up = tokio::select! {
+            given_up = answering.end(within) => given_up,
+            () = until_stopped(signals) => return opened.map(|_| Waited::Told(answering)),
+        };
+        if !given_up.is_empty() {
+            let given_up = given_up.join(", ");
+            tracing::warn!(
+                "some of what answered before the log was there does not end, and is given up on: {given_up}"
+            );
+        }
         opened.map(Waited::Opened)
     }
 

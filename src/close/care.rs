@@ -29,8 +29,14 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked what others have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
+/// A stop waits so long for a token that was asked for, and for one to be written. Less than systemd gives a service to stop (90 s).
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+
+/// To write one there is so long at least.
+const KEPT_WITHIN: Duration = Duration::from_secs(3);
+
+/// A stop waits no longer than this in all: by then it has said what became of tokens.
+pub const SETTLED_WITHIN: Duration = SETTLES_WITHIN.saturating_add(KEPT_WITHIN);
 
 /// A look at Close's side is due after so many intervals, and not before this has gone by.
 const OVERDUE_INTERVALS: u32 = 3;
@@ -72,8 +78,11 @@ pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken, at_on
 
 /// Follows what other nodes change, until `stop`.
 pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
+    tokio::join!(follow_changes(&account, &shared, &stop), recall_token(&account, &stop));
+}
+
+async fn follow_changes(account: &Account, shared: &Shared, stop: &CancellationToken) {
     let mut was_well = true;
-    let mut has_recalled = false;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         let looked = shared.look().await;
         let followed = match looked {
@@ -86,10 +95,21 @@ pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: Can
             tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
         }
         was_well = followed.is_ok();
-        // Also where another node looks after Close: without it, that one has no good token.
-        if was_well && !has_recalled {
-            has_recalled = account.recall_token().await.is_ok();
+    }
+}
+
+/// Has the OAuth token shared that an earlier process could not share. Also where another node looks after Close: without it, that one has no
+/// good token. What it takes may not answer, and holds nothing else up.
+async fn recall_token(account: &Account, stop: &CancellationToken) {
+    let mut pause = LOOK_EVERY;
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        match stop.run_until_cancelled(account.recall_token()).await {
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an OAuth refresh token that was left here can't be shared yet");
+            }
+            Some(Ok(())) | None => return,
         }
+        pause = (pause * 2).min(RETRY_AFTER);
     }
 }
 
@@ -316,12 +336,13 @@ impl Account {
     }
 
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s of either, and says
-    /// so.
+    /// with the process. No other one begins. One that could not be written is tried a last time. It gives up after 20 s, or a little more, and
+    /// says so.
     pub async fn settle(&self) {
         let refreshes = self.store.refreshes();
         refreshes.close();
-        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
+        let until = Instant::now() + SETTLES_WITHIN;
+        if tokio::time::timeout_at(until, refreshes.wait()).await.is_err() {
             tracing::error!(
                 "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
                 SETTLES_WITHIN.as_secs()
@@ -330,10 +351,18 @@ impl Account {
         let Some(client) = self.connection.client() else {
             return;
         };
-        let kept = tokio::time::timeout(SETTLES_WITHIN, client.keep_token()).await;
-        if !matches!(kept, Ok(Ok(()))) {
+        let until = until.max(Instant::now() + KEPT_WITHIN);
+        let kept = tokio::time::timeout_at(until, client.keep_token()).await;
+        if matches!(kept, Ok(Ok(()))) {
+            return;
+        }
+        if self.store.unsaved().why().is_some() {
             tracing::error!(
                 "the newest OAuth refresh token could not be written up to the stop: unless close/oauth.unsaved.json has it, the app has to be authorized again"
+            );
+        } else {
+            tracing::warn!(
+                "it is not known whether close/oauth.unsaved.json has an OAuth refresh token that the other nodes have not: if it has, it is shared with the next start"
             );
         }
     }

@@ -40,7 +40,7 @@ pub use account::{Account, Policy, Probed, preview, probe, probe_all};
 pub use api::error::Error;
 pub use api::identity::Organization;
 pub use api::subscriptions::{EventSpec, Subscription};
-pub use care::{follow_fields, follow_shared, supervise};
+pub use care::{SETTLED_WITHIN, follow_fields, follow_shared, supervise};
 pub use chronicle::Chronicle;
 pub use completeness::marks::{Ask, BackfillJob, Complete, Counts, Covered, JobState, Spec, Withheld};
 pub use completeness::past::{Past, PastKind};

@@ -122,8 +122,8 @@ impl Shared {
         Ok(Some(entry.value))
     }
 
-    /// Copies everything, before anybody here has read it: what can't be copied would not be known here. So it is with what only this node has
-    /// and can't read: a key of it would be known to nobody.
+    /// Copies everything, before anybody here has read it: what can't be copied would not be known here. So it is with keys that only this node
+    /// has and can't read: they would be known to nobody.
     pub async fn look_first(&self) -> Result<(), Error> {
         let (changed, written) = self.take().await?;
         written?;
@@ -151,7 +151,7 @@ impl Shared {
         Ok(changed)
     }
 
-    /// The files that are others now, and whether all of them are on this node's disk, and all that only it has are shared.
+    /// The files that are others now, and whether all of them are on this node's disk, and the keys that only it has are shared.
     async fn take(&self) -> Result<(Copied, Result<(), Error>), Error> {
         let mut changed = Copied::new();
         let mut written = Ok(());
@@ -161,7 +161,11 @@ impl Shared {
             let _copying = self.copying.lock().await;
             let before = lock(&self.copied).get(name).copied();
             let Some(entry) = self.store.get(name).await.map_err(local)? else {
-                written = written.and(self.share_own(name, &path).await?);
+                let shared = self.share_own(name, &path).await?;
+                // What else can't be read is said, and tried again with each look: without it events can be received.
+                if name == "keys.json" {
+                    written = written.and(shared);
+                }
                 continue;
             };
             let is_here = !lock(&self.behind).contains_key(name);
@@ -353,6 +357,27 @@ mod tests {
         one.look_first().await.unwrap();
         two.look_first().await.unwrap();
         assert_eq!(read(&two, "keys.json"), Some(2), "it was shared with the next look");
+    }
+
+    /// Its worth is known to nobody, and events can be received without it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_own_file_without_keys_that_can_not_be_read_keeps_no_node_from_beginning() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let ((_one, one), (_two, two)) = (node(&store), node(&store));
+        let names = FILES.into_iter().filter(|name| *name != "keys.json");
+        for name in names.clone() {
+            std::fs::create_dir_all(one.dir.join(name)).unwrap();
+        }
+        one.look_first().await.unwrap();
+        for name in names {
+            let own = one.dir.join(name);
+            std::fs::remove_dir(&own).unwrap();
+            files::write_json(&own, &serde_json::json!({ "version": 1, "value": 2 })).unwrap();
+            one.look().await.unwrap();
+            two.look_first().await.unwrap();
+            assert_eq!(read(&two, name), Some(2), "{name} was shared with the next look");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ impl Engine {
             return Ok(());
         }
         let log = &*self.inner.log;
-        let (mut ahead, mut unread) = (Vec::new(), None);
+        let (mut ahead, mut unread, mut unskipped) = (Vec::new(), None, None);
         for key in self.record_keys().await? {
             let (mut record, revision) = match self.whole_record(&key).await {
                 Ok(Some(whole)) => whole,
@@ -31,32 +31,40 @@ impl Engine {
             let sink = key.trim_start_matches(RECORDS).to_owned();
             if adopt(log, &sink, &mut record) {
                 self.save_fitted(&key, &sink, record, revision).await?;
-            } else if seen(&record) > *log.head().borrow() {
+                continue;
+            }
+            // Another node may be in the middle of that, or have ended in it: such a record fits by now.
+            unskipped = unskipped.max(record.unskipped);
+            if seen(&record) > *log.head().borrow() {
                 ahead.push((key, sink, record, revision));
             }
         }
-        let Some(most) = ahead.iter().map(|(_, _, record, _)| seen(record)).max() else {
+        let mut most = unskipped.filter(|unskipped| *unskipped > *log.head().borrow());
+        if ahead.is_empty() && most.is_none() {
             return Ok(());
-        };
+        }
         // One that can't be read now may be ahead too, and have seen less: nothing is skipped before it is known.
         if let Some(error) = unread {
             return Err(error);
         }
-        let Some(end) = end_before(log, most).await.map_err(failed)? else {
-            return Ok(());
-        };
-        for (key, sink, mut record, revision) in ahead {
-            if seen(&record) >= end {
-                take_back(log, &sink, &mut record, end).await.map_err(failed)?;
-                self.save_fitted(&key, &sink, record, revision).await?;
+        if let Some(furthest) = ahead.iter().map(|(_, _, record, _)| seen(record)).max()
+            && let Some(end) = end_before(log, furthest).await.map_err(failed)?
+        {
+            most = most.max(Some(furthest));
+            for (key, sink, mut record, revision) in ahead {
+                if seen(&record) >= end {
+                    take_back(log, &sink, &mut record, end).await.map_err(failed)?;
+                    self.save_fitted(&key, &sink, record, revision).await?;
+                }
             }
         }
-        // Not before all of them are durable: what has not been taken back by then would seem to be right.
-        if let Err(why) = skip_past(log, most).await {
-            // Receiving matters more. Their records say so: none of these sinks begins before it is done.
-            tracing::error!(%why, "sinks wait for the log, which has lost what they have seen");
+        // Not before all of them are durable: what has not been taken back by then would seem to be right. And nothing is received before it is
+        // done: an event at a Seq that was given out before would be taken for the one that was there, and a dead letter of that for its own.
+        // Servers that do not take what it needs would take no event either.
+        match most {
+            Some(most) => skip_past(log, most).await.map_err(EngineError),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Saves a record that fits now; one that somebody else has saved meanwhile is made to fit as well.

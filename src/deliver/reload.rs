@@ -34,6 +34,7 @@ const DETACH_EVERY: Duration = Duration::from_secs(2);
 /// A worker that was told to stop.
 pub(super) struct Stopping {
     sink: String,
+    is_told: bool,
     stopped: oneshot::Receiver<()>,
 }
 
@@ -362,11 +363,13 @@ impl Engine {
                 let _ = is_quiet.await;
             }
         };
-        if tokio::time::timeout(OBEY_WITHIN, told).await.is_err() {
+        let is_told = tokio::time::timeout(OBEY_WITHIN, told).await.is_ok();
+        if !is_told {
             tracing::error!(sink, "the sink's worker does not hear that it is to stop");
         }
         Stopping {
             sink: sink.to_owned(),
+            is_told,
             stopped: has_stopped,
         }
     }
@@ -390,7 +393,8 @@ impl Engine {
     }
 
     /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
-    pub async fn shutdown(&self) {
+    /// `false`: some worker was left behind.
+    pub async fn shutdown(&self) -> bool {
         self.inner.stop.cancel();
         let names: Vec<String> = {
             let mut workers = self.workers();
@@ -398,19 +402,22 @@ impl Engine {
             workers.by_sink.keys().cloned().collect()
         };
         let stop = async |name: &String| self.tell_to_stop(name).await.wait().await;
-        join_all(names.iter().map(stop)).await;
+        let stopped = join_all(names.iter().map(stop)).await;
         self.workers().by_sink.clear();
         self.mend_letters().await;
         self.inner.store.close().await;
+        stopped.into_iter().all(|has_stopped| has_stopped)
     }
 }
 
 impl Stopping {
-    /// Waits until it has stopped, which it has when nobody is there to answer any more.
-    pub(super) async fn wait(self) {
-        if tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_err() {
+    /// Waits until it has stopped, which it has when nobody is there to answer any more. `false`: it is left behind.
+    pub(super) async fn wait(self) -> bool {
+        let has_stopped = tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_ok();
+        if !has_stopped {
             tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
         }
+        has_stopped && self.is_told
     }
 }
 

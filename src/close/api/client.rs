@@ -200,7 +200,10 @@ impl Client {
                     limited += 1;
                     continue;
                 }
-                (Error::WrongKey | Error::Revoked, Auth::OAuth(oauth)) if !refreshed => {
+                // A page may be Close's too: with a new token that is known.
+                (Error::WrongKey | Error::Revoked | Error::NotClose { status: 401, .. }, Auth::OAuth(oauth))
+                    if !refreshed =>
+                {
                     refreshed = true;
                     oauth.forget_access();
                     continue;
@@ -279,8 +282,8 @@ impl Client {
     fn judge(&self, call: &Call, answer: HttpAnswer, is_closes: bool, answered_at: Timestamp) -> Result<Bytes, Error> {
         let status = answer.status;
         // Whoever shows a page is somebody else. What has no body at all may well be Close's: nobody is sent looking for a proxy where a
-        // key is wrong.
-        let is_bare = answer.body.is_empty() && matches!(status.as_u16(), 401..=403);
+        // key is wrong, or a subscription is gone.
+        let is_bare = answer.body.is_empty() && matches!(status.as_u16(), 401..=404);
         if status.is_client_error() && !is_closes && !is_bare {
             return Err(answer.not_close());
         }
@@ -443,158 +446,4 @@ fn http_client() -> Result<reqwest::Client, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use reqwest::header::{HeaderName, RETRY_AFTER};
-
-    use super::super::patience::Patience;
-    use super::*;
-
-    #[test]
-    fn a_post_is_repeated_only_where_it_surely_never_arrived() {
-        let unreachable = Error::Unreachable {
-            host: "api.close.com".into(),
-            cause: "refused".into(),
-        };
-        let page = |status| Error::NotClose {
-            status,
-            start: String::new(),
-        };
-        let rejected = |status| Error::Rejected {
-            status,
-            faults: String::new(),
-        };
-        let timed_out = Error::TimedOut(REQUEST_TIMEOUT);
-        for (error, get, post, unclear) in [
-            (&unreachable, true, true, false),
-            (&timed_out, true, false, true),
-            (&Error::NoAnswer(String::new()), true, false, true),
-            (&Error::Garbled(String::new()), true, false, true),
-            (&Error::Server(500), true, false, true),
-            (&page(502), true, false, true),
-            (&page(408), true, false, true),
-            (&page(429), false, false, false),
-            (&page(200), false, false, true),
-            (&page(302), false, false, false),
-            (&rejected(408), true, false, true),
-            (&rejected(400), false, false, false),
-            (&Error::WrongKey, false, false, false),
-        ] {
-            let found = (
-                may_repeat(&Method::GET, error),
-                may_repeat(&Method::POST, error),
-                error.is_unclear(),
-            );
-            assert_eq!(found, (get, post, unclear), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_subscriptions_in_the_way_are_read_from_the_answer() {
-        let said = "Duplicate active subscription. Existing duplicates are: whsub_1a, whsub_2b.";
-        let both = Error::Duplicate(vec!["whsub_1a".into(), "whsub_2b".into()]);
-        assert_eq!(rejected(400, said.into()), both);
-        for other in ["Duplicate active subscription.", "whsub_1a is not yours", ""] {
-            assert!(matches!(rejected(400, other.into()), Error::Rejected { .. }), "{other}");
-        }
-    }
-
-    fn client(seams: Seams) -> Client {
-        let auth = Auth::ApiKey(SecretString::from("k".to_owned()));
-        Client::new("https://api.close.com/api/v1/".parse().unwrap(), auth, seams).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_page_of_somebody_elses_tells_neither_the_time_nor_why_nor_how_long_to_wait() {
-        let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
-        let client = client(Seams {
-            clock: Arc::new(move || now),
-            ..Seams::default()
-        });
-        let hear = |call: Call, status: u16, kind: &'static str, body: &'static str| {
-            let headers = [
-                (DATE, "Thu, 15 Feb 2024 13:00:00 GMT"),
-                (CONTENT_TYPE, kind),
-                (RETRY_AFTER, "600"),
-                (HeaderName::from_static("ratelimit"), "limit=1, remaining=0, reset=600"),
-            ];
-            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
-            let answer = HttpAnswer {
-                status: StatusCode::from_u16(status).unwrap(),
-                headers: headers.into_iter().collect(),
-                body: Bytes::from_static(body.as_bytes()),
-            };
-            let flight = Flight {
-                client: &client,
-                limit: None,
-            };
-            client.hear(&call, answer, flight)
-        };
-        let (plain, json) = ("text/plain; charset=utf-8", "application/json");
-        let with_cursor = || Call::get("event/").query("_cursor", "c");
-        for status in [200, 302, 400, 401, 402, 403, 404, 408, 429] {
-            for (kind, body) in [
-                (plain, "no"),
-                ("text/html", "<html>"),
-                ("application/octet-stream", "<html>"),
-            ] {
-                for call in [Call::get("me/"), with_cursor(), Call::delete("webhook/whsub_1/")] {
-                    let heard = hear(call, status, kind, body);
-                    assert!(
-                        matches!(heard, Err(Error::NotClose { .. })),
-                        "{status} {kind}: {heard:?}"
-                    );
-                }
-            }
-            // What is of no kind and means nothing.
-            let heard = hear(Call::get("me/"), status, "", "");
-            assert!(heard.is_err(), "{status}: {heard:?}");
-        }
-        assert_eq!(hear(Call::get("me/"), 401, "", ""), Err(Error::WrongKey));
-        assert_eq!(client.clock_offset(), SignedDuration::ZERO);
-        assert_eq!(client.next_request_at(), None);
-        assert!(hear(Call::delete("webhook/whsub_1/"), 204, "", "").is_ok());
-        assert_eq!(client.clock_offset(), SignedDuration::ZERO, "that may be anybody's");
-
-        let refused = hear(Call::get("me/"), 401, json, r#"{"error":"no"}"#);
-        assert_eq!(refused, Err(Error::WrongKey));
-        assert_eq!(client.clock_offset(), SignedDuration::from_hours(1));
-        assert_eq!(hear(with_cursor(), 400, json, "{}"), Err(Error::CursorExpired));
-        let limited = hear(Call::get("me/"), 429, json, "{}");
-        assert_eq!(limited, Err(Error::RateLimited(Duration::from_secs(600))));
-        assert!(client.next_request_at().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_long_for_the_rate_limit_is_known_and_told_from_others() {
-        let client = client(Seams::default());
-        let (one, other) = (Patience::default(), Patience::default());
-        drop(one.of(client.take_off()).await);
-        assert_eq!(one.let_go_at(), None);
-        client.limit_for(WORTH_A_WORD);
-        assert!(client.next_request_at().is_some());
-        let mut waiting = Box::pin(one.of(client.take_off()));
-        assert!(futures::poll!(&mut waiting).is_pending());
-        assert!(one.waits() && !other.waits());
-        drop(waiting);
-        assert!(!one.waits(), "it has given up");
-        assert_eq!(one.let_go_at(), None);
-        drop(one.of(client.take_off()).await);
-        assert!(!one.waits());
-        assert_eq!((one.let_go_at(), other.let_go_at()), (Some(Instant::now()), None));
-        assert_eq!(client.next_request_at(), None);
-    }
-
-    #[test]
-    fn the_time_at_close_is_read_from_a_date_in_each_of_its_forms() {
-        let at: Timestamp = "2024-02-15T12:00:07Z".parse().unwrap();
-        for text in [
-            "Thu, 15 Feb 2024 12:00:07 GMT",
-            "Thursday, 15-Feb-24 12:00:07 GMT",
-            "Thu Feb 15 12:00:07 2024",
-            "Thu, 15 Feb 2024 13:00:07 +0100",
-        ] {
-            assert_eq!(date_of(text, at), Some(at), "{text}");
-        }
-        assert_eq!(date_of("now", at), None);
-    }
-}
+mod tests;

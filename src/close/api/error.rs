@@ -70,7 +70,7 @@ pub enum Error {
     TimedOut(Duration),
     /// Not JSON but a page of HTML or text.
     #[error(
-        "not Close but something in front of it answered ({status}, \"{start}\"): check [close] base_url and any proxy on the way"
+        "not Close but something in front of it answered ({status}, \"{start}\"): check [close] base_url and any proxy on the way{}", or_key(*.status)
     )]
     NotClose {
         /// The HTTP status.
@@ -119,6 +119,15 @@ pub enum Error {
     Interrupted,
 }
 
+/// A page that says 401 may be about the credentials all the same.
+fn or_key(status: u16) -> &'static str {
+    if status == 401 {
+        "; if there is none, Close does not accept the credentials in [close]: check them too"
+    } else {
+        ""
+    }
+}
+
 impl From<ReadError> for Error {
     fn from(error: ReadError) -> Error {
         Error::Local(error.to_string())
@@ -135,8 +144,9 @@ impl Error {
                 | Error::NoAnswer(_)
                 | Error::TimedOut(_)
                 | Error::Garbled(_)
-                // 408: the server did not get the request in time.
-                | Error::NotClose { status: 408 | 500.., .. }
+                // 408: the server did not get the request in time. 429: whoever it is has had enough for the moment, and knows nothing of for how long
+                // Close has.
+                | Error::NotClose { status: 408 | 429 | 500.., .. }
                 | Error::Rejected { status: 408, .. }
         )
     }
@@ -160,7 +170,8 @@ impl Error {
     pub(in crate::close) fn is_unclear(&self) -> bool {
         // A page in place of the answer says nothing of what Close did behind it.
         let is_page = matches!(self, Error::NotClose { status: 200..300, .. });
-        is_page || (self.is_transient() && !matches!(self, Error::Unreachable { .. }))
+        let is_not_done = matches!(self, Error::Unreachable { .. } | Error::NotClose { status: 429, .. });
+        is_page || (self.is_transient() && !is_not_done)
     }
 
     /// Whether it is the same trouble, as far as a log line is concerned.

@@ -83,6 +83,8 @@ struct Newer {
     chain: Chain,
     /// What is kept instead; `None`: nothing.
     follows: Option<Place>,
+    /// It is in the file of this node's own.
+    is_left: bool,
     why: String,
 }
 
@@ -310,9 +312,22 @@ impl OAuthChain {
             return Ok(());
         }
         let mut newer = lock(&self.unsaved.newer);
+        // What could not be left came after what was, which follows the same and could not be taken away.
+        if newer
+            .as_ref()
+            .is_some_and(|newer| newer.follows == follows && !newer.is_left)
+        {
+            return Ok(());
+        }
         let ended = || "closehook ended before it could be".to_owned();
         let why = newer.take().map_or_else(ended, |newer| newer.why);
-        *newer = Some(Newer { chain, follows, why });
+        let is_left = true;
+        *newer = Some(Newer {
+            chain,
+            follows,
+            is_left,
+            why,
+        });
         Ok(())
     }
 
@@ -352,7 +367,12 @@ impl OAuthChain {
                 tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
             }
             let why = error.to_string();
-            Newer { chain, follows, why }
+            Newer {
+                chain,
+                follows,
+                is_left,
+                why,
+            }
         });
         let is_written = newer.is_none();
         *lock(&self.unsaved.newer) = newer;
@@ -382,9 +402,10 @@ impl OAuthChain {
         }
     }
 
-    /// Writes the token that could not be written, by this process or one before it, unless there is a later one by now.
+    /// Writes the token that could not be written, by this process or one before it, unless there is a later one by now. Only where nodes share
+    /// it may an earlier process have left one.
     pub async fn keep_now(&self) -> Result<(), Error> {
-        if self.unsaved.why().is_none() && self.left().await?.is_none() {
+        if self.unsaved.why().is_none() && (self.shared.is_none() || self.left().await?.is_none()) {
             return Ok(());
         }
         let _one_at_a_time = self.refreshing.lock().await;

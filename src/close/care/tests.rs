@@ -2,11 +2,14 @@ use arc_swap::ArcSwap;
 
 use super::*;
 use crate::close::api::client::{Auth, Call, Client};
+use crate::close::api::oauth::OAuthChain;
 use crate::close::connection::READ_WITHIN;
 use crate::close::seams::Seams;
 use crate::close::subscriptions::scope::Scope;
+use crate::close::unanswered::Unanswered;
 use crate::config::{Config, Credentials, Layers, Secret};
 use crate::ingress::verify::Verifier;
+use crate::state::{Expected, LocalStore, Store};
 
 fn config(dir: &std::path::Path) -> Config {
     let layers = Layers {
@@ -19,11 +22,15 @@ fn config(dir: &std::path::Path) -> Config {
 }
 
 fn account(dir: &std::path::Path) -> Account {
+    account_sharing(dir, None)
+}
+
+fn account_sharing(dir: &std::path::Path, shared: Option<Arc<Shared>>) -> Account {
     let config = config(dir);
     let rules = crate::rules::RuleSet::of(&config).unwrap();
     let log = crate::log::LocalLog::open(crate::log::Options::from_config(&config)).unwrap();
     let verifier = Arc::new(ArcSwap::from_pointee(Verifier::default()));
-    Account::open(&config, &rules, Arc::new(log), verifier, false)
+    Account::open_shared(&config, &rules, Arc::new(log), verifier, false, Arc::default(), shared)
 }
 
 /// Whatever it is that it waits for.
@@ -187,4 +194,67 @@ async fn a_reload_wakes_who_looks() {
         .await;
     let woken = std::pin::pin!(account.policy_changed.notified());
     assert!(futures::poll!(woken).is_ready());
+}
+
+/// A token as another process left it, which could not share it.
+fn leave_token(account: &Account) {
+    let chain = serde_json::json!({ "version": 1, "seed": "s", "refresh_token": "t", "previous": null });
+    let left = serde_json::json!({ "version": 1, "chain": chain, "follows": null });
+    files::write_json(&files::unsaved_path(&account.store.oauth_path()), &left).unwrap();
+}
+
+/// Whoever refreshes a token has what it takes to write another one.
+#[tokio::test(start_paused = true)]
+async fn a_stop_says_what_became_of_tokens_before_it_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Shared::new(Arc::new(Unanswered::new("oauth.json").also_to_readers()), dir.path());
+    let account = account_sharing(dir.path(), Some(shared.clone()));
+    leave_token(&account);
+    let path = account.store.oauth_path();
+    let chain = OAuthChain::new("id".into(), "secret".into(), "first".into(), path);
+    let chain = chain
+        .shared_by(Some(shared))
+        .tracked_by(account.store.refreshes().clone());
+    let url = "https://api.close.com/api/v1/".parse().unwrap();
+    let client = Client::new(url, Auth::OAuth(Arc::new(chain)), Seams::default());
+    let client = Arc::new(client.unwrap());
+    account.connection.set(client.clone());
+    let asking = tokio::spawn(async move { client.send(&Call::get("me/")).await });
+    while account.store.refreshes().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let began = Instant::now();
+    account.settle().await;
+    let a_moment = Duration::from_millis(10);
+    assert!(began.elapsed() < SETTLED_WITHIN + a_moment, "{:?}", began.elapsed());
+    asking.abort();
+}
+
+/// The disk with its credentials does not answer, say.
+#[tokio::test]
+async fn what_others_change_is_known_while_a_token_that_was_left_can_not_be_shared() {
+    let (below, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = LocalStore::open(below.path(), false).unwrap();
+    let shared = Shared::new(Arc::new(store.clone()), dir.path());
+    let account = Arc::new(account_sharing(dir.path(), Some(shared.clone())));
+    leave_token(&account);
+    let _hangs = account.connection.hang().await;
+    let stop = CancellationToken::new();
+    let following = tokio::spawn(follow_shared(account.clone(), shared, stop.clone()));
+    // With the first it is shown that what is shared can be followed, and the token is looked for.
+    for value in [&b"{}"[..], b"[]"] {
+        store
+            .put("oauth.json", value.to_vec(), Expected::Anything)
+            .await
+            .unwrap();
+        let copied = async {
+            while std::fs::read(account.store.oauth_path()).ok().as_deref() != Some(value) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let copied = tokio::time::timeout(READ_WITHIN * 2 / 3, copied).await;
+        copied.expect("before anybody gives up to wait for the credentials");
+    }
+    stop.cancel();
+    following.await.unwrap();
 }

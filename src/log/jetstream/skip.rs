@@ -17,11 +17,11 @@ use super::{api, key};
 use crate::event::Seq;
 use crate::log::AppendError;
 
-/// So many Seqs can be left out: minutes, if it comes to that.
-const SKIP_MAX: u64 = 10_000_000;
-
-/// What is not done by then goes on when it is asked for again.
+/// What is not done by then goes on when it is asked for again, from where it has come to: millions of Seqs take minutes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is left of it at the end has so long to be taken away. With [`PATIENCE`] it is less than whoever asks for it waits.
+const CLEARED_WITHIN: Duration = Duration::from_secs(10);
 
 /// One try of a batch.
 const TRY: Duration = Duration::from_secs(8);
@@ -31,18 +31,16 @@ const THERE_MAX: u64 = 16_384;
 
 /// Has the stream go on behind a Seq, whoever else stores something meanwhile.
 pub(super) async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
-    let until = Instant::now() + PATIENCE;
+    skip_until(shared, seen, Instant::now() + PATIENCE).await
+}
+
+pub(super) async fn skip_until(shared: &Shared, seen: Seq, until: Instant) -> Result<(), AppendError> {
     let info = api::info(&shared.link, shared.stream(), None, until).await;
     let info = info.map_err(|failure| AppendError::Failing(failure.to_string()))?;
     let last = Seq(info.state.last_seq);
     shared.note(info);
     if last >= seen {
         return Ok(());
-    }
-    if seen.0 - last.0 > SKIP_MAX {
-        return Err(AppendError::Failing(format!(
-            "the stream ends at {last}, and a sink has seen event {seen}: it is not the stream that the sink was fed from"
-        )));
     }
     use_up(shared, last, seen, until).await
 }
@@ -60,8 +58,14 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
             break;
         }
         let count = (seen.0 - last.0).min(TOGETHER.0 as u64);
-        match fill(shared, &name, number, count, until).await {
+        match fill(shared, &name, (number, count), there > 0, until).await {
             Ok(seq) => last = Seq(seq),
+            // What says nothing takes up what is missing, it may be.
+            Err(AppendError::Full(_)) if there > 0 => {
+                take_away(shared, until).await;
+                there = 0;
+                continue;
+            }
             Err(error) => {
                 used_up = Err(error);
                 break;
@@ -71,20 +75,29 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
         number += count;
         there += count;
         if there >= THERE_MAX {
-            take_away(shared).await;
+            take_away(shared, until).await;
             there = 0;
         }
     }
-    take_away(shared).await;
+    take_away(shared, Instant::now() + CLEARED_WITHIN).await;
     used_up
 }
 
-/// Stores messages that say nothing, so many or one; gives the Seq of the last.
-async fn fill(shared: &Shared, name: &str, number: u64, count: u64, until: Instant) -> Result<u64, AppendError> {
-    if count > 1
-        && let Some(seq) = fill_together(shared, name, number, count, until).await
-    {
-        return Ok(seq);
+/// Stores messages that say nothing, from a number on, so many or one; gives the Seq of the last. `are_there`: there are others, and where
+/// there is no room for so many these are better taken away.
+async fn fill(
+    shared: &Shared,
+    name: &str,
+    (number, count): (u64, u64),
+    are_there: bool,
+    until: Instant,
+) -> Result<u64, AppendError> {
+    if count > 1 {
+        match fill_together(shared, name, number, count, until).await {
+            Some(Verdict::Stored(seq)) => return Ok(seq),
+            Some(Verdict::Full(why)) if are_there => return Err(AppendError::Full(why)),
+            _ => {}
+        }
     }
     // Under a subject of its own: of the batch it is not known what became of it.
     let subject = format!("{}.one", subject(shared, name, number));
@@ -92,8 +105,8 @@ async fn fill(shared: &Shared, name: &str, number: u64, count: u64, until: Insta
     Ok(put.0)
 }
 
-/// The same in one batch; `None` where nothing, or nobody knows what, came of it.
-async fn fill_together(shared: &Shared, name: &str, number: u64, count: u64, until: Instant) -> Option<u64> {
+/// The same in one batch; `None` where nobody knows what came of it.
+async fn fill_together(shared: &Shared, name: &str, number: u64, count: u64, until: Instant) -> Option<Verdict> {
     let line = shared.link.line(until).await.ok()?;
     let batch = random_text();
     for place in 1..=count {
@@ -108,9 +121,7 @@ async fn fill_together(shared: &Shared, name: &str, number: u64, count: u64, unt
         headers.insert("Nats-Batch-Commit", "1");
         let until = until.min(Instant::now() + TRY);
         let answer = line.ask(&subject, headers, Bytes::new(), until).await.ok()?;
-        if let Verdict::Stored(seq) = judged(&answer) {
-            return Some(seq);
-        }
+        return Some(judged(&answer));
     }
     None
 }
@@ -121,9 +132,9 @@ fn subject(shared: &Shared, name: &str, number: u64) -> String {
 
 /// Takes away all that says nothing, whoever has left it: the Seqs stay used up. What stays after all harms nobody, and goes the next time, or as
 /// everything does that is old.
-async fn take_away(shared: &Shared) {
+pub(super) async fn take_away(shared: &Shared, until: Instant) {
     let which = json!({ "filter": key::fillers(shared.stream()) });
-    let purged = api::purge(&shared.link, shared.stream(), &which, Instant::now() + PATIENCE).await;
+    let purged = api::purge(&shared.link, shared.stream(), &which, until).await;
     if let Err(failure) = purged {
         tracing::warn!(%failure, "what holds the places of lost events in the stream can't be taken away now");
     }

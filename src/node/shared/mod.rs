@@ -143,6 +143,8 @@ struct State {
     said: Option<String>,
     /// It has left: it begins no other life.
     has_left: bool,
+    /// What it does under its leases has not come to its end.
+    is_at_work: bool,
 }
 
 /// Whose a lease is.
@@ -220,15 +222,27 @@ impl SharedLeases {
         stop.run_until_cancelled(both).await;
     }
 
-    /// This node does nothing any more: others may begin at once. To be called when everything that it did has come to its end.
+    /// Whether something is done under its leases that has to come to its end before others begin.
+    pub fn set_at_work(&self, is_at_work: bool) {
+        self.state().is_at_work = is_at_work;
+    }
+
+    /// This node does nothing any more: others may begin at once. Where what it did has not come to its end they find out by themselves, when
+    /// that is over in any case.
     pub async fn leave(&self) {
-        let life = {
+        let (life, is_at_work) = {
             let mut state = self.state();
             state.has_left = true;
             self.let_go(&mut state);
-            state.life.take()
+            (state.life.take(), state.is_at_work)
         };
         let Some(life) = life else { return };
+        if is_at_work {
+            tracing::warn!(
+                "deliveries have not come to their end: other nodes go on only when this one is taken for dead"
+            );
+            return;
+        }
         let record = self.record(&life, NodeState::Left);
         let put = self.put_node(&record, Expected::Revision(life.revision)).await;
         if let Err(error) = put {

@@ -345,3 +345,28 @@ async fn a_token_that_was_left_and_can_not_be_read_is_not_passed_over() {
     let error = chain.access_token(&http, url).await.unwrap_err().to_string();
     assert!(error.contains("oauth.unsaved.json is damaged"), "{error}");
 }
+
+/// As where the file system has become read-only in between: what was left before can't be taken away either.
+#[tokio::test]
+async fn a_token_that_could_not_be_left_does_not_give_way_to_the_one_before() {
+    let (below, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = LocalStore::open(below.path(), false).unwrap();
+    let (chain, path) = node(dir.path(), "t0", None);
+    let shared = Shared::new(Arc::new(Going(store)), dir.path());
+    let chain = Arc::new(Arc::into_inner(chain).unwrap().shared_by(Some(shared)));
+    let left = files::unsaved_path(&path);
+    assert_eq!(refreshed(&chain, "t1").await, "t0");
+    let before = std::fs::read(&left).unwrap();
+    std::fs::create_dir_all(in_the_way(&left).join("x")).unwrap();
+    assert_eq!(refreshed(&chain, "t2").await, "t1");
+    std::fs::write(&left, before).unwrap();
+    assert_eq!(refreshed(&chain, "t3").await, "t2");
+}
+
+#[tokio::test]
+async fn a_node_that_is_alone_looks_at_no_token_that_others_do_not_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, path) = node(dir.path(), "t0", None);
+    std::fs::write(files::unsaved_path(&path), "{").unwrap();
+    chain.keep_now().await.unwrap();
+}

@@ -1,12 +1,25 @@
 //! Seqs that are never given out again, and events that come meanwhile.
 
-use super::super::skip::use_up;
+use super::super::skip::{skip_until, take_away, use_up};
 use super::*;
 
 /// How many messages the stream has.
 async fn messages(cluster: &Cluster) -> u64 {
     let info = cluster.api(0, "STREAM.INFO.closehook", &Value::Null).await;
     info["state"]["messages"].as_u64().unwrap()
+}
+
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + PATIENCE
+}
+
+/// Nothing stays but what was stored. A purge that comes to nothing is made up for with the next.
+async fn nothing_stays_but(count: u64, cluster: &Cluster, log: &JetStreamLog) {
+    until("nothing else stays", async || {
+        take_away(&log.shared, soon()).await;
+        messages(cluster).await == count
+    })
+    .await;
 }
 
 /// One node has looked, and found the stream empty; before it does anything another one stores events.
@@ -21,16 +34,16 @@ async fn what_comes_after_a_stream_was_found_empty_stays() {
     for id in 1..=3 {
         other.append(incoming(id)).await.unwrap();
     }
-    let until = tokio::time::Instant::now() + PATIENCE;
-    use_up(&one.shared, Seq(0), Seq(40_000), until).await.unwrap();
+    // So many that some are taken away in between.
+    use_up(&one.shared, Seq(0), Seq(17_000), soon()).await.unwrap();
     let Ok(Appended::Stored(next)) = other.append(incoming(4)).await else {
         panic!("it is new");
     };
-    assert!(next > Seq(40_000), "{next}");
+    assert!(next > Seq(17_000), "{next}");
     for id in 1..=4 {
         assert!(one.find_revision(&key(id)).await.unwrap().is_some(), "{id}");
     }
-    assert_eq!(messages(&cluster).await, 4, "nothing else stays");
+    nothing_stays_but(4, &cluster, &one).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,16 +60,16 @@ async fn what_comes_while_a_stream_goes_on_behind_a_seq_stays() {
             assert!(matches!(appended, Ok(Appended::Stored(_))), "{appended:?}");
         }
     };
-    let (skipped, ()) = tokio::join!(one.skip_past(Seq(20_000)), come);
+    let (skipped, ()) = tokio::join!(one.skip_past(Seq(1_000)), come);
     skipped.unwrap();
     let Ok(Appended::Stored(next)) = other.append(incoming(201)).await else {
         panic!("it is new");
     };
-    assert!(next > Seq(20_000), "{next}");
+    assert!(next > Seq(1_000), "{next}");
     for id in 1..=201 {
         assert!(one.find_revision(&key(id)).await.unwrap().is_some(), "{id}");
     }
-    assert_eq!(messages(&cluster).await, 201, "nothing else stays");
+    nothing_stays_but(201, &cluster, &one).await;
 }
 
 /// What it takes may not be there in time: it goes on from there.
@@ -74,4 +87,38 @@ async fn a_stream_that_has_no_more_time_goes_on_behind_a_seq_the_next_time() {
         panic!("it is new");
     };
     assert!(next > Seq(500), "{next}");
+}
+
+/// However far that is, it gets on: nothing is received before it is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_gets_on_towards_a_seq_that_is_very_far() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let one = open(&jetstream_options(&cluster)).await;
+    until("it gets on", async || {
+        let a_moment = tokio::time::Instant::now() + Duration::from_secs(1);
+        let why = skip_until(&one.shared, Seq(1 << 40), a_moment).await.unwrap_err();
+        assert!(matches!(why, AppendError::Failing(_)), "{why:?}");
+        *one.head().borrow() > Seq::ZERO
+    })
+    .await;
+}
+
+/// What holds the places takes up room too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_little_room_goes_on_behind_a_seq_all_the_same() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let mut options = jetstream_options(&cluster);
+    options.max_bytes = Some(256 << 10);
+    let one = open(&options).await;
+    one.skip_past(Seq(5_000)).await.unwrap();
+    nothing_stays_but(0, &cluster, &one).await;
+    until(
+        "there is room",
+        async || matches!(one.append(incoming(1)).await, Ok(Appended::Stored(next)) if next > Seq(5_000)),
+    )
+    .await;
 }

@@ -97,3 +97,22 @@ async fn a_lease_begins_above_every_fence_that_was_seen() {
     until_held(&[&node], wants().len(), SOON).await;
     assert_eq!(node.holds(&what), Some(ahead + 1));
 }
+
+/// Its deliveries were given up on, and may still be on their way.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_leaves_in_the_middle_of_its_work_is_left_alone_for_as_long_as_it_may_last() {
+    let bucket = Arc::default();
+    let (mut leaving, mut other) = (Node::new(&bucket, "n1", 5, 28), Node::new(&bucket, "n2", 5, 29));
+    leaving.go();
+    until_held(&[&leaving], wants().len(), SOON).await;
+    other.go();
+    // It knows the other one by then.
+    tokio::time::sleep(SOON).await;
+    leaving.leases.set_at_work(true);
+    leaving.halt();
+    leaving.leases.leave().await;
+    assert_eq!(leaving.count(), 0, "it begins nothing more");
+    let took = until_held(&[&other], wants().len(), SOON * 2).await;
+    let timing = Timing::default();
+    assert!(took > timing.lease - timing.renew * 2, "{took:?}");
+}

@@ -1,0 +1,127 @@
+//! A log that was set back behind what sinks had seen, and nodes that begin on it.
+
+use super::*;
+
+/// A mark that is not taken back yet would seem to be right as soon as the log has gone on behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_skips_nothing_before_marks_that_were_taken_back_are_durable() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
+        .await
+        .unwrap();
+    pair.store.refuses.store(true, Ordering::SeqCst);
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(&receiver, Commit::Acknowledge);
+    assert!(pair.try_node(log, "one", &receiver, sink).await.is_err());
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    pair.store.refuses.store(false, Ordering::SeqCst);
+    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
+    two.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3]);
+    two.engine.shutdown().await;
+}
+
+/// One that nobody can read just now may have seen less than the log goes on behind, and would pass what has come since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_skips_nothing_before_every_mark_is_known() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    for (sink, next) in [("a", 41), ("b", 51)] {
+        crate::state::put_json(
+            &*pair.store,
+            &record_key(sink),
+            &saved_long_ago(next),
+            Expected::Anything,
+        )
+        .await
+        .unwrap();
+    }
+    *lock(&pair.store.unread) = Some(record_key("a"));
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(&receiver, Commit::Acknowledge);
+    assert!(pair.try_node(log, "one", &receiver, sink).await.is_err());
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    *lock(&pair.store.unread) = None;
+    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
+    two.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3]);
+    two.engine.shutdown().await;
+}
+
+/// A new event at a Seq that was given out before would be taken for the one that was there, a letter of it for one of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_received_before_a_log_that_was_set_back_goes_on_behind_what_was_seen() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
+        .await
+        .unwrap();
+    let log = Arc::new(Faulty::on(&pair.bench.log));
+    log.stuck.store(true, Ordering::SeqCst);
+    // By the second its position fits the log, as by then for another node that begins meanwhile.
+    for name in ["one", "two"] {
+        let begun = pair
+            .try_node(log.clone(), name, &receiver, sink_on(&receiver, Commit::Acknowledge))
+            .await;
+        let why = begun.map(drop).unwrap_err().to_string();
+        assert!(why.contains("go on behind event 50"), "{why}");
+        let record = pair.record().await.unwrap();
+        assert_eq!((record.cursor(), record.unskipped), (Some(Seq::ZERO), Some(Seq(50))));
+    }
+    log.stuck.store(false, Ordering::SeqCst);
+    let three = pair.node_on(log, "three", &receiver, Commit::Acknowledge).await;
+    assert_eq!(
+        *pair.bench.log.head().borrow(),
+        Seq(50),
+        "although nobody drives the sink"
+    );
+    pair.bench.store(4..=4).await;
+    three.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 4).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 51]);
+    assert_eq!(pair.durable(51).await.unskipped, None);
+    three.engine.shutdown().await;
+}
+
+/// The log was set back while nodes run: whoever takes the sink over finds it out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_waits_until_a_log_that_was_set_back_goes_on_behind_what_it_has_seen() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    let log = Arc::new(Faulty::on(&pair.bench.log));
+    let one = pair.node_on(log.clone(), "one", &receiver, Commit::Acknowledge).await;
+    let two = pair.node_on(log.clone(), "two", &receiver, Commit::Acknowledge).await;
+    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
+        .await
+        .unwrap();
+    log.stuck.store(true, Ordering::SeqCst);
+    let waits = async |node: &Node| {
+        until("it says why it waits", async || {
+            let waits_for = status(&node.engine).waits_for;
+            waits_for.is_some_and(|why| why.contains("go on behind event 50"))
+        })
+        .await;
+    };
+    one.leases.gets(2);
+    waits(&one).await;
+    one.engine.shutdown().await;
+    // Its position fits the log by now, and whoever has the sink next waits for the same.
+    assert_eq!(pair.record().await.unwrap().cursor(), Some(Seq::ZERO));
+    two.leases.gets(3);
+    waits(&two).await;
+    assert!(receiver.seqs().is_empty());
+    log.stuck.store(false, Ordering::SeqCst);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    pair.bench.store(4..=4).await;
+    until("so is what comes then", async || receiver.seqs().len() >= 4).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3, 51]);
+    assert_eq!(pair.durable(51).await.unskipped, None);
+    two.engine.shutdown().await;
+}
