@@ -243,33 +243,56 @@ async fn damaged_keys_that_would_be_forgotten_hold_nothing_back() {
     log.close();
 }
 
-/// Which log it is, and which life of it, is made anew, and written when there is room.
+/// Which log it is, and which life of it, is made anew, and written when there is room: the same until then, as sinks know by it what
+/// they were given.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_description_on_a_full_disk_keeps_nothing_from_being_read() {
-    let Some(disk) = Disk::mount() else { return };
-    let data = disk.data();
-    let log = open(&data);
-    store(&log, 1..=5).await;
-    log.close();
-    let description = data.join("closehook.json");
-    std::fs::write(&description, "{").unwrap();
-    disk.fill();
-    for _ in 0..2 {
+async fn a_lost_description_on_a_full_disk_keeps_nothing_from_being_read() {
+    for damaged in [true, false] {
+        let Some(disk) = Disk::mount() else { return };
+        let data = disk.data();
         let log = open(&data);
-        assert_eq!(seqs(&log, 1..=5).len(), 5);
+        store(&log, 1..=5).await;
+        log.close();
+        let before = log.shared.epoch.clone();
+        let description = data.join("closehook.json");
+        if damaged {
+            std::fs::write(&description, "{").unwrap();
+        } else {
+            std::fs::remove_file(&description).unwrap();
+        }
+        let stands = || std::fs::read(&description).ok();
+        let stood = stands();
+        disk.fill();
+        let mut epochs = Vec::new();
+        for _ in 0..2 {
+            let log = open(&data);
+            assert_eq!(seqs(&log, 1..=5).len(), 5);
+            assert_eq!(stands(), stood, "it stays until its place is taken");
+            epochs.push((log.shared.id.clone(), log.shared.epoch.clone()));
+            log.close();
+        }
+        assert_eq!(epochs[0], epochs[1]);
+        assert_ne!(epochs[0].1, before);
+        let log = open(&data);
+        disk.heal();
+        log.go_round().await.unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&stands().unwrap()).unwrap();
         assert_eq!(
-            std::fs::read(&description).unwrap(),
-            b"{",
-            "it stays until its place is taken"
+            (&written["id"], &written["epoch"]),
+            (&json(&epochs[0].0), &json(&epochs[0].1))
         );
+        let aside = std::fs::read(data.join("closehook.json.damaged")).ok();
+        assert_eq!(aside, stood);
+        assert_eq!(log.append(incoming(body(5, 0))).await, Ok(Appended::Duplicate(Seq(5))));
+        log.close();
+        // Another damage is another life.
+        std::fs::write(&description, "{").unwrap();
+        let log = open(&data);
+        assert_ne!(log.shared.epoch, epochs[0].1);
         log.close();
     }
-    let log = open(&data);
-    disk.heal();
-    log.go_round().await.unwrap();
-    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
-    assert_eq!(written["epoch"], log.shared.epoch.as_str());
-    assert_eq!(std::fs::read(data.join("closehook.json.damaged")).unwrap(), b"{");
-    assert_eq!(log.append(incoming(body(5, 0))).await, Ok(Appended::Duplicate(Seq(5))));
-    log.close();
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::Value::from(text)
 }
