@@ -221,6 +221,11 @@ impl KnownKeys {
         units.chain(self.tables.keys().copied()).min()
     }
 
+    /// When the newest event was received whose key is on disk, in microseconds.
+    pub fn newest_us(&self) -> Option<i64> {
+        self.units.iter().map(|unit| unit.newest_us()).max()
+    }
+
     /// How many sets are looked through for an unknown key.
     pub fn sets(&self) -> usize {
         self.units.len()
