@@ -138,7 +138,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
     owed.sets = known.take_unsaved();
     owed.description = description.is_owed.then(|| description.clone());
-    let trouble = owed.holds_back().map(AppendError::Full);
+    let trouble = owed.holds_back().filter(|_| repair).map(AppendError::Full);
     let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     *lock(&shared.owed) = owed;

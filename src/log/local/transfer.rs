@@ -113,6 +113,9 @@ impl LocalLog {
 
     /// Every key by which an event is known, with its Seq, in no order; some perhaps twice. Blocking.
     pub fn known_keys(&self, each: &mut dyn FnMut(KnownKey, Seq)) -> io::Result<()> {
+        if let Some(why) = self.damaged_keys().into_iter().next() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         known::every(&self.shared.known, &mut |key, seq| {
             if let Some(key) = Identity::read(key) {
                 each(key, seq);

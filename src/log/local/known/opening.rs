@@ -20,7 +20,7 @@ use crate::files;
 pub(super) struct Found {
     /// Older sets first.
     pub units: Vec<Arc<Unit>>,
-    /// Damaged ones of which there is no room to save what can be read.
+    /// Damaged ones of which there is no room to save what can be read, or which are not this process's to save.
     pub unsaved: Vec<Unsaved>,
 }
 
@@ -29,8 +29,18 @@ pub(super) struct Found {
 pub(in crate::log::local) struct Unsaved {
     /// Where it is.
     pub path: PathBuf,
-    /// Why it could not be saved yet.
+    /// Why it is not saved yet, with its name.
     pub why: String,
+}
+
+impl Unsaved {
+    /// One that whoever owns the directory has to save.
+    fn seen(path: &Path, why: &str) -> Unsaved {
+        Unsaved {
+            path: path.to_owned(),
+            why: format!("{}: {why}", path.display()),
+        }
+    }
 }
 
 /// What is in `dir`. See [`super::KnownKeys::open`].
@@ -45,6 +55,10 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
         if disk::unsaved(name).is_some() {
             if owner {
                 found.put_right(dir, &path)?;
+            } else {
+                found
+                    .unsaved
+                    .push(Unsaved::seen(&path, "they wait for room on the disk"));
             }
             continue;
         }
@@ -64,6 +78,8 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
                 report(&path, &error);
                 if owner {
                     found.put_right(dir, &path)?;
+                } else {
+                    found.unsaved.push(Unsaved::seen(&path, &error.to_string()));
                 }
             }
             Err(error) => return Err(at(&path, &error)),

@@ -164,9 +164,22 @@ async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything
         log.close();
     }
     let log = open(&data);
+    let visitor = LocalLog::open(Options {
+        read_only: true,
+        ..options(&data)
+    });
+    // Whoever looks, compares or takes keys along hears of it.
+    for log in [&log, &visitor.unwrap()] {
+        let found = log.damaged_keys();
+        assert!(found.len() == 1 && found[0].contains(".unsaved"), "{found:?}");
+        assert_eq!(log.verify(&mut |_, _| ()), found);
+        let taken = log.known_keys(&mut |_, _| ());
+        assert_eq!(taken.unwrap_err().to_string(), found[0]);
+    }
     disk.heal();
     refuses(&log).await;
     log.go_round().await.unwrap();
+    assert_eq!(log.damaged_keys(), [""; 0]);
     let knows = async |log: LocalLog| {
         for id in [3, 21] {
             let again = log.append(incoming(body(id, 0))).await;
