@@ -49,7 +49,7 @@ impl LocalLog {
         make_dir(&dir).map_err(&fail)?;
         let lock = take_lock(&dir)?;
         refuse_unfinished(&dir)?;
-        for left in scratch::clear_in_data_dir(&dir) {
+        for left in scratch::prepare(&dir) {
             tracing::warn!("{left}");
         }
         let (shared, newest) = take_stock(options)?;

@@ -382,13 +382,14 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
 
 /// A copy that is where there is room for so many bytes.
 fn copy_of(dir: &Path, bytes: u64) -> io::Result<Scratch> {
-    let copy = scratch::dir(dir, bytes)?;
-    for name in database::files_below(dir)? {
-        let target = copy.path().join(&name);
-        if let Some(parent) = target.parent() {
-            crate::framefile::make_dir(parent)?;
+    scratch::copy(dir, bytes, |to| {
+        for name in database::files_below(dir)? {
+            let target = to.join(&name);
+            if let Some(parent) = target.parent() {
+                crate::framefile::make_dir(parent)?;
+            }
+            std::fs::copy(dir.join(&name), target)?;
         }
-        std::fs::copy(dir.join(&name), target).map_err(|error| copy.named(error))?;
-    }
-    Ok(copy)
+        Ok(())
+    })
 }
