@@ -141,7 +141,9 @@ async fn keys_of(log: &Arc<LocalLog>, erased: BTreeSet<Seq>) -> anyhow::Result<K
         Ok((of_erased, of_expired))
     };
     let read = task::begin_blocking(read).await?;
-    read.map_err(|error| anyhow!("the keys of known events can't be read: {error}"))
+    read.map_err(|error| {
+        anyhow!("the keys of known events can't be read: {error}; `closehook serve` puts right what is damaged of them")
+    })
 }
 
 /// Copies the log of the data directory into the stream of the configuration.

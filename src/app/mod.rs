@@ -459,10 +459,14 @@ async fn start_delivery(
         None => begin().await?,
     };
     let (stopping, leases) = (engine.clone(), nodes.map(|nodes| nodes.leases.clone()));
-    leases.iter().for_each(|leases| leases.set_at_work(true));
+    if let Some(leases) = &leases {
+        leases.set_at_work(true);
+    }
     started.reserve("the sinks", FOR_SINKS, async move {
-        if stopping.shutdown().await {
-            leases.iter().for_each(|leases| leases.set_at_work(false));
+        if stopping.shutdown().await
+            && let Some(leases) = leases
+        {
+            leases.set_at_work(false);
         }
     });
     // It ends before the sinks, which carry out what it asks for, and before the log.

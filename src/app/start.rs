@@ -295,6 +295,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn parts_that_hang_leave_the_others_their_time_and_are_named() {
         let seconds = Duration::from_secs;
+        let less_a_second = |time: Duration| time.saturating_sub(seconds(1));
         let ended: Arc<std::sync::Mutex<Vec<&str>>> = Arc::default();
         let works = |name: &'static str, takes: Duration| {
             let ended = ended.clone();
@@ -305,9 +306,9 @@ mod tests {
         };
         let mut started = Started::default();
         started.push("at once", works("at once", Duration::ZERO));
-        started.reserve("the log", FOR_LOG, works("the log", FOR_LOG - seconds(1)));
+        started.reserve("the log", FOR_LOG, works("the log", less_a_second(FOR_LOG)));
         started.push("hangs, too", std::future::pending());
-        started.reserve("the sinks", FOR_SINKS, works("the sinks", FOR_SINKS - seconds(1)));
+        started.reserve("the sinks", FOR_SINKS, works("the sinks", less_a_second(FOR_SINKS)));
         started.push("hangs", std::future::pending());
         started.push("is quick", works("is quick", Duration::ZERO));
         let began = tokio::time::Instant::now();

@@ -113,6 +113,9 @@ pub struct Summary {
     pub bytes: u64,
     /// Ranges of events (inclusive) that damage has taken from the log, and so from the backup.
     pub damaged: Vec<(Seq, Seq)>,
+    /// Known keys that are damaged and still to be saved, one sentence for each set: they are not in the backup.
+    #[serde(default)]
+    pub damaged_keys: Vec<String>,
 }
 
 /// What stands at the end.
@@ -122,6 +125,8 @@ pub(super) struct End {
     pub first: Seq,
     pub last: Seq,
     pub damaged: Vec<(Seq, Seq)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_keys: Vec<String>,
     /// SHA-256 of all tags and payloads before it, as hex.
     pub sha256: String,
 }

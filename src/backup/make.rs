@@ -144,6 +144,8 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         epoch: log.epoch().to_owned(),
         last,
     };
+    // Before they are listed: what is saved in between is there.
+    let damaged_keys = log.damaged_keys();
     let keys = log.key_files().map_err(data)?;
     let sinks = picture.state.iter().filter(|(key, _)| key.starts_with("sink/")).count() as u64;
 
@@ -160,6 +162,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         first: taken.first,
         last: taken.last,
         damaged: taken.damaged.clone(),
+        damaged_keys: damaged_keys.clone(),
         sha256: std::mem::take(&mut out.digest).hex(),
     };
     out.json(TAG_END, &end).map_err(written)?;
@@ -172,6 +175,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         sinks,
         bytes: out.bytes,
         damaged: taken.damaged,
+        damaged_keys,
     })
 }
 

@@ -69,6 +69,7 @@ fn read(input: impl Read, name: &Path, taker: &mut dyn Taker) -> Result<(Head, S
                 sinks,
                 bytes: bytes + framefile::HEADER_LEN,
                 damaged: end.damaged,
+                damaged_keys: end.damaged_keys,
             };
             return Ok((head, summary));
         }

@@ -166,7 +166,10 @@ fn told(global: &Global, summary: &Summary) -> Outcome {
         let notice = format!("events {first} to {last} are damaged in the log, and so not in the backup");
         report::notice(global.json, &notice);
     }
-    if summary.damaged.is_empty() {
+    for why in &summary.damaged_keys {
+        report::notice(global.json, &format!("not in the backup: {why}"));
+    }
+    if summary.damaged.is_empty() && summary.damaged_keys.is_empty() {
         Ok(())
     } else {
         Err(Failure::Found)

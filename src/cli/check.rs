@@ -324,6 +324,7 @@ fn data_directory(config: &Config) -> Vec<String> {
             let stats = log.stats();
             let lost = |gap: &log::Gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason);
             let mut warnings: Vec<String> = stats.gaps.iter().map(lost).collect();
+            warnings.extend(log.damaged_keys());
             warnings.extend(crowded(config, &log));
             warnings
         }

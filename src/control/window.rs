@@ -192,6 +192,9 @@ async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>
     }
 }
 
+/// Is told how it went: `None`, well; else what it was refused for.
+type Ended = Box<dyn FnOnce(Option<&str>) + Send>;
+
 impl Texts {
     fn new(coming: mpsc::Receiver<Answer>, answering: Task<Result<(), Refusal>>, is_order: bool) -> Texts {
         Texts {
@@ -201,7 +204,7 @@ impl Texts {
         }
     }
 
-    fn and_then(mut self, ended: Box<dyn FnOnce(Option<&str>) + Send>) -> Texts {
+    fn and_then(mut self, ended: Ended) -> Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let is_order = self.is_order;
         let answering = task::begin(async move {

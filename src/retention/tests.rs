@@ -196,7 +196,7 @@ fn copies_that_somebody_looks_at_events_by_count_for_no_limit() {
     let write = |path: &str| {
         let path = dir.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, [1; 1 << 16]).unwrap();
+        std::fs::write(path, vec![1; 1 << 16]).unwrap();
     };
     write("log/1/journal");
     let before = used(dir.path()).unwrap();

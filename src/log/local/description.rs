@@ -1,10 +1,13 @@
 //! The data directory's own description: which log it holds, which life of it, and in which format.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::refused::OpenError;
 use crate::event::Seq;
@@ -19,7 +22,7 @@ pub(super) struct Description {
     /// their epoch as their id.
     #[serde(default)]
     pub id: String,
-    /// Random; a restored backup gets a new one.
+    /// Random, but where it was lost ([`Description::anew`]); a restored backup gets a new one.
     pub epoch: String,
     pub created_at: Timestamp,
     /// The log was copied from one engine to the other: up to here either holds what the other does. What came later is in one of them
@@ -66,7 +69,12 @@ impl Description {
                 Ok(description)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                Description::fresh(None, None).map_err(fail)?.put_or_owe(dir)
+                let made = if dir.join("log").is_dir() {
+                    Description::anew(dir)
+                } else {
+                    Description::fresh(None, None)
+                };
+                made.map_err(fail)?.put_or_owe(dir)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
@@ -79,7 +87,7 @@ impl Description {
                     "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
                      appended to this time"
                 );
-                Description::fresh(None, None).map_err(fail)?.put_or_owe(dir)
+                Description::anew(dir).map_err(fail)?.put_or_owe(dir)
             }
             Err(error) if dir.join("log").is_dir() => Err(OpenError::DescriptionDamaged {
                 path,
@@ -116,29 +124,35 @@ impl Description {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let epoch = hex::encode(random);
-        Ok(Description {
+        Ok(Description::of(epoch, id, shared_upto))
+    }
+
+    /// In place of one that is damaged or gone, in memory. Every start makes the same until it is written: sinks know by its epoch
+    /// what they were given.
+    fn anew(dir: &Path) -> io::Result<Description> {
+        let epoch = hex::encode(&Sha256::digest(what_stands(dir)?)[..16]);
+        Ok(Description::of(epoch, None, None))
+    }
+
+    fn of(epoch: String, id: Option<String>, shared_upto: Option<Seq>) -> Description {
+        Description {
             format: DIRECTORY_FORMAT,
             id: id.unwrap_or_else(|| epoch.clone()),
             epoch,
             created_at: Timestamp::now(),
             shared_upto,
             is_owed: false,
-        })
+        }
     }
 
-    /// Writes it. A damaged one in its place is set aside, and stays where it is where this can't be written.
+    /// Writes it. A damaged one in its place is set aside, and stays where it is until then.
     pub fn put(&self, dir: &Path) -> io::Result<()> {
         let path = dir.join(NAME);
         let json = serde_json::to_vec_pretty(self)?;
-        if !read(&path).is_err_and(|error| framefile::is_damage(&error)) {
-            return framefile::replace_file(&path, &json);
+        if read(&path).is_err_and(|error| framefile::is_damage(&error)) {
+            set_aside(&path)?;
         }
-        std::fs::rename(&path, aside(&path))?;
-        let written = framefile::replace_file(&path, &json);
-        if written.is_err() {
-            std::fs::rename(aside(&path), &path)?;
-        }
-        written
+        framefile::replace_file(&path, &json)
     }
 
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
@@ -188,6 +202,40 @@ impl Description {
 
 fn read(path: &Path) -> io::Result<Description> {
     files::read(path).and_then(|json| Ok(serde_json::from_slice(&json)?))
+}
+
+/// What tells this log from others without its description, and this damage from another: it stays the same until somebody writes.
+fn what_stands(dir: &Path) -> io::Result<Vec<u8>> {
+    let mut told = Vec::new();
+    match std::fs::metadata(dir.join(NAME)) {
+        Ok(damaged) => {
+            told.extend(damaged.ino().to_be_bytes());
+            told.extend(damaged.mtime().to_be_bytes());
+            told.extend(damaged.mtime_nsec().to_be_bytes());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let log = std::fs::metadata(dir.join("log"))?;
+    told.extend(log.ino().to_be_bytes());
+    // Not every file system knows.
+    let made = log.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    told.extend(made.unwrap_or_default().as_nanos().to_be_bytes());
+    Ok(told)
+}
+
+/// Gives a damaged one another name as well: its own place is never empty, as the next start judges by what stands there.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = aside(path);
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Not every file system gives a file two names.
+    match std::fs::hard_link(path, &aside).or_else(|_| std::fs::copy(path, &aside).map(drop)) {
+        Err(error) if !framefile::is_damage(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Where a damaged one goes.

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::event::Seq;
 use crate::files;
@@ -21,6 +21,8 @@ pub(super) struct Gaps {
     changing: Mutex<()>,
     /// Some of the list is not on disk: it was found when there was no room.
     is_owed: AtomicBool,
+    /// When the newest event was received that was seen when the log was opened, in microseconds.
+    newest_us: AtomicI64,
 }
 
 impl Gaps {
@@ -46,7 +48,13 @@ impl Gaps {
             list: RwLock::new(Arc::new(list)),
             changing: Mutex::new(()),
             is_owed: AtomicBool::new(false),
+            newest_us: AtomicI64::new(i64::MIN),
         })
+    }
+
+    /// An event was received then: what is found from now on was found later, whatever the clock of a machine says that has just started.
+    pub fn found_after(&self, newest_us: i64) {
+        self.newest_us.fetch_max(newest_us, Ordering::Relaxed);
     }
 
     /// Every gap that is on record.
@@ -185,11 +193,15 @@ impl Gaps {
 
     fn with(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> Vec<Gap> {
         let mut list = self.list().to_vec();
+        let newest = Timestamp::from_microsecond(self.newest_us.load(Ordering::Relaxed)).unwrap_or(Timestamp::MIN);
+        // Who has seen those before tells by the time that this one is new.
+        let later = |gap: &Gap| gap.found_at.checked_add(SignedDuration::from_micros(1)).ok();
+        let later = list.iter().filter_map(later).max().unwrap_or(Timestamp::MIN);
         list.push(Gap {
             from,
             to,
             reason: reason.to_owned(),
-            found_at: Timestamp::now(),
+            found_at: Timestamp::now().max(newest).max(later),
             skipped,
         });
         list
@@ -242,6 +254,21 @@ mod tests {
         gaps.forget_before(Seq(3), &|_| true).unwrap();
         let stored = Gaps::open(&place, true).unwrap();
         assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
+    }
+
+    #[test]
+    fn a_gap_is_found_later_than_those_before_it_and_than_what_was_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let gaps = Gaps::open(dir.path(), true).unwrap();
+        // The clock is behind both.
+        let newest = Timestamp::now() + SignedDuration::from_hours(24 * 400);
+        gaps.found_after(newest.as_microsecond());
+        for seq in [1, 5, 9] {
+            gaps.record(Seq(seq), Seq(seq), "why").unwrap();
+        }
+        let found: Vec<Timestamp> = gaps.list().iter().map(|gap| gap.found_at).collect();
+        assert!(found[0].as_microsecond() >= newest.as_microsecond(), "{found:?}");
+        assert!(found[0] < found[1] && found[1] < found[2], "{found:?}");
     }
 
     #[test]

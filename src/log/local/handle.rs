@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use super::commit::Request;
 use super::desk::Errand;
 use super::fault::SegmentError;
-use super::known::{self, Answer, Identity, Recalled};
+use super::known::{self, Answer, Identity, Recalled, Unsaved};
 use super::pending::Prepared;
 use super::read;
 use super::sealed;
@@ -343,7 +343,20 @@ impl LocalLog {
         }
         let known = read_lock(&self.shared.known).on_disk();
         faults.extend(known.verify());
+        faults.extend(self.damaged_keys());
         faults
+    }
+
+    /// A sentence for each damaged set of known keys of which nothing is known now: what can be read of it is still to be saved.
+    pub fn damaged_keys(&self) -> Vec<String> {
+        let owed = lock(&self.shared.owed);
+        let told = |set: &Unsaved| {
+            format!(
+                "known keys are damaged, and what can be read of them is not saved: {}",
+                set.why
+            )
+        };
+        owed.sets.iter().map(told).collect()
     }
 
     /// Stops taking events, answers those that wait, ends the threads and gives the data directory's lock back. Blocking.

@@ -50,7 +50,7 @@ impl LocalLog {
         make_dir(&dir).map_err(&fail)?;
         let lock = take_lock(&dir)?;
         refuse_unfinished(&dir)?;
-        for left in scratch::clear_in_data_dir(&dir) {
+        for left in scratch::prepare(&dir) {
             tracing::warn!("{left}");
         }
         let (shared, newest) = take_stock(options)?;
@@ -136,7 +136,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
     owed.sets = known.take_unsaved();
     owed.description = description.is_owed.then(|| description.clone());
-    let trouble = owed.holds_back().map(AppendError::Full);
+    let trouble = owed.holds_back().filter(|_| repair).map(AppendError::Full);
     let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     *lock(&shared.owed) = owed;

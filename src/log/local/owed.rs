@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::description::Description;
 use super::journal;
+use super::known::Unsaved;
 use super::sealed::swap;
 use crate::event::Seq;
 use crate::framefile::{self, Damage};
@@ -20,7 +21,7 @@ pub(super) struct Owed {
     /// Segments whose known keys are in memory and in no file.
     pub keys: Vec<Seq>,
     /// Damaged sets of known keys of which nothing is in memory.
-    pub sets: Vec<PathBuf>,
+    pub sets: Vec<Unsaved>,
     /// The data directory's description; `None` where it is written.
     pub description: Option<Description>,
 }
@@ -32,7 +33,7 @@ impl Owed {
         Some(format!(
             "known keys are damaged, and there was no room on the disk to save what can be read of them ({}): that comes first, as soon as \
              there is room",
-            set.display()
+            set.why
         ))
     }
 }

@@ -66,6 +66,9 @@ pub(super) fn take_inventory(
         next: Seq(1),
         ..Inventory::default()
     };
+    if let Some(newest_us) = known.newest_us() {
+        gaps.found_after(newest_us);
+    }
     let mut finder = Finder {
         log_dir: &log_dir,
         known,
@@ -180,6 +183,7 @@ impl Finder<'_> {
         inventory: &mut Inventory,
     ) -> Result<(), OpenError> {
         let dir = dir.to_owned();
+        self.gaps.found_after(manifest.newest_us);
         if self.repair {
             // Sealed and verified, but the process ended before the journal was dropped.
             match std::fs::remove_file(dir.join(journal::FILE_NAME)) {
@@ -258,6 +262,9 @@ impl Finder<'_> {
             path: dir.clone(),
             source,
         };
+        if let Some(newest_us) = segment.blocks().iter().map(|block| block.head.newest_us).max() {
+            self.gaps.found_after(newest_us);
+        }
         if scan.torn > 0 {
             tracing::info!(
                 bytes = scan.torn,

@@ -2,18 +2,23 @@
 //! hold events, so that nobody else may read them, and what a process that was cut off has left goes with the next one, with the next start
 //! of the daemon, and with the next erasure.
 //!
-//! They are in `scratch/` of the data directory that the original is in. There an erasure reaches them whoever made them: the daemon may
-//! have a `/tmp` of its own (systemd's `PrivateTmp`), or be in a container. Where this user may not write there, or where a copy would take of
-//! the room that the log keeps free, they are in the directory for temporary files.
+//! They are in `scratch/` of the data directory that the original is in, which the daemon makes and which stays. There an erasure reaches them
+//! whoever made them: the daemon may have a `/tmp` of its own (systemd's `PrivateTmp`), or be in a container. Where this user may not write
+//! there, where a copy would take of the room that the log keeps free, or where somebody else goes on filling one, they are in the directory
+//! for temporary files.
 //!
 //! Whoever has a copy holds a lock on its directory. What nobody holds was left.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use tempfile::{Builder, TempDir};
 
 use super::{description, space};
@@ -22,7 +27,13 @@ use crate::framefile;
 /// Where they are, below a data directory. What is in it counts for no limit on that: looking at events must not make any go.
 pub const DIR: &str = "scratch";
 
-const PREFIX: &str = "closehook-";
+const PREFIX: &str = "closehook-copy-";
+
+/// How the names of earlier versions began, before the number of the process, which held no lock.
+const PREFIX_OF_OLD: &str = "closehook-";
+
+/// The one directory that sled makes in a copy.
+const BLOBS: &str = "blobs";
 
 /// Somebody else may just be clearing what was left, and take a new one for that: so often another one is made.
 const TRIES_MAX: u32 = 8;
@@ -30,116 +41,230 @@ const TRIES_MAX: u32 = 8;
 /// What is in the directory for temporary files is cleared once, by the first copy that is made there.
 static CLEARED: Once = Once::new();
 
+/// So long somebody else may take to fill a copy; then another one is made elsewhere.
+const FILLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A directory that copies are in.
+#[derive(Debug)]
+struct Place {
+    /// In a data directory it is used by its handle: whoever may write there can put a link in its place at any time. `None`: it is for
+    /// temporary files, and others' as well.
+    dir: Option<File>,
+    name: PathBuf,
+    /// Whose the copies are to be where root makes them: the daemon has to be able to remove them.
+    owner: Option<(u32, u32)>,
+}
+
+impl Place {
+    /// The one of a data directory.
+    fn own(data_dir: &Path) -> io::Result<Place> {
+        let name = data_dir.join(DIR);
+        let dir = open_dir(&name)?;
+        let found = dir.metadata()?;
+        let is_root = rustix::process::geteuid().is_root();
+        Ok(Place {
+            dir: Some(dir),
+            name,
+            owner: is_root.then(|| (found.uid(), found.gid())),
+        })
+    }
+
+    fn temporary(name: &Path) -> Place {
+        Place {
+            dir: None,
+            name: name.to_owned(),
+            owner: None,
+        }
+    }
+
+    fn is_temporary(&self) -> bool {
+        self.dir.is_none()
+    }
+
+    /// A path that leads to it, by its handle whatever becomes of its name.
+    fn path(&self) -> PathBuf {
+        match &self.dir {
+            Some(dir) => Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()),
+            None => self.name.clone(),
+        }
+    }
+
+    /// Keeps others from filling copies here; `false` where somebody else goes on doing so.
+    fn claim(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        while let Some(Err(error)) = self.dir.as_ref().map(File::try_lock) {
+            if matches!(error, TryLockError::Error(_)) || Instant::now() >= until {
+                tracing::debug!(%error, place = %self.name.display(), "a copy is made elsewhere");
+                return false;
+            }
+            std::thread::sleep(LOOK);
+        }
+        true
+    }
+
+    /// The copy is filled: others may count on the room that is left.
+    fn give_back(&self) -> io::Result<()> {
+        self.dir.as_ref().map_or(Ok(()), File::unlock)
+    }
+
+    /// Where there is no room for a copy may not be where the log is: it is named.
+    fn named(&self, error: io::Error) -> io::Error {
+        if error.kind() != io::ErrorKind::StorageFull {
+            return error;
+        }
+        let which = if self.is_temporary() { " (TMPDIR)" } else { "" };
+        let text = format!(
+            "{error}: there is no room for a copy of a part of it in {}{which}",
+            self.name.display()
+        );
+        io::Error::new(error.kind(), text)
+    }
+
+    /// The log's own reserve stays free, and as much again.
+    fn has_room(&self, bytes: u64) -> bool {
+        let has = |space: space::Space| space.free >= bytes.saturating_add(2 * space::default_reserve(space));
+        space::of(&self.path()).is_ok_and(has)
+    }
+
+    fn make(self) -> io::Result<Scratch> {
+        for _ in 0..TRIES_MAX {
+            let dir = Builder::new()
+                .prefix(PREFIX)
+                .permissions(Permissions::from_mode(0o700))
+                .tempdir_in(self.path())
+                .map_err(|error| self.named(error))?;
+            let Some(held) = hold(dir.path(), self.owner)? else {
+                continue;
+            };
+            if let Some((user, group)) = self.owner {
+                let blobs = dir.path().join(BLOBS);
+                framefile::make_dir(&blobs)?;
+                lchown(&blobs, Some(user), Some(group))?;
+            }
+            return Ok(Scratch {
+                dir,
+                _held: held,
+                place: self,
+            });
+        }
+        let why = format!("others remove again and again what is made in {}", self.name.display());
+        Err(io::Error::other(why))
+    }
+
+    /// Removes what nobody holds; names what can't be removed.
+    fn clear(&self) -> Vec<String> {
+        let entries = match std::fs::read_dir(self.path()) {
+            Ok(entries) => entries,
+            Err(error) if self.is_temporary() && error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => return vec![unseen(&self.name, &error)],
+        };
+        let own = rustix::process::geteuid().as_raw();
+        let is_ours = |found: Metadata| found.is_dir() && (!self.is_temporary() || found.uid() == own);
+        let mut left = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !may_be_left(&name) || !entry.metadata().is_ok_and(is_ours) {
+                continue;
+            }
+            let at = entry.path();
+            let removed = match hold(&at, None) {
+                Ok(Some(_held)) => remove(&at),
+                Ok(None) => Ok(()),
+                // One that root has only just made is empty.
+                Err(error) => std::fs::remove_dir(&at).map_err(|_| error),
+            };
+            match removed {
+                // Another one may have removed it meanwhile.
+                Err(error) if !matches!(at.try_exists(), Ok(false)) => left.push(format!(
+                    "{}: a copy of a part of a log that a command has left, which can't be removed: {error}",
+                    self.name.join(&name).display()
+                )),
+                _ => {}
+            }
+        }
+        left.sort();
+        left
+    }
+}
+
 /// A directory that nobody else may look into, and which goes when it is dropped.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// `None` while it is dropped.
-    dir: Option<TempDir>,
-    path: PathBuf,
-    /// What it is in, and which goes with the last one; `None`: that is others' as well.
-    own_place: Option<PathBuf>,
+    dir: TempDir,
     /// Given back when the directory is gone.
     _held: File,
+    place: Place,
 }
 
 impl Scratch {
     pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where there is no room for a copy may not be where the log is: it is named.
-    pub fn named(&self, error: io::Error) -> io::Error {
-        named(&self.path, self.own_place.is_none(), error)
+        self.dir.path()
     }
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(self.dir.take());
-        // Where others are in it, it stays.
-        if let Some(place) = &self.own_place {
-            let _ = std::fs::remove_dir(place);
-        }
-    }
-}
-
-/// Makes one for a copy of so many bytes of what is at `original`.
+/// Makes one for a copy of so many bytes of what is at `original`. As long as it is there nobody else fills one beside it: they would
+/// count on the same room.
 pub(super) fn dir(original: &Path, bytes: u64) -> io::Result<Scratch> {
+    let data_dir = original.ancestors().find(|dir| description::is_in(dir));
     // What keeps it from being there is no fault: it may be somebody else's directory, and one on a medium that nobody writes.
-    if let Some(data_dir) = room_beside(original, bytes)
-        && let Ok(made) = make_in_data_dir(data_dir)
+    if let Some(place) = data_dir.and_then(|dir| beside(dir, FILLED_WITHIN, |place| place.has_room(bytes)))
+        && let Ok(made) = place.make()
     {
         return Ok(made);
     }
-    let into = std::env::temp_dir();
-    CLEARED.call_once(|| drop(clear_temporary(&into)));
-    make(&into).map_err(|error| named(&into, true, error))
+    let temporary = std::env::temp_dir();
+    CLEARED.call_once(|| drop(Place::temporary(&temporary).clear()));
+    elsewhere(data_dir, Place::temporary(&temporary), bytes)?.make()
 }
 
-/// The data directory that something is in, where there is room for a copy: the log's own reserve stays free, and as much again.
-fn room_beside(original: &Path, bytes: u64) -> Option<&Path> {
-    let data_dir = original.ancestors().find(|dir| description::is_in(dir))?;
-    let space = space::of(data_dir).ok()?;
-    let reserve = space::default_reserve(space);
-    (space.free >= bytes.saturating_add(2 * reserve)).then_some(data_dir)
-}
-
-fn make_in_data_dir(data_dir: &Path) -> io::Result<Scratch> {
-    let into = data_dir.join(DIR);
-    framefile::make_dir(&into)?;
-    // A command run by root follows no link that somebody has put there.
-    if !std::fs::symlink_metadata(&into)?.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    leave_to_owner(data_dir, &into)?;
-    clear_in_data_dir(data_dir);
-    let mut made = make(&into)?;
-    made.own_place = Some(into);
-    leave_to_owner(data_dir, &made.path)?;
+/// The same, and has it filled; then others may be.
+pub(super) fn copy(original: &Path, bytes: u64, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Scratch> {
+    let made = dir(original, bytes)?;
+    fill(made.path()).map_err(|error| made.place.named(error))?;
+    made.place.give_back()?;
     Ok(made)
 }
 
-/// A command run by root must leave nothing that the daemon can't remove.
-fn leave_to_owner(data_dir: &Path, made: &Path) -> io::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = std::fs::metadata(data_dir)?;
-    std::os::unix::fs::lchown(made, Some(owner.uid()), Some(owner.gid()))
+/// The place in a data directory, where nobody else is filling a copy and there is room.
+fn beside(data_dir: &Path, within: Duration, has_room: impl FnOnce(&Place) -> bool) -> Option<Place> {
+    let place = Place::own(data_dir).ok()?;
+    place.clear();
+    (place.claim(within) && has_room(&place)).then_some(place)
 }
 
-fn make(into: &Path) -> io::Result<Scratch> {
-    let prefix = format!("{PREFIX}{}-", std::process::id());
-    for _ in 0..TRIES_MAX {
-        let dir = Builder::new()
-            .prefix(&prefix)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(into)?;
-        if let Some(held) = hold(dir.path())? {
-            return Ok(Scratch {
-                path: dir.path().to_owned(),
-                dir: Some(dir),
-                own_place: None,
-                _held: held,
-            });
-        }
+/// Another place, where that takes nothing of the room that the log keeps free.
+fn elsewhere(data_dir: Option<&Path>, place: Place, bytes: u64) -> io::Result<Place> {
+    let file_system = |dir: &Path| std::fs::metadata(dir).map(|found| found.dev()).ok();
+    let is_the_logs = data_dir.is_some_and(|dir| file_system(dir) == file_system(&place.name));
+    if is_the_logs && !place.has_room(bytes) {
+        return Err(place.named(io::ErrorKind::StorageFull.into()));
     }
-    let why = format!("others remove again and again what is made in {}", into.display());
-    Err(io::Error::other(why))
+    Ok(place)
+}
+
+/// Opens a directory, and none that a link leads to.
+fn open_dir(at: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(at)
 }
 
 /// Takes the lock on a directory; `None` where somebody else has it, or has removed it.
-fn hold(dir: &Path) -> io::Result<Option<File>> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::DIRECTORY;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(dir);
-    let held = match opened {
+fn hold(dir: &Path, owner: Option<(u32, u32)>) -> io::Result<Option<File>> {
+    let held = match open_dir(dir) {
         Ok(held) => held,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
+    // First: who can't look into it takes no notice of the lock.
+    if let Some((user, group)) = owner {
+        fchown(&held, Some(user), Some(group))?;
+    }
     match held.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
@@ -154,75 +279,54 @@ fn hold(dir: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Where there is no room for a copy may not be where the log is: it is named.
-fn named(into: &Path, is_temporary: bool, error: io::Error) -> io::Error {
-    if error.kind() != io::ErrorKind::StorageFull {
-        return error;
+/// Removes a copy that may be one of root's.
+fn remove(at: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(at).or_else(|_| {
+        // What root has only just made is empty, and goes although nobody else may look into it.
+        let _ = std::fs::remove_dir(at.join(BLOBS));
+        std::fs::remove_dir_all(at)
+    })
+}
+
+/// For the daemon's start: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
+pub(super) fn prepare(data_dir: &Path) -> Vec<String> {
+    let name = data_dir.join(DIR);
+    match framefile::make_dir(&name) {
+        Ok(()) => clear_own(data_dir),
+        Err(error) => vec![format!("{} can't be made for copies: {error}", name.display())],
     }
-    let which = if is_temporary { " (TMPDIR)" } else { "" };
-    let text = format!(
-        "{error}: there is no room for a copy of a part of it in {}{which}",
-        into.display()
-    );
-    io::Error::new(error.kind(), text)
 }
 
 /// Removes what processes have left that are there no more, for an erasure: gives a sentence for each copy that can't be removed and may
 /// hold some of it. What a process has that runs goes with it.
-pub(super) fn clear(data_dir: &Path) -> Vec<String> {
-    let mut left = clear_in_data_dir(data_dir);
-    left.extend(clear_temporary(&std::env::temp_dir()));
+pub(super) fn clear(data_dir: &Path, temporary: &Path) -> Vec<String> {
+    let mut left = clear_own(data_dir);
+    left.extend(Place::temporary(temporary).clear());
     left
 }
 
-/// The same in a data directory alone, for a start.
-pub(super) fn clear_in_data_dir(data_dir: &Path) -> Vec<String> {
-    clear_left(&data_dir.join(DIR), &Metadata::is_dir)
-}
-
-/// The same in the directory for temporary files, of this user's.
-fn clear_temporary(into: &Path) -> Vec<String> {
-    let own = rustix::process::geteuid().as_raw();
-    clear_left(into, &|found| found.is_dir() && found.uid() == own)
-}
-
-/// Removes what nobody holds of those that `are_ours`; names what can't be removed.
-fn clear_left(into: &Path, are_ours: &dyn Fn(&Metadata) -> bool) -> Vec<String> {
-    let entries = match std::fs::read_dir(into) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => return vec![format!("{} can't be looked at for copies: {error}", into.display())],
-    };
-    let mut left = Vec::new();
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_ours = || entry.metadata().is_ok_and(|found| are_ours(&found));
-        if !name.to_str().is_some_and(is_of_copy) || !is_ours() {
-            continue;
-        }
-        let at = entry.path();
-        let removed = match hold(&at) {
-            Ok(Some(_held)) => std::fs::remove_dir_all(&at),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        match removed {
-            // Another one may have removed it meanwhile.
-            Err(error) if !matches!(at.try_exists(), Ok(false)) => left.push(format!(
-                "{}: a copy of a part of a log that a command has left, which can't be removed: {error}",
-                at.display()
-            )),
-            _ => {}
-        }
+fn clear_own(data_dir: &Path) -> Vec<String> {
+    match Place::own(data_dir) {
+        Ok(place) => place.clear(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => vec![unseen(&data_dir.join(DIR), &error)],
     }
-    left.sort();
-    left
 }
 
-/// Whether a copy is called so: other things of closehook's have the same beginning.
-fn is_of_copy(name: &str) -> bool {
-    let number = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
-    number.is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+fn unseen(place: &Path, error: &io::Error) -> String {
+    format!("{} can't be looked at for copies: {error}", place.display())
+}
+
+/// Whether what is called so is a copy that nobody has who holds no lock. An earlier version's is there with its process.
+fn may_be_left(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    if name.starts_with(PREFIX) {
+        return true;
+    }
+    // Other things of closehook's have the same beginning.
+    let number = name.strip_prefix(PREFIX_OF_OLD).and_then(|rest| rest.split_once('-'));
+    let number = number.and_then(|(number, _)| number.parse::<u32>().ok());
+    number.is_some_and(|number| !Path::new("/proc").join(number.to_string()).exists())
 }
 
 #[cfg(test)]
@@ -238,74 +342,121 @@ mod tests {
         names
     }
 
+    /// A data directory as the daemon leaves it, and where copies are.
+    fn data_dir() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        description::Description::open(dir.path(), true).unwrap();
+        assert_eq!(prepare(dir.path()), [""; 0]);
+        let copies = dir.path().join(DIR);
+        (dir, copies)
+    }
+
+    /// A copy that a command has left.
+    fn leave(place: &Path, name: &str) -> PathBuf {
+        let left = place.join(name);
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join("db"), "jane@example.com").unwrap();
+        left
+    }
+
     #[test]
     fn a_copy_is_for_nobody_else_and_what_nobody_holds_goes() {
         let into = tempfile::tempdir().unwrap();
-        let copy = make(into.path()).unwrap();
+        let copy = Place::temporary(into.path()).make().unwrap();
         let mode = std::fs::metadata(copy.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let held = copy.path().file_name().unwrap().to_str().unwrap().to_owned();
-        for name in [
-            "closehook-4294967295-a",
-            "closehook-old",
-            "closehook-listen-a",
-            "else-4294967295-a",
-        ] {
-            std::fs::create_dir(into.path().join(name)).unwrap();
+        // An earlier version's of a process that runs, and of none: they end far below.
+        let of_old = format!("closehook-{}-a", std::process::id());
+        let left = leave(into.path(), "closehook-copy-a");
+        let others = ["closehook-old", "closehook-listen-a", "else-4294967295-a"].map(str::to_owned);
+        let mut stay = vec![held, of_old];
+        stay.extend(others);
+        for name in &stay[1..] {
+            leave(into.path(), name);
         }
-        assert_eq!(clear_temporary(into.path()), [""; 0]);
-        let mut stay = vec![
-            held,
-            "closehook-old".into(),
-            "closehook-listen-a".into(),
-            "else-4294967295-a".into(),
-        ];
+        leave(into.path(), "closehook-4294967295-a");
+        assert_eq!(clear(Path::new("/nowhere"), into.path()), [""; 0]);
         stay.sort();
         assert_eq!(names(into.path()), stay);
-        let at = copy.path().to_owned();
+        assert!(!left.exists());
         drop(copy);
-        assert!(!at.exists());
+        assert_eq!(names(into.path()).len(), stay.len() - 1);
     }
 
     #[test]
     fn a_copy_is_in_the_data_directory_that_the_original_is_in() {
-        let data_dir = tempfile::tempdir().unwrap();
-        let original = data_dir.path().join("log").join("1").join("sled");
-        std::fs::create_dir_all(&original).unwrap();
-        let temporary = std::env::temp_dir();
-        let copy = dir(&original, 1).unwrap();
-        assert_eq!(
-            copy.path().parent(),
-            Some(temporary.as_path()),
-            "nobody's data directory"
-        );
-        description::Description::open(data_dir.path(), true).unwrap();
-        let into = data_dir.path().join(DIR);
-        let copy = dir(&original, 1).unwrap();
-        assert_eq!(copy.path().parent(), Some(into.as_path()));
+        let (data_dir, copies) = data_dir();
+        let dir = data_dir.path();
+        assert!(beside(dir, Duration::ZERO, |_| false).is_none(), "there is no room");
+        assert!(!Place::own(dir).unwrap().has_room(u64::MAX));
+        let full = elsewhere(Some(dir), Place::temporary(dir), u64::MAX).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull, "nor on the same file system");
+        elsewhere(Some(Path::new("/proc")), Place::temporary(dir), u64::MAX).unwrap();
+        elsewhere(None, Place::temporary(dir), u64::MAX).unwrap();
+        let copy = beside(dir, Duration::ZERO, |_| true).unwrap().make().unwrap();
         std::fs::write(copy.path().join("db"), "x").unwrap();
+        assert_eq!(names(&copies).len(), 1);
         drop(copy);
-        assert!(!into.exists(), "nothing is left of it");
-        let copy = dir(&original, u64::MAX).unwrap();
-        assert_eq!(copy.path().parent(), Some(temporary.as_path()), "there is no room");
+        assert_eq!(names(&copies), [""; 0], "nothing is left of it");
 
-        // Nothing goes where a link leads.
-        let elsewhere = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(elsewhere.path(), &into).unwrap();
-        let copy = dir(&original, 1).unwrap();
-        assert_eq!(copy.path().parent(), Some(temporary.as_path()));
-        assert!(names(elsewhere.path()).is_empty());
+        // Where nobody has made the place, and where a link leads, nothing goes.
+        std::fs::remove_dir(&copies).unwrap();
+        assert!(beside(dir, Duration::ZERO, |_| true).is_none());
+        let target = tempfile::tempdir().unwrap();
+        let there = leave(target.path(), "closehook-copy-a");
+        std::os::unix::fs::symlink(target.path(), &copies).unwrap();
+        assert!(beside(dir, Duration::ZERO, |_| true).is_none());
+        assert_eq!(clear_own(dir).len(), 1, "that is said");
+        assert!(there.exists());
+    }
+
+    /// A copy stays where it is made, and is cleared from there, whatever takes the place's name meanwhile.
+    #[test]
+    fn a_link_that_takes_the_places_name_leads_nobody_away() {
+        let (data_dir, copies) = data_dir();
+        let place = Place::own(data_dir.path()).unwrap();
+        leave(&copies, "closehook-copy-a");
+        let target = tempfile::tempdir().unwrap();
+        let there = leave(target.path(), "closehook-copy-a");
+        let away = data_dir.path().join("away");
+        std::fs::rename(&copies, &away).unwrap();
+        std::os::unix::fs::symlink(target.path(), &copies).unwrap();
+        assert_eq!(place.clear(), [""; 0]);
+        assert!(!away.join("closehook-copy-a").exists() && there.exists());
+        let copy = place.make().unwrap();
+        assert_eq!((names(&away).len(), names(target.path()).len()), (1, 1));
+        drop(copy);
+        assert_eq!(names(&away), [""; 0]);
+    }
+
+    #[test]
+    fn nobody_counts_on_the_room_of_a_copy_that_is_being_filled() {
+        let (data_dir, copies) = data_dir();
+        let filled = beside(data_dir.path(), Duration::ZERO, |_| true)
+            .unwrap()
+            .make()
+            .unwrap();
+        assert!(beside(data_dir.path(), Duration::ZERO, |_| true).is_none());
+        filled.place.give_back().unwrap();
+        let other = beside(data_dir.path(), Duration::ZERO, |_| true)
+            .unwrap()
+            .make()
+            .unwrap();
+        assert_eq!(names(&copies).len(), 2, "the first one is held all the same");
+        drop((filled, other));
+        assert!(beside(data_dir.path(), Duration::ZERO, |_| true).is_some());
     }
 
     #[test]
     fn what_was_left_in_a_data_directory_goes_and_what_is_held_stays() {
-        let data_dir = tempfile::tempdir().unwrap();
-        description::Description::open(data_dir.path(), true).unwrap();
-        let copy = dir(data_dir.path(), 1).unwrap();
-        let left = data_dir.path().join(DIR).join("closehook-1-left");
-        std::fs::create_dir(&left).unwrap();
-        std::fs::write(left.join("db"), "jane@example.com").unwrap();
-        assert_eq!(clear_in_data_dir(data_dir.path()), [""; 0]);
-        assert!(copy.path().exists() && !left.exists());
+        let (data_dir, copies) = data_dir();
+        let copy = beside(data_dir.path(), Duration::ZERO, |_| true)
+            .unwrap()
+            .make()
+            .unwrap();
+        let left = ["closehook-copy-left", "closehook-4294967295-left"].map(|name| leave(&copies, name));
+        assert_eq!(prepare(data_dir.path()), [""; 0]);
+        assert!(copy.path().exists() && left.iter().all(|left| !left.exists()));
     }
 }

@@ -113,6 +113,9 @@ impl LocalLog {
 
     /// Every key by which an event is known, with its Seq, in no order; some perhaps twice. Blocking.
     pub fn known_keys(&self, each: &mut dyn FnMut(KnownKey, Seq)) -> io::Result<()> {
+        if let Some(why) = self.damaged_keys().into_iter().next() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         known::every(&self.shared.known, &mut |key, seq| {
             if let Some(key) = Identity::read(key) {
                 each(key, seq);
@@ -417,10 +420,11 @@ impl Restorer {
     fn check_keys(&self) -> io::Result<()> {
         let report =
             |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
-        let known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
-        match known.on_disk().verify().first() {
+        let mut known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
+        let unread = known.take_unsaved().into_iter().map(|set| set.why);
+        match unread.chain(known.on_disk().verify()).next() {
             None => Ok(()),
-            Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())),
+            Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
         }
     }
 

@@ -45,7 +45,9 @@ impl Keeper {
                 .push(format!("what was set aside may hold some of it: {error}")),
         }
         // What a command copied before this holds it still.
-        erased.left.extend(scratch::clear(&self.shared.options.dir));
+        erased
+            .left
+            .extend(scratch::clear(&self.shared.options.dir, &std::env::temp_dir()));
         // A reader may have kept a block that it had read before its segment gave way.
         lock(&self.shared.cache).clear();
         Ok(erased)

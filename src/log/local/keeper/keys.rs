@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::Keeper;
 use crate::event::Seq;
 use crate::log::local::fault::{self, SegmentError};
-use crate::log::local::known::{self, KeyFile};
+use crate::log::local::known::{self, KeyFile, Unit};
 use crate::log::local::shared::Shared;
 use crate::sync::{read_lock, write_lock};
 
@@ -31,13 +31,23 @@ pub(super) fn write(shared: &Shared, first: Seq) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets keys that are old enough. The keys of what is still kept stay known, however old it is.
-pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
+/// Keys from before this are old enough to be forgotten.
+fn cutoff(shared: &Shared) -> Timestamp {
     let keys_kept = SignedDuration::try_from(shared.options.keys_kept).unwrap_or(SignedDuration::MAX);
     let now = shared.options.now.at_least();
     let cutoff = now.and_then(|now| now.checked_sub(keys_kept.max(KEYS_KEPT_MIN)).ok());
+    cutoff.unwrap_or(Timestamp::MIN)
+}
+
+/// Whether a set would be forgotten.
+pub(super) fn is_over(shared: &Shared, unit: &Unit) -> bool {
+    unit.is_over(cutoff(shared), &|first| shared.segment(*first).is_some())
+}
+
+/// Forgets keys that are old enough. The keys of what is still kept stay known, however old it is.
+pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
     let is_kept = |first: &Seq| shared.segment(*first).is_some();
-    let expired = read_lock(&shared.known).expired(cutoff.unwrap_or(Timestamp::MIN), is_kept);
+    let expired = read_lock(&shared.known).expired(cutoff(shared), is_kept);
     for keys in expired {
         // Deleting a large file takes its time: not under the lock that every commit needs.
         if write_lock(&shared.known).forget(&keys) {

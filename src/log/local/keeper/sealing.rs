@@ -173,9 +173,15 @@ impl Keeper {
             let Some(damaged) = owed else { return Ok(()) };
             self.shared
                 .desk
-                .begin(format!("saving what can be read of {}", damaged.display()));
+                .begin(format!("saving what can be read of {}", damaged.path.display()));
             let dir = read_lock(&self.shared.known).dir().to_owned();
-            if let Some(saved) = known::save(&dir, &damaged)? {
+            let saved = known::save(&dir, &damaged.path, &|unit| keys::is_over(&self.shared, unit));
+            if let Err(error) = &saved
+                && let Some(set) = lock(&self.shared.owed).sets.last_mut()
+            {
+                set.why = error.to_string();
+            }
+            if let Some(saved) = saved? {
                 write_lock(&self.shared.known).saved(&saved);
             }
             lock(&self.shared.owed).sets.pop();

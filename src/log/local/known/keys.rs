@@ -13,7 +13,7 @@ use super::file::{KeyFile, write_file};
 use super::filter::Probe;
 use super::identity::{Identity, id_part};
 use super::merge::{self, Merged, Order};
-use super::opening;
+use super::opening::{self, Unsaved};
 use super::table::Table;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
@@ -40,7 +40,7 @@ pub(in crate::log::local) struct KnownKeys {
     /// Older ones first.
     pub(super) units: Vec<Arc<Unit>>,
     /// Damaged sets of which nothing is known before there is room to save what can be read of them.
-    unsaved: Vec<PathBuf>,
+    unsaved: Vec<Unsaved>,
     /// Held by whoever copies or compares the files.
     held: Arc<()>,
 }
@@ -60,7 +60,7 @@ impl KnownKeys {
     }
 
     /// Damaged sets that wait for room on the disk: to be [saved](opening::save) then, and to be waited for before anything is called new.
-    pub fn take_unsaved(&mut self) -> Vec<PathBuf> {
+    pub fn take_unsaved(&mut self) -> Vec<Unsaved> {
         std::mem::take(&mut self.unsaved)
     }
 
@@ -188,11 +188,8 @@ impl KnownKeys {
         if self.is_held() {
             return Vec::new();
         }
-        let old = |unit: &&Arc<Unit>| {
-            let mut segments = unit.segments().iter().chain(unit.partly());
-            unit.newest_us() < cutoff.as_microsecond() && !segments.any(&is_kept)
-        };
-        self.units.iter().filter(old).cloned().collect()
+        let is_over = |unit: &&Arc<Unit>| unit.is_over(cutoff, &is_kept);
+        self.units.iter().filter(is_over).cloned().collect()
     }
 
     /// Forgets a set of keys; its files are the caller's to remove. `false` where somebody is copying them.
@@ -222,6 +219,11 @@ impl KnownKeys {
         };
         let units = self.units.iter().map(of_unit);
         units.chain(self.tables.keys().copied()).min()
+    }
+
+    /// When the newest event was received whose key is on disk, in microseconds.
+    pub fn newest_us(&self) -> Option<i64> {
+        self.units.iter().map(|unit| unit.newest_us()).max()
     }
 
     /// How many sets are looked through for an unknown key.

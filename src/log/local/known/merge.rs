@@ -108,12 +108,10 @@ impl Order {
         self.inputs.iter().map(|unit| unit.bytes()).sum()
     }
 
-    /// An error where there is no room for it on the disk. What is merged is smaller, except where there are few.
+    /// An error where there is hardly room for it on the disk: a database takes somewhat more than a file of the same keys, and more where
+    /// they are few. Whether there is shows while it is [made](Order::stage).
     pub(in crate::log::local) fn have_room(&self, keys_dir: &Path) -> io::Result<()> {
-        if space::of(keys_dir)?.free < self.bytes() * 2 + (1 << 20) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
+        space::have_room(keys_dir, self.bytes() / 4 * 5 + (1 << 20))
     }
 
     /// Whether what was merged is damaged, and to be set aside.
@@ -121,12 +119,16 @@ impl Order {
         self.saves
     }
 
-    /// Step 1: makes the database. `go_on` ends it with an error.
+    /// Step 1: makes the database. `go_on` ends it with an error, and so does a disk that is nearly full.
     pub(in crate::log::local) fn stage(
         &self,
         keys_dir: &Path,
         go_on: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
+        let go_on: &mut dyn FnMut() -> io::Result<()> = &mut || {
+            space::have_room(keys_dir, 0)?;
+            go_on()
+        };
         let staging = keys_dir.join(STAGING);
         disk::remove(&staging)?;
         crate::framefile::make_dir(&staging)?;

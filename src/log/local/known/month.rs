@@ -125,6 +125,8 @@ pub(super) struct Month {
     head: Head,
     /// Not the owner of the directory: only copies are opened.
     visitor: bool,
+    /// Bytes that are written while a copy of it is there.
+    beside: u64,
     database: Mutex<Handle>,
 }
 
@@ -164,6 +166,7 @@ impl Month {
             manifest,
             head,
             visitor,
+            beside: 0,
             database: Mutex::default(),
         })
     }
@@ -177,6 +180,7 @@ impl Month {
             head: manifest.head(),
             manifest,
             visitor: true,
+            beside: 0,
             database: Mutex::default(),
         })
     }
@@ -189,6 +193,7 @@ impl Month {
             manifest: self.manifest.clone(),
             head: self.manifest.head(),
             visitor: true,
+            beside: self.bytes,
             database: Mutex::new(Handle {
                 open: None,
                 checked: true,
@@ -232,8 +237,8 @@ impl Month {
 
     fn open_database(&self, original: &Path) -> io::Result<Open> {
         let copy = if self.visitor {
-            let bytes = self.manifest.files.iter().map(|file| file.len).sum();
-            Some(copy_of(original, bytes)?)
+            let bytes: u64 = self.manifest.files.iter().map(|file| file.len).sum();
+            Some(copy_of(original, bytes + self.beside)?)
         } else {
             None
         };
@@ -375,14 +380,16 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
     Ok(())
 }
 
+/// A copy that is where there is room for so many bytes.
 fn copy_of(dir: &Path, bytes: u64) -> io::Result<Scratch> {
-    let copy = scratch::dir(dir, bytes)?;
-    for name in database::files_below(dir)? {
-        let target = copy.path().join(&name);
-        if let Some(parent) = target.parent() {
-            crate::framefile::make_dir(parent)?;
+    scratch::copy(dir, bytes, |to| {
+        for name in database::files_below(dir)? {
+            let target = to.join(&name);
+            if let Some(parent) = target.parent() {
+                crate::framefile::make_dir(parent)?;
+            }
+            std::fs::copy(dir.join(&name), target)?;
         }
-        std::fs::copy(dir.join(&name), target).map_err(|error| copy.named(error))?;
-    }
-    Ok(copy)
+        Ok(())
+    })
 }

@@ -21,8 +21,27 @@ use crate::sorted;
 pub(super) struct Found {
     /// Older sets first.
     pub units: Vec<Arc<Unit>>,
-    /// Damaged ones of which there is no room to save what can be read.
-    pub unsaved: Vec<PathBuf>,
+    /// Damaged ones of which there is no room to save what can be read, or which are not this process's to save.
+    pub unsaved: Vec<Unsaved>,
+}
+
+/// A damaged set that waits until what can be read of it is saved.
+#[derive(Debug, Clone)]
+pub(in crate::log::local) struct Unsaved {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it is not saved yet, with its name.
+    pub why: String,
+}
+
+impl Unsaved {
+    /// One that whoever owns the directory has to save.
+    fn seen(path: &Path, why: &str) -> Unsaved {
+        Unsaved {
+            path: path.to_owned(),
+            why: format!("{}: {why}", path.display()),
+        }
+    }
 }
 
 /// What is in `dir`. See [`super::KnownKeys::open`].
@@ -37,6 +56,10 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
         if disk::unsaved(name).is_some() {
             if owner {
                 found.put_right(dir, &path)?;
+            } else {
+                found
+                    .unsaved
+                    .push(Unsaved::seen(&path, "they wait for room on the disk"));
             }
             continue;
         }
@@ -56,6 +79,8 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
                 report(&path, &error);
                 if owner {
                     found.put_right(dir, &path)?;
+                } else {
+                    found.unsaved.push(Unsaved::seen(&path, &error.to_string()));
                 }
             }
             Err(error) => return Err(at(&path, &error)),
@@ -74,14 +99,17 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
 impl Found {
     /// Saves what can be read of a damaged set; where there is no room for that now, the set waits.
     fn put_right(&mut self, keys_dir: &Path, damaged: &Path) -> io::Result<()> {
-        match save(keys_dir, damaged) {
+        // What is old goes later, by a clock that somebody vouches for.
+        match save(keys_dir, damaged, &|_| false) {
             Ok(merged) => self.units.extend(merged.map(|merged| merged.0)),
             Err(error) if files::is_full(&error) => {
                 tracing::warn!(
                     %error,
                     "there is no room to save what can be read of damaged known keys: that is done when there is, and nothing is stored before"
                 );
-                self.unsaved.extend(disk::keep_to_save(damaged)?);
+                let why = error.to_string();
+                let kept = disk::keep_to_save(damaged)?;
+                self.unsaved.extend(kept.map(|path| Unsaved { path, why }));
             }
             Err(error) => return Err(error),
         }
@@ -94,8 +122,12 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// Merges what can be read of a set that can't be opened as it is into another one, and sets it aside; `None` where its damage leaves
-/// nothing. What can't be read or written now is an error.
-pub(in crate::log::local) fn save(keys_dir: &Path, damaged: &Path) -> io::Result<Option<Merged>> {
+/// nothing, or nothing that is not over. What can't be read or written now is an error.
+pub(in crate::log::local) fn save(
+    keys_dir: &Path,
+    damaged: &Path,
+    is_over: &dyn Fn(&Unit) -> bool,
+) -> io::Result<Option<Merged>> {
     let save = || {
         let name = damaged.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let name = disk::unsaved(name).unwrap_or(name);
@@ -103,7 +135,11 @@ pub(in crate::log::local) fn save(keys_dir: &Path, damaged: &Path) -> io::Result
             Ok(segment) => Content::File(KeyFile::of_what_is_left(damaged, Seq(segment))?),
             Err(_) => Content::Month(Box::new(Month::without_index(damaged)?)),
         };
-        let order = Order::to_save(Unit::new(content));
+        let unit = Unit::new(content);
+        if is_over(&unit) {
+            return Ok(None);
+        }
+        let order = Order::to_save(unit);
         order.have_room(keys_dir)?;
         let staged = order.stage(keys_dir, &mut || Ok(()));
         if staged.is_err() {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::disk::{is_damage, remove, remove_named, set_aside};
 use super::file::KeyFile;
 use super::filter::Probe;
@@ -107,6 +109,12 @@ impl Unit {
             Content::File(_) => 0,
             Content::Month(month) => month.manifest.generation,
         }
+    }
+
+    /// Whether its keys were all received before `cutoff`, and none of its segments is kept any more.
+    pub fn is_over(&self, cutoff: Timestamp, is_kept: &dyn Fn(&Seq) -> bool) -> bool {
+        let mut segments = self.segments().iter().chain(self.partly());
+        self.newest_us() < cutoff.as_microsecond() && !segments.any(is_kept)
     }
 
     /// Where what can be saved is read from, if not from itself.

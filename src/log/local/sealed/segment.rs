@@ -168,8 +168,9 @@ impl SealedSegment {
 
     /// A copy in which the small files are whole.
     fn copy(&self, original: &Path) -> Result<Scratch, SegmentError> {
-        let copy = scratch::dir(original, self.manifest.database_bytes())?;
-        check::copy_files(original, copy.path()).map_err(|error| copy.named(error))?;
+        let copy = scratch::copy(original, self.manifest.database_bytes(), |to| {
+            check::copy_files(original, to)
+        })?;
         let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()

@@ -244,7 +244,9 @@ async fn a_loss_before_all_that_is_kept_stays_on_record_until_retention_passes_i
         // No file has its keys, as it was the newest.
         let journal = segment(dir.path(), 1).join("journal");
         let mut bytes = std::fs::read(&journal).unwrap();
-        bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+        for byte in &mut bytes {
+            *byte ^= 0x55;
+        }
         std::fs::write(&journal, bytes).unwrap();
         let (now, days) = days_ahead();
         let options = Options {
@@ -278,6 +280,37 @@ async fn a_loss_before_all_that_is_kept_stays_on_record_until_retention_passes_i
         assert!(log.stats().gaps.is_empty());
         log.close();
     }
+}
+
+/// Else it would be old, and forgotten, as soon as the time is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_is_dated_after_what_was_stored_whatever_the_clock_says_when_it_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    // As seen by a machine whose clock is far behind after a restart.
+    let ahead = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 400);
+    for id in 1..=10 {
+        let incoming = Incoming {
+            received_at: ahead,
+            ..incoming(body(id, 0))
+        };
+        assert_eq!(log.append(incoming).await, Ok(Appended::Stored(Seq(id))));
+    }
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    log.close();
+    let journal = segment(dir.path(), 11).join("journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    for byte in &mut bytes {
+        *byte ^= 0x55;
+    }
+    std::fs::write(&journal, bytes).unwrap();
+    let log = open(dir.path());
+    let gaps = log.stats().gaps;
+    let lost = gaps.iter().find(|gap| !gap.skipped).unwrap();
+    assert_eq!(lost.from, Seq(11));
+    assert!(lost.found_at.as_microsecond() >= ahead.as_microsecond(), "{lost:?}");
+    log.close();
 }
 
 /// A small sealed segment, and behind it one of several packs that is damaged, which nobody has found yet.

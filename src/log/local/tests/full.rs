@@ -3,6 +3,9 @@
 use std::process::Command;
 
 use super::*;
+use crate::event::{EventKey, Updated};
+use crate::log::local::{known, space};
+use crate::sync::lock;
 
 #[path = "../../../../tests/skip.rs"]
 mod skip;
@@ -14,9 +17,13 @@ struct Disk(tempfile::TempDir);
 impl Disk {
     /// `None`, loudly, where this user may not mount.
     fn mount() -> Option<Disk> {
+        Disk::of_mib(8)
+    }
+
+    fn of_mib(size: u64) -> Option<Disk> {
         let at = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}m"), "tmpfs"])
             .arg(at.path())
             .output();
         if !mounted.is_ok_and(|mounted| mounted.status.success()) {
@@ -33,6 +40,12 @@ impl Disk {
     fn fill(&self) {
         // Fails when the disk is full, which is the point.
         let _ = std::fs::write(self.0.path().join("ballast"), vec![1_u8; 16 << 20]);
+    }
+
+    /// All but so many bytes.
+    fn fill_but(&self, free: u64) {
+        let ballast = space::of(self.0.path()).unwrap().free - free;
+        std::fs::write(self.0.path().join("ballast"), vec![1_u8; ballast as usize]).unwrap();
     }
 
     fn heal(&self) {
@@ -134,17 +147,7 @@ async fn keys_that_are_missing_on_a_full_disk_are_known_and_written_when_there_i
 async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything_from_being_stored() {
     let Some(disk) = Disk::mount() else { return };
     let data = disk.data();
-    let log = open(&data);
-    store(&log, 1..=20).await;
-    seal(&log).await;
-    store(&log, 21..=21).await;
-    assert_eq!(log.drop_before(Seq(21)).await, Ok(Seq(21)));
-    log.close();
-    let keys = walk(&data.join("keys"));
-    assert_eq!(keys.len(), 1, "{keys:?}");
-    let mut bytes = std::fs::read(&keys[0]).unwrap();
-    bytes[3] ^= 0x55;
-    std::fs::write(&keys[0], bytes).unwrap();
+    damaged_keys_of_expired(&data, 20).await;
     disk.fill();
     let refuses = async |log: &LocalLog| {
         let refused = log.append(incoming(body(3, 0))).await;
@@ -161,9 +164,22 @@ async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything
         log.close();
     }
     let log = open(&data);
+    let visitor = LocalLog::open(Options {
+        read_only: true,
+        ..options(&data)
+    });
+    // Whoever looks, compares or takes keys along hears of it.
+    for log in [&log, &visitor.unwrap()] {
+        let found = log.damaged_keys();
+        assert!(found.len() == 1 && found[0].contains(".unsaved"), "{found:?}");
+        assert_eq!(log.verify(&mut |_, _| ()), found);
+        let taken = log.known_keys(&mut |_, _| ());
+        assert_eq!(taken.unwrap_err().to_string(), found[0]);
+    }
     disk.heal();
     refuses(&log).await;
     log.go_round().await.unwrap();
+    assert_eq!(log.damaged_keys(), [""; 0]);
     let knows = async |log: LocalLog| {
         for id in [3, 21] {
             let again = log.append(incoming(body(id, 0))).await;
@@ -175,33 +191,121 @@ async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything
     knows(open(&data)).await;
 }
 
-/// Which log it is, and which life of it, is made anew, and written when there is room.
+/// A log with event 21, and the keys of those from 1 on that have expired in a file that is damaged, of this length.
+async fn damaged_keys_of_expired(data: &Path, count: u64) -> u64 {
+    let log = open(data);
+    store(&log, 1..=20).await;
+    seal(&log).await;
+    store(&log, 21..=21).await;
+    assert_eq!(log.drop_before(Seq(21)).await, Ok(Seq(21)));
+    log.close();
+    let keys = walk(&data.join("keys"));
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    if count > 20 {
+        let mut table = known::Table::default();
+        for number in 1..=count {
+            let key = EventKey {
+                id: format!("ev_{number:060}"),
+                updated: Updated::parse("2024-02-15T12:48:23.395"),
+            };
+            table.insert(&Identity::of_event(&key), Seq(number), Timestamp::now());
+        }
+        std::fs::remove_file(&keys[0]).unwrap();
+        known::write_file(&keys[0], &table).unwrap();
+    }
+    let mut bytes = std::fs::read(&keys[0]).unwrap();
+    bytes[3] ^= 0x55;
+    std::fs::write(&keys[0], &bytes).unwrap();
+    bytes.len() as u64
+}
+
+/// What is saved of them is little larger than they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_description_on_a_full_disk_keeps_nothing_from_being_read() {
+async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
+    let Some(disk) = Disk::of_mib(64) else { return };
+    let data = disk.data();
+    let len = damaged_keys_of_expired(&data, 200_000).await;
+    let free = len * 7 / 4;
+    assert!(
+        free > len / 4 * 5 + (5 << 20),
+        "there is room for it, and for what is left free: {len}"
+    );
+    disk.fill_but(free);
+    let log = open(&data);
+    assert_eq!(log.ready(), Ok(()));
+    assert_eq!(log.find(&format!("ev_{:060}", 150_000)).unwrap(), [Seq(150_000)]);
+    log.close();
+}
+
+/// Nothing that is as old comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_keys_that_would_be_forgotten_hold_nothing_back() {
     let Some(disk) = Disk::mount() else { return };
     let data = disk.data();
-    let log = open(&data);
-    store(&log, 1..=5).await;
-    log.close();
-    let description = data.join("closehook.json");
-    std::fs::write(&description, "{").unwrap();
+    damaged_keys_of_expired(&data, 20).await;
     disk.fill();
-    for _ in 0..2 {
+    let (now, days) = days_ahead();
+    let log = reopen(&Options { now, ..options(&data) });
+    let held_back = || lock(&log.shared.owed).holds_back();
+    log.go_round().await.unwrap();
+    let why = held_back().unwrap();
+    assert!(why.contains("have to be free"), "{why}");
+    days.store(80, Ordering::SeqCst);
+    log.go_round().await.unwrap();
+    assert_eq!(held_back(), None);
+    log.close();
+}
+
+/// Which log it is, and which life of it, is made anew, and written when there is room: the same until then, as sinks know by it what
+/// they were given.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_description_on_a_full_disk_keeps_nothing_from_being_read() {
+    for damaged in [true, false] {
+        let Some(disk) = Disk::mount() else { return };
+        let data = disk.data();
         let log = open(&data);
-        assert_eq!(seqs(&log, 1..=5).len(), 5);
+        store(&log, 1..=5).await;
+        log.close();
+        let before = log.shared.epoch.clone();
+        let description = data.join("closehook.json");
+        if damaged {
+            std::fs::write(&description, "{").unwrap();
+        } else {
+            std::fs::remove_file(&description).unwrap();
+        }
+        let stands = || std::fs::read(&description).ok();
+        let stood = stands();
+        disk.fill();
+        let mut epochs = Vec::new();
+        for _ in 0..2 {
+            let log = open(&data);
+            assert_eq!(seqs(&log, 1..=5).len(), 5);
+            assert_eq!(stands(), stood, "it stays until its place is taken");
+            epochs.push((log.shared.id.clone(), log.shared.epoch.clone()));
+            log.close();
+        }
+        assert_eq!(epochs[0], epochs[1]);
+        assert_ne!(epochs[0].1, before);
+        let log = open(&data);
+        disk.heal();
+        log.go_round().await.unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&stands().unwrap()).unwrap();
         assert_eq!(
-            std::fs::read(&description).unwrap(),
-            b"{",
-            "it stays until its place is taken"
+            (&written["id"], &written["epoch"]),
+            (&json(&epochs[0].0), &json(&epochs[0].1))
         );
+        let aside = std::fs::read(data.join("closehook.json.damaged")).ok();
+        assert_eq!(aside, stood);
+        assert_eq!(log.append(incoming(body(5, 0))).await, Ok(Appended::Duplicate(Seq(5))));
+        log.close();
+        // Another damage is another life.
+        std::fs::write(&description, "{").unwrap();
+        let log = open(&data);
+        assert_ne!(log.shared.epoch, epochs[0].1);
         log.close();
     }
-    let log = open(&data);
-    disk.heal();
-    log.go_round().await.unwrap();
-    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
-    assert_eq!(written["epoch"], log.shared.epoch.as_str());
-    assert_eq!(std::fs::read(data.join("closehook.json.damaged")).unwrap(), b"{");
-    assert_eq!(log.append(incoming(body(5, 0))).await, Ok(Appended::Duplicate(Seq(5))));
-    log.close();
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::Value::from(text)
 }
