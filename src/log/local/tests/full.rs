@@ -224,7 +224,7 @@ async fn damaged_keys_of_expired(data: &Path, count: u64) -> u64 {
 async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     let Some(disk) = Disk::of_mib(64) else { return };
     let data = disk.data();
-    let len = damaged_keys_of_expired(&data, 200_000).await;
+    let len = damaged_keys_of_expired(&data, 1_000_000).await;
     let free = len * 7 / 4;
     assert!(
         free > len / 4 * 5 + (5 << 20),
@@ -233,7 +233,7 @@ async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     disk.fill_but(free);
     let log = open(&data);
     assert_eq!(log.ready(), Ok(()));
-    assert_eq!(log.find(&format!("ev_{:060}", 150_000)).unwrap(), [Seq(150_000)]);
+    assert_eq!(log.find(&format!("ev_{:060}", 750_000)).unwrap(), [Seq(750_000)]);
     log.close();
 }
 
