@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::space;
+use super::super::space::{self, Left};
 use super::disk::{self, is_damage};
 use super::identity::hash_of;
 use super::month::{Builder, Manifest, Month};
@@ -111,7 +111,7 @@ impl Order {
     /// An error where there is hardly room for it on the disk: a database takes somewhat more than a file of the same keys, and more where
     /// they are few. Whether there is shows while it is [made](Order::stage).
     pub(in crate::log::local) fn have_room(&self, keys_dir: &Path) -> io::Result<()> {
-        space::have_room(keys_dir, self.bytes() / 4 * 5 + (1 << 20))
+        space::have_room(keys_dir, self.bytes() / 4 * 5 + (1 << 20), Left::Little)
     }
 
     /// Whether what was merged is damaged, and to be set aside.
@@ -126,7 +126,7 @@ impl Order {
         go_on: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
         let go_on: &mut dyn FnMut() -> io::Result<()> = &mut || {
-            space::have_room(keys_dir, 0)?;
+            space::have_room(keys_dir, 0, Left::Little)?;
             go_on()
         };
         let staging = keys_dir.join(STAGING);
