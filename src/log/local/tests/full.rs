@@ -5,7 +5,7 @@ use std::process::Command;
 use super::*;
 use crate::event::{EventKey, Updated};
 use crate::log::local::{known, space};
-use crate::sync::lock;
+use crate::sync::{lock, read_lock};
 
 #[path = "../../../../tests/skip.rs"]
 mod skip;
@@ -264,6 +264,35 @@ async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     let log = open(&data);
     assert_eq!(log.ready(), Ok(()));
     assert_eq!(log.find(&format!("ev_{:060}", 750_000)).unwrap(), [Seq(750_000)]);
+    log.close();
+}
+
+/// Below its reserve the log stores nothing, and merging can wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_merged_where_that_leaves_the_reserve() {
+    const RESERVE: u64 = 32 << 20;
+    let Some(disk) = Disk::of_mib(64) else { return };
+    let data = disk.data();
+    let log = LocalLog::open(Options {
+        reserve: Some(RESERVE),
+        ..options(&data)
+    })
+    .unwrap();
+    // Nothing is merged while somebody copies them.
+    let held = read_lock(&log.shared.known).on_disk();
+    for first in [1, 6, 11, 16] {
+        store(&log, first..=first + 4).await;
+        seal(&log).await;
+    }
+    drop(held);
+    let is_merged = || walk(&data.join("keys")).iter().any(|path| path.ends_with("index"));
+    disk.fill_but(RESERVE + (768 << 10));
+    log.go_round().await.unwrap();
+    assert!(!is_merged());
+    store(&log, 21..=21).await;
+    disk.heal();
+    log.go_round().await.unwrap();
+    assert!(is_merged());
     log.close();
 }
 
