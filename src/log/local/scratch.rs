@@ -7,6 +7,11 @@
 //! there, where a copy would take of the room that the log keeps free, or where somebody else goes on filling one, they are in the directory
 //! for temporary files.
 //!
+//! What root makes in a data directory is the daemon's user's from the beginning, who has to see whether it is held, and to be able to
+//! remove it. So that user can put links there meanwhile. Who fills a copy writes through none that has a file's name; the names of
+//! directories are followed, and so is what a database finds in its copy. Where the daemon's user is not trusted, a command that looks at
+//! the log is better run as that user than as root.
+//!
 //! Whoever has a copy holds a lock on its directory. What nobody holds was left.
 
 use std::ffi::OsStr;

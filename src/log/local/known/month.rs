@@ -393,9 +393,10 @@ fn copy_of(dir: &Path, bytes: u64, left: Left) -> io::Result<Scratch> {
         for name in database::files_below(dir)? {
             let target = to.join(&name);
             if let Some(parent) = target.parent() {
-                crate::framefile::make_dir(parent)?;
+                framefile::make_dir(parent)?;
             }
-            std::fs::copy(dir.join(&name), target)?;
+            // No link is followed there, by which a user's would be written as root.
+            io::copy(&mut File::open(dir.join(&name))?, &mut framefile::make_file(&target)?)?;
         }
         Ok(())
     })
