@@ -318,13 +318,23 @@ fn remove(at: &Path) -> io::Result<()> {
     })
 }
 
-/// For the daemon's start: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
+/// For whoever opens a log to write it: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
 pub(super) fn prepare(data_dir: &Path) -> Vec<String> {
     let name = data_dir.join(DIR);
-    match framefile::make_dir(&name) {
+    match framefile::make_dir(&name).and_then(|()| leave_to_owner(data_dir, &name)) {
         Ok(()) => clear_own(data_dir),
         Err(error) => vec![format!("{} can't be made for copies: {error}", name.display())],
     }
+}
+
+/// Gives the place that root makes to whose the data directory is, at once: the daemon could not look into it, nor remove what is left there,
+/// once a command of root's was cut off.
+fn leave_to_owner(data_dir: &Path, place: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = std::fs::metadata(data_dir)?;
+    fchown(open_dir(place)?, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Removes what processes have left that are there no more, for an erasure: gives a sentence for each copy that can't be removed and may

@@ -7,10 +7,6 @@ use crate::event::{EventKey, Updated};
 use crate::log::local::{known, space};
 use crate::sync::{lock, read_lock};
 
-#[path = "../../../../tests/skip.rs"]
-mod skip;
-use skip::skipped;
-
 /// A small file system; unmounted when dropped.
 struct Disk(tempfile::TempDir);
 
