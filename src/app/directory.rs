@@ -125,7 +125,16 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
         }
         give_way.cancel();
     });
-    facade(config, log, Mode::Jobs).await
+    match facade(config, log.clone(), Mode::Jobs).await {
+        Err(error) => {
+            // What opening it has made is root's where root runs this.
+            log.close().await;
+            let dir = config.log.dir.clone();
+            let _ = task::begin_blocking(move || leave_to_owner(&dir)).await;
+            Err(error)
+        }
+        opened => opened,
+    }
 }
 
 /// Makes a data directory that is missing (mode 0700). A command run by root leaves it to the owner of what it is in, as whom the

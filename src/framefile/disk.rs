@@ -24,6 +24,16 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Makes a file (mode 0600), open for reading and writing: a new one, so that it is nobody else's, and no link to anywhere.
+pub fn make_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// The path with something added to its name.
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -45,17 +55,12 @@ pub fn replace_file_as(path: &Path, content: &[u8], mode: u32, owner: Option<(u3
 /// The same; gives the file, open for reading and writing.
 pub(super) fn replace_with(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
     let temporary = beside(path, ".tmp");
-    // What a crash left goes first. Made anew, it is nobody else's, and no link to anywhere.
+    // What a crash left goes first.
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let file = make_file(&temporary)?;
     let filled = fill(&file, content, mode, owner);
     if let Err(error) = filled.and_then(|()| std::fs::rename(&temporary, path)) {
         // On a full disk it would take up what is left. That it can't be removed is of less weight than the error.

@@ -28,7 +28,9 @@ mod surface;
 #[cfg(test)]
 mod tests;
 
-pub use disk::{beside, is_bad_medium, is_damage, make_dir, replace_file, replace_file_as, sync_dir, sync_parent};
+pub use disk::{
+    beside, is_bad_medium, is_damage, make_dir, make_file, replace_file, replace_file_as, sync_dir, sync_parent,
+};
 pub use file::{FrameFile, FrameReader, put_header_back};
 pub use frame::{FRAME_LEN_MAX, FRAME_OVERHEAD, Format, FrameError, HEADER_LEN};
 pub use scan::{Damage, Frame, Scan, has_header, scan, scan_behind_header};

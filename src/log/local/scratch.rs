@@ -7,6 +7,11 @@
 //! there, where a copy would take of the room that the log keeps free, or where somebody else goes on filling one, they are in the directory
 //! for temporary files.
 //!
+//! What root makes in a data directory is the daemon's user's from the beginning, who has to see whether it is held, and to be able to
+//! remove it. So that user can put links there meanwhile. Who fills a copy writes through none that has a file's name; the names of
+//! directories are followed, and so is what a database finds in its copy. Where the daemon's user is not trusted, a command that looks at
+//! the log is better run as that user than as root.
+//!
 //! Whoever has a copy holds a lock on its directory. What nobody holds was left.
 
 use std::ffi::OsStr;
@@ -21,8 +26,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use tempfile::{Builder, TempDir};
 
-use super::{description, space};
-use crate::framefile;
+use super::description;
+use super::space::{self, Left};
+use crate::{files, framefile};
 
 /// Where they are, below a data directory. What is in it counts for no limit on that: looking at events must not make any go.
 pub const DIR: &str = "scratch";
@@ -92,17 +98,20 @@ impl Place {
         }
     }
 
-    /// Keeps others from filling copies here; `false` where somebody else goes on doing so.
-    fn claim(&self, within: Duration) -> bool {
+    /// Keeps others from filling copies here. Where somebody else goes on doing so there is no room that could be counted on.
+    fn claim(&self, within: Duration) -> io::Result<()> {
         let until = Instant::now() + within;
         while let Some(Err(error)) = self.dir.as_ref().map(File::try_lock) {
-            if matches!(error, TryLockError::Error(_)) || Instant::now() >= until {
-                tracing::debug!(%error, place = %self.name.display(), "a copy is made elsewhere");
-                return false;
+            if let TryLockError::Error(error) = error {
+                return Err(error);
+            }
+            if Instant::now() >= until {
+                let busy = io::Error::new(io::ErrorKind::StorageFull, "another process goes on filling a copy");
+                return Err(self.named(busy));
             }
             std::thread::sleep(LOOK);
         }
-        true
+        Ok(())
     }
 
     /// The copy is filled: others may count on the room that is left.
@@ -123,10 +132,8 @@ impl Place {
         io::Error::new(error.kind(), text)
     }
 
-    /// The log's own reserve stays free, and as much again.
-    fn has_room(&self, bytes: u64) -> bool {
-        let has = |space: space::Space| space.free >= bytes.saturating_add(2 * space::default_reserve(space));
-        space::of(&self.path()).is_ok_and(has)
+    fn have_room(&self, bytes: u64, left: Left) -> io::Result<()> {
+        space::is_room(space::of(&self.path())?, &self.name, bytes, left).map_err(|error| self.named(error))
     }
 
     fn make(self) -> io::Result<Scratch> {
@@ -205,42 +212,65 @@ impl Scratch {
     }
 }
 
-/// Makes one for a copy of so many bytes of what is at `original`. As long as it is there nobody else fills one beside it: they would
-/// count on the same room.
-pub(super) fn dir(original: &Path, bytes: u64) -> io::Result<Scratch> {
+/// Makes one for a copy of so many bytes of what is at `original`, and leaves so much free where the log is. As long as it is there nobody
+/// else fills one beside it: they would count on the same room.
+pub(super) fn dir(original: &Path, bytes: u64, left: Left) -> io::Result<Scratch> {
+    dir_or_in(&std::env::temp_dir(), original, bytes, left)
+}
+
+fn dir_or_in(temporary: &Path, original: &Path, bytes: u64, left: Left) -> io::Result<Scratch> {
     let data_dir = original.ancestors().find(|dir| description::is_in(dir));
-    // What keeps it from being there is no fault: it may be somebody else's directory, and one on a medium that nobody writes.
-    if let Some(place) = data_dir.and_then(|dir| beside(dir, FILLED_WITHIN, |place| place.has_room(bytes)))
-        && let Ok(made) = place.make()
-    {
-        return Ok(made);
-    }
-    let temporary = std::env::temp_dir();
-    CLEARED.call_once(|| drop(Place::temporary(&temporary).clear()));
-    elsewhere(data_dir, Place::temporary(&temporary), bytes)?.make()
+    let own =
+        data_dir.map(|dir| beside(dir, FILLED_WITHIN, |place| place.have_room(bytes, left)).and_then(Place::make));
+    let lacking = match own {
+        Some(Ok(made)) => return Ok(made),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "a copy is made elsewhere");
+            // What else keeps it from being there is no fault: it may be somebody else's directory, and one on a medium that nobody writes.
+            files::is_full(&error).then_some(error)
+        }
+        None => None,
+    };
+    CLEARED.call_once(|| drop(Place::temporary(temporary).clear()));
+    let made = elsewhere(data_dir, Place::temporary(temporary), bytes, left).and_then(Place::make);
+    // Where only room was lacking, room is what it takes: that nothing can be written elsewhere has to be no fault either.
+    made.map_err(|error| match lacking {
+        Some(lacking) => {
+            let text = format!("{lacking}; nor can one be made elsewhere: {error}");
+            io::Error::new(io::ErrorKind::StorageFull, text)
+        }
+        None => error,
+    })
 }
 
 /// The same, and has it filled; then others may be.
-pub(super) fn copy(original: &Path, bytes: u64, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Scratch> {
-    let made = dir(original, bytes)?;
+pub(super) fn copy(
+    original: &Path,
+    bytes: u64,
+    left: Left,
+    fill: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<Scratch> {
+    let made = dir(original, bytes, left)?;
     fill(made.path()).map_err(|error| made.place.named(error))?;
     made.place.give_back()?;
     Ok(made)
 }
 
 /// The place in a data directory, where nobody else is filling a copy and there is room.
-fn beside(data_dir: &Path, within: Duration, has_room: impl FnOnce(&Place) -> bool) -> Option<Place> {
-    let place = Place::own(data_dir).ok()?;
+fn beside(data_dir: &Path, within: Duration, have_room: impl FnOnce(&Place) -> io::Result<()>) -> io::Result<Place> {
+    let place = Place::own(data_dir)?;
     place.clear();
-    (place.claim(within) && has_room(&place)).then_some(place)
+    place.claim(within)?;
+    have_room(&place)?;
+    Ok(place)
 }
 
-/// Another place, where that takes nothing of the room that the log keeps free.
-fn elsewhere(data_dir: Option<&Path>, place: Place, bytes: u64) -> io::Result<Place> {
+/// Another place, where that takes nothing of the room that is left to the log.
+fn elsewhere(data_dir: Option<&Path>, place: Place, bytes: u64, left: Left) -> io::Result<Place> {
     let file_system = |dir: &Path| std::fs::metadata(dir).map(|found| found.dev()).ok();
     let is_the_logs = data_dir.is_some_and(|dir| file_system(dir) == file_system(&place.name));
-    if is_the_logs && !place.has_room(bytes) {
-        return Err(place.named(io::ErrorKind::StorageFull.into()));
+    if is_the_logs {
+        place.have_room(bytes, left)?;
     }
     Ok(place)
 }
@@ -288,13 +318,23 @@ fn remove(at: &Path) -> io::Result<()> {
     })
 }
 
-/// For the daemon's start: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
+/// For whoever opens a log to write it: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
 pub(super) fn prepare(data_dir: &Path) -> Vec<String> {
     let name = data_dir.join(DIR);
-    match framefile::make_dir(&name) {
+    match framefile::make_dir(&name).and_then(|()| leave_to_owner(data_dir, &name)) {
         Ok(()) => clear_own(data_dir),
         Err(error) => vec![format!("{} can't be made for copies: {error}", name.display())],
     }
+}
+
+/// Gives the place that root makes to whose the data directory is, at once: the daemon could not look into it, nor remove what is left there,
+/// once a command of root's was cut off.
+fn leave_to_owner(data_dir: &Path, place: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = std::fs::metadata(data_dir)?;
+    fchown(open_dir(place)?, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Removes what processes have left that are there no more, for an erasure: gives a sentence for each copy that can't be removed and may
@@ -388,13 +428,15 @@ mod tests {
     fn a_copy_is_in_the_data_directory_that_the_original_is_in() {
         let (data_dir, copies) = data_dir();
         let dir = data_dir.path();
-        assert!(beside(dir, Duration::ZERO, |_| false).is_none(), "there is no room");
-        assert!(!Place::own(dir).unwrap().has_room(u64::MAX));
-        let full = elsewhere(Some(dir), Place::temporary(dir), u64::MAX).unwrap_err();
+        let full = beside(dir, Duration::ZERO, |_| Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull, "there is no room");
+        let (all, left) = (u64::MAX, Left::ReserveTwice);
+        assert!(Place::own(dir).unwrap().have_room(all, left).is_err());
+        let full = elsewhere(Some(dir), Place::temporary(dir), all, left).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::StorageFull, "nor on the same file system");
-        elsewhere(Some(Path::new("/proc")), Place::temporary(dir), u64::MAX).unwrap();
-        elsewhere(None, Place::temporary(dir), u64::MAX).unwrap();
-        let copy = beside(dir, Duration::ZERO, |_| true).unwrap().make().unwrap();
+        elsewhere(Some(Path::new("/proc")), Place::temporary(dir), all, left).unwrap();
+        elsewhere(None, Place::temporary(dir), all, left).unwrap();
+        let copy = beside(dir, Duration::ZERO, |_| Ok(())).unwrap().make().unwrap();
         std::fs::write(copy.path().join("db"), "x").unwrap();
         assert_eq!(names(&copies).len(), 1);
         drop(copy);
@@ -402,11 +444,11 @@ mod tests {
 
         // Where nobody has made the place, and where a link leads, nothing goes.
         std::fs::remove_dir(&copies).unwrap();
-        assert!(beside(dir, Duration::ZERO, |_| true).is_none());
+        assert!(beside(dir, Duration::ZERO, |_| Ok(())).is_err());
         let target = tempfile::tempdir().unwrap();
         let there = leave(target.path(), "closehook-copy-a");
         std::os::unix::fs::symlink(target.path(), &copies).unwrap();
-        assert!(beside(dir, Duration::ZERO, |_| true).is_none());
+        assert!(beside(dir, Duration::ZERO, |_| Ok(())).is_err());
         assert_eq!(clear_own(dir).len(), 1, "that is said");
         assert!(there.exists());
     }
@@ -430,28 +472,46 @@ mod tests {
         assert_eq!(names(&away), [""; 0]);
     }
 
+    /// What is only waited for must not look like what can't be: a start goes on without it.
+    #[test]
+    fn where_only_room_is_lacking_that_is_said_whatever_keeps_a_copy_from_being_elsewhere() {
+        let (data_dir, copies) = data_dir();
+        let nowhere = Path::new("/proc/nowhere");
+        let dir = |bytes| dir_or_in(nowhere, &copies, bytes, Left::Little);
+        let full = dir(u64::MAX / 2).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let text = full.to_string();
+        for part in ["have to be free", copies.to_str().unwrap(), "/proc/nowhere"] {
+            assert!(text.contains(part), "{text}");
+        }
+        dir(0).unwrap();
+        std::fs::remove_dir(&copies).unwrap();
+        assert_ne!(dir(0).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
     #[test]
     fn nobody_counts_on_the_room_of_a_copy_that_is_being_filled() {
         let (data_dir, copies) = data_dir();
-        let filled = beside(data_dir.path(), Duration::ZERO, |_| true)
+        let filled = beside(data_dir.path(), Duration::ZERO, |_| Ok(()))
             .unwrap()
             .make()
             .unwrap();
-        assert!(beside(data_dir.path(), Duration::ZERO, |_| true).is_none());
+        let busy = beside(data_dir.path(), Duration::ZERO, |_| Ok(())).unwrap_err();
+        assert_eq!(busy.kind(), io::ErrorKind::StorageFull, "{busy}");
         filled.place.give_back().unwrap();
-        let other = beside(data_dir.path(), Duration::ZERO, |_| true)
+        let other = beside(data_dir.path(), Duration::ZERO, |_| Ok(()))
             .unwrap()
             .make()
             .unwrap();
         assert_eq!(names(&copies).len(), 2, "the first one is held all the same");
         drop((filled, other));
-        assert!(beside(data_dir.path(), Duration::ZERO, |_| true).is_some());
+        assert!(beside(data_dir.path(), Duration::ZERO, |_| Ok(())).is_ok());
     }
 
     #[test]
     fn what_was_left_in_a_data_directory_goes_and_what_is_held_stays() {
         let (data_dir, copies) = data_dir();
-        let copy = beside(data_dir.path(), Duration::ZERO, |_| true)
+        let copy = beside(data_dir.path(), Duration::ZERO, |_| Ok(()))
             .unwrap()
             .make()
             .unwrap();

@@ -65,6 +65,7 @@ impl Keeper {
         let (order, dir, sets) = (known.to_merge(now), known.dir().to_owned(), known.sets());
         drop(known);
         let Some(order) = order else { return Ok(()) };
+        let order = order.with_reserve(self.shared.options.reserve);
         self.shared.desk.begin("merging known keys".into());
         order.have_room(&dir)?;
         let is_urgent = order.saves() || sets > KEY_SETS_MAX;

@@ -11,6 +11,7 @@ use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal;
 use crate::log::local::scratch;
 use crate::log::local::sealed::{self, Access, Manifest, SealedSegment, swap};
+use crate::log::local::space::Left;
 
 /// What looking through something that was set aside gave.
 #[derive(Debug, Default)]
@@ -153,7 +154,7 @@ fn look_through_sealed(
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
 ) -> Result<(), SegmentError> {
-    let copy = scratch::dir(&damaged.dir, damaged.manifest.database_bytes())?;
+    let copy = scratch::dir(&damaged.dir, damaged.manifest.database_bytes(), Left::ReserveTwice)?;
     let read = sealed::look_through(damaged, copy.path(), progress, &mut |event| {
         seen.is_doomed |= doomed(event);
     })?;

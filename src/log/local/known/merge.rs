@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::space;
+use super::super::space::{self, Left};
 use super::disk::{self, is_damage};
 use super::identity::hash_of;
 use super::month::{Builder, Manifest, Month};
@@ -50,6 +50,8 @@ pub(in crate::log::local) struct Order {
     pub(super) inputs: Vec<Arc<Unit>>,
     /// Some of it is damaged: what can be read is kept, and no segment is said to be whole.
     saves: bool,
+    /// What stays free on the disk.
+    left: Left,
 }
 
 /// The month in which these keys were received.
@@ -89,6 +91,7 @@ pub(super) fn plan(units: &[Arc<Unit>], now: Timestamp) -> Option<Order> {
             month,
             inputs: units.into_iter().cloned().collect(),
             saves: false,
+            left: Left::Reserve(None),
         })
     })
 }
@@ -100,7 +103,14 @@ impl Order {
             month: month_of(unit.newest_us()),
             inputs: vec![unit],
             saves: true,
+            left: Left::Little,
         }
+    }
+
+    /// The same for a log with this reserve, below which it stores nothing: only what is owed may take of it.
+    pub(in crate::log::local) fn with_reserve(self, reserve: Option<u64>) -> Order {
+        let left = if self.saves { self.left } else { Left::Reserve(reserve) };
+        Order { left, ..self }
     }
 
     /// Bytes on disk of what is to be merged.
@@ -111,7 +121,7 @@ impl Order {
     /// An error where there is hardly room for it on the disk: a database takes somewhat more than a file of the same keys, and more where
     /// they are few. Whether there is shows while it is [made](Order::stage).
     pub(in crate::log::local) fn have_room(&self, keys_dir: &Path) -> io::Result<()> {
-        space::have_room(keys_dir, self.bytes() / 4 * 5 + (1 << 20))
+        space::have_room(keys_dir, self.bytes() / 4 * 5 + (1 << 20), self.left)
     }
 
     /// Whether what was merged is damaged, and to be set aside.
@@ -119,14 +129,14 @@ impl Order {
         self.saves
     }
 
-    /// Step 1: makes the database. `go_on` ends it with an error, and so does a disk that is nearly full.
+    /// Step 1: makes the database. `go_on` ends it with an error, and so does a disk with less free than is to be left.
     pub(in crate::log::local) fn stage(
         &self,
         keys_dir: &Path,
         go_on: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
         let go_on: &mut dyn FnMut() -> io::Result<()> = &mut || {
-            space::have_room(keys_dir, 0)?;
+            space::have_room(keys_dir, 0, self.left)?;
             go_on()
         };
         let staging = keys_dir.join(STAGING);

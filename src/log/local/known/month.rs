@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::super::fault::SegmentError;
 use super::super::scratch::{self, Scratch};
 use super::super::sealed::database::{self, Database, FileSum, Tree};
+use super::super::space::Left;
 use super::disk::{damage, is_damage};
 use super::file::Head;
 use super::filter::Probe;
@@ -127,6 +128,8 @@ pub(super) struct Month {
     visitor: bool,
     /// Bytes that are written while a copy of it is there.
     beside: u64,
+    /// What a copy of it leaves free.
+    left: Left,
     database: Mutex<Handle>,
 }
 
@@ -167,6 +170,7 @@ impl Month {
             head,
             visitor,
             beside: 0,
+            left: Left::ReserveTwice,
             database: Mutex::default(),
         })
     }
@@ -181,6 +185,7 @@ impl Month {
             manifest,
             visitor: true,
             beside: 0,
+            left: Left::ReserveTwice,
             database: Mutex::default(),
         })
     }
@@ -194,6 +199,8 @@ impl Month {
             head: self.manifest.head(),
             visitor: true,
             beside: self.bytes,
+            // As what it is merged into: were more asked for here, it would wait for that.
+            left: Left::Little,
             database: Mutex::new(Handle {
                 open: None,
                 checked: true,
@@ -238,7 +245,7 @@ impl Month {
     fn open_database(&self, original: &Path) -> io::Result<Open> {
         let copy = if self.visitor {
             let bytes: u64 = self.manifest.files.iter().map(|file| file.len).sum();
-            Some(copy_of(original, bytes + self.beside)?)
+            Some(copy_of(original, bytes + self.beside, self.left)?)
         } else {
             None
         };
@@ -380,15 +387,16 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
     Ok(())
 }
 
-/// A copy that is where there is room for so many bytes.
-fn copy_of(dir: &Path, bytes: u64) -> io::Result<Scratch> {
-    scratch::copy(dir, bytes, |to| {
+/// A copy that is where there is room for so many bytes and what is to be left.
+fn copy_of(dir: &Path, bytes: u64, left: Left) -> io::Result<Scratch> {
+    scratch::copy(dir, bytes, left, |to| {
         for name in database::files_below(dir)? {
             let target = to.join(&name);
             if let Some(parent) = target.parent() {
-                crate::framefile::make_dir(parent)?;
+                framefile::make_dir(parent)?;
             }
-            std::fs::copy(dir.join(&name), target)?;
+            // No link is followed there, by which a user's would be written as root.
+            io::copy(&mut File::open(dir.join(&name))?, &mut framefile::make_file(&target)?)?;
         }
         Ok(())
     })

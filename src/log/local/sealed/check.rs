@@ -93,6 +93,7 @@ pub(super) fn put_back(dir: &Path, faults: Vec<Fault>, kept: &Kept) -> io::Resul
     Ok(remaining)
 }
 
+/// Copies into a directory that has none of these files: whoever else may write there may put links in their places.
 pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     let names = match files_below(from) {
         Ok(names) => names,
@@ -103,7 +104,7 @@ pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     for name in names {
         let target = to.join(&name);
         if let Some(parent) = target.parent() {
-            crate::framefile::make_dir(parent)?;
+            framefile::make_dir(parent)?;
         }
         let source = match File::open(from.join(&name)) {
             Ok(source) => source,
@@ -111,7 +112,7 @@ pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         let read_at = |piece: &mut [u8], at| source.read_at(piece, at);
-        copy_readable(&read_at, &mut File::create(target)?)?;
+        copy_readable(&read_at, &mut framefile::make_file(&target)?)?;
     }
     Ok(())
 }
@@ -167,6 +168,22 @@ mod tests {
             assert_eq!(zeros.len(), 4096, "{errno}");
             assert!(zeros.contains(&400_000) && zeros.contains(&400_009));
         }
+    }
+
+    #[test]
+    fn a_copy_is_not_written_to_where_a_link_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        for place in [&from, &to] {
+            std::fs::create_dir(place).unwrap();
+        }
+        std::fs::write(from.join("db"), "copied").unwrap();
+        let other = dir.path().join("other");
+        std::fs::write(&other, "another's").unwrap();
+        std::os::unix::fs::symlink(&other, to.join("db")).unwrap();
+        let refused = copy_files(&from, &to).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
     }
 
     #[test]

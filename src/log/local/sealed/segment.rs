@@ -11,6 +11,7 @@ use super::super::block::Block;
 use super::super::fault::SegmentError;
 use super::super::journal::{BlockRef, OpenSegment};
 use super::super::scratch::{self, Scratch};
+use super::super::space::Left;
 use super::check;
 use super::database::{self, DB_NAME, Database};
 use super::manifest::{self, Manifest};
@@ -168,7 +169,7 @@ impl SealedSegment {
 
     /// A copy in which the small files are whole.
     fn copy(&self, original: &Path) -> Result<Scratch, SegmentError> {
-        let copy = scratch::copy(original, self.manifest.database_bytes(), |to| {
+        let copy = scratch::copy(original, self.manifest.database_bytes(), Left::ReserveTwice, |to| {
             check::copy_files(original, to)
         })?;
         let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;

@@ -5,11 +5,7 @@ use std::process::Command;
 use super::*;
 use crate::event::{EventKey, Updated};
 use crate::log::local::{known, space};
-use crate::sync::lock;
-
-#[path = "../../../../tests/skip.rs"]
-mod skip;
-use skip::skipped;
+use crate::sync::{lock, read_lock};
 
 /// A small file system; unmounted when dropped.
 struct Disk(tempfile::TempDir);
@@ -193,6 +189,19 @@ async fn damaged_keys_on_a_full_disk_keep_nothing_from_being_read_and_everything
 
 /// A log with event 21, and the keys of those from 1 on that have expired in a file that is damaged, of this length.
 async fn damaged_keys_of_expired(data: &Path, count: u64) -> u64 {
+    let file = keys_of_expired(data).await;
+    if count > 20 {
+        std::fs::remove_file(&file).unwrap();
+        write_keys(&file, 1..=count);
+    }
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[3] ^= 0x55;
+    std::fs::write(&file, &bytes).unwrap();
+    bytes.len() as u64
+}
+
+/// A log with event 21; gives the file of the keys of those before it, which have expired.
+async fn keys_of_expired(data: &Path) -> PathBuf {
     let log = open(data);
     store(&log, 1..=20).await;
     seal(&log).await;
@@ -201,22 +210,39 @@ async fn damaged_keys_of_expired(data: &Path, count: u64) -> u64 {
     log.close();
     let keys = walk(&data.join("keys"));
     assert_eq!(keys.len(), 1, "{keys:?}");
-    if count > 20 {
-        let mut table = known::Table::default();
-        for number in 1..=count {
-            let key = EventKey {
-                id: format!("ev_{number:060}"),
-                updated: Updated::parse("2024-02-15T12:48:23.395"),
-            };
-            table.insert(&Identity::of_event(&key), Seq(number), Timestamp::now());
-        }
-        std::fs::remove_file(&keys[0]).unwrap();
-        known::write_file(&keys[0], &table).unwrap();
+    keys[0].clone()
+}
+
+fn write_keys(file: &Path, numbers: std::ops::RangeInclusive<u64>) {
+    let mut table = known::Table::default();
+    for number in numbers {
+        let key = EventKey {
+            id: format!("ev_{number:060}"),
+            updated: Updated::parse("2024-02-15T12:48:23.395"),
+        };
+        table.insert(&Identity::of_event(&key), Seq(number), Timestamp::now());
     }
-    let mut bytes = std::fs::read(&keys[0]).unwrap();
-    bytes[3] ^= 0x55;
-    std::fs::write(&keys[0], &bytes).unwrap();
-    bytes.len() as u64
+    known::write_file(file, &table).unwrap();
+}
+
+/// The same log with so many keys in a month's database, whose index is damaged; gives the length of the database.
+async fn damaged_month_of_expired(data: &Path, count: u64) -> u64 {
+    std::fs::remove_file(keys_of_expired(data).await).unwrap();
+    let quarter = count / 4;
+    for number in 0..4 {
+        let file = data.join(crate::log::key_file(Seq(number + 1)));
+        write_keys(&file, number * quarter + 1..=(number + 1) * quarter);
+    }
+    let log = open(data);
+    log.go_round().await.unwrap();
+    log.close();
+    let (index, database): (Vec<_>, Vec<_>) = walk(&data.join("keys"))
+        .into_iter()
+        .partition(|path| path.ends_with("index"));
+    assert_eq!(index.len(), 1, "they are merged: {database:?}");
+    flip(&index[0], 50);
+    let len = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
+    database.iter().map(len).sum()
 }
 
 /// What is saved of them is little larger than they are.
@@ -235,6 +261,68 @@ async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     assert_eq!(log.ready(), Ok(()));
     assert_eq!(log.find(&format!("ev_{:060}", 750_000)).unwrap(), [Seq(750_000)]);
     log.close();
+}
+
+/// Below its reserve the log stores nothing, and merging can wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_merged_where_that_leaves_the_reserve() {
+    const RESERVE: u64 = 32 << 20;
+    let Some(disk) = Disk::of_mib(64) else { return };
+    let data = disk.data();
+    let log = LocalLog::open(Options {
+        reserve: Some(RESERVE),
+        ..options(&data)
+    })
+    .unwrap();
+    // Nothing is merged while somebody copies them.
+    let held = read_lock(&log.shared.known).on_disk();
+    for first in [1, 6, 11, 16] {
+        store(&log, first..=first + 4).await;
+        seal(&log).await;
+    }
+    drop(held);
+    let is_merged = || walk(&data.join("keys")).iter().any(|path| path.ends_with("index"));
+    disk.fill_but(RESERVE + (768 << 10));
+    log.go_round().await.unwrap();
+    assert!(!is_merged());
+    store(&log, 21..=21).await;
+    disk.heal();
+    log.go_round().await.unwrap();
+    assert!(is_merged());
+    log.close();
+}
+
+/// Names the data directory to the process that opens it.
+const DAMAGED_MONTH: &str = "CLOSEHOOK_TEST_DAMAGED_MONTH";
+
+/// A copy of it is read. Where that is must not ask for more than what it is saved into: nothing is stored until there is so much. Another
+/// process opens the log, one for which temporary files are on the same disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_month_is_saved_where_there_is_room_for_it_twice() {
+    if let Some(data) = std::env::var_os(DAMAGED_MONTH) {
+        let log = open(Path::new(&data));
+        assert_eq!(log.ready(), Ok(()));
+        assert_eq!(log.find(&format!("ev_{:060}", 300_000)).unwrap(), [Seq(300_000)]);
+        log.close();
+        return;
+    }
+    let Some(disk) = Disk::of_mib(160) else { return };
+    let data = disk.data();
+    let len = damaged_month_of_expired(&data, 400_000).await;
+    // What the log keeps in reserve is 8 MiB; twice that would not be left.
+    disk.fill_but(2 * len + (15 << 20));
+    let here = module_path!().split_once("::").unwrap().1;
+    let opened = Command::new(std::env::current_exe().unwrap())
+        .arg("--exact")
+        .arg(format!(
+            "{here}::a_damaged_month_is_saved_where_there_is_room_for_it_twice"
+        ))
+        .env(DAMAGED_MONTH, &data)
+        .env("TMPDIR", disk.0.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&opened.stdout);
+    assert!(opened.status.success() && said.contains("1 passed"), "{said}");
 }
 
 /// Nothing that is as old comes again.

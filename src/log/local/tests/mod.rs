@@ -30,6 +30,10 @@ use crate::event::{Event, Kind, Seq, SignatureHeaders, Source, View};
 use crate::log::{AppendError, Appended, Incoming, Log, Narrow};
 use crate::sync::write_lock;
 
+#[path = "../../../../tests/skip.rs"]
+mod skip;
+use skip::skipped;
+
 fn options(dir: &Path) -> Options {
     Options {
         dir: dir.to_owned(),

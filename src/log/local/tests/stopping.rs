@@ -72,6 +72,29 @@ async fn a_second_process_is_told_who_has_the_directory_and_may_read_it() {
     open(dir.path()).close();
 }
 
+/// Root's command may be cut off at any time; the daemon has to find a place that it can use.
+#[test]
+fn the_place_for_copies_is_of_whose_the_data_directory_is_at_once() {
+    use std::os::unix::fs::{MetadataExt, lchown};
+    if !rustix::process::geteuid().is_root() {
+        skipped("giving a directory away needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    lchown(dir.path(), Some(4321), Some(4322)).unwrap();
+    let copies = dir.path().join(super::super::scratch::DIR);
+    // Also one that was left to root before.
+    for left in [false, true] {
+        if left {
+            lchown(&copies, Some(0), Some(0)).unwrap();
+        }
+        let log = open(dir.path());
+        let found = std::fs::metadata(&copies).unwrap();
+        assert_eq!((found.uid(), found.gid()), (4321, 4322));
+        log.close();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_journal_tail_costs_nothing_that_was_answered() {
     let dir = tempfile::tempdir().unwrap();
