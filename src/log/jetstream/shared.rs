@@ -12,6 +12,7 @@ use super::Options;
 use super::api::Info;
 use super::feed::Feeds;
 use super::link::Link;
+use super::losses::Losses;
 use crate::event::Seq;
 use crate::log::{AppendError, Cut};
 use crate::sync::{lock, read_lock, write_lock};
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub info: RwLock<Info>,
     pub cuts: RwLock<Vec<Cut>>,
     pub oldest: RwLock<Option<jiff::Timestamp>>,
+    pub losses: Losses,
     /// See [`crate::log::Log::set_room`].
     pub room: AtomicU64,
     pub places: Semaphore,
@@ -119,6 +121,7 @@ impl Shared {
             info: RwLock::new(info),
             cuts: RwLock::default(),
             oldest: RwLock::default(),
+            losses: Losses::default(),
             room: AtomicU64::new(u64::MAX),
             places: Semaphore::new(APPENDS_MAX),
             closing: CancellationToken::new(),
