@@ -166,6 +166,9 @@ impl JetStreamLog {
         if let Some(why) = self.shared.wrong() {
             return Err(AppendError::Failing(why));
         }
+        if let Some(why) = self.shared.held() {
+            return Err(AppendError::Failing(why));
+        }
         match self.shared.trouble() {
             // The servers are asked again after a while.
             Some((full @ AppendError::Full(_), since)) if since.elapsed() < shared::FULL_FOR => Err(full),
@@ -297,6 +300,10 @@ impl Log for JetStreamLog {
 
     fn set_room(&self, bytes: u64) {
         self.shared.room.store(bytes, Ordering::Relaxed);
+    }
+
+    fn hold_until_past(&self, seen: Seq) {
+        self.shared.hold_until_past(seen);
     }
 
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
