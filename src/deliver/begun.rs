@@ -1,13 +1,43 @@
 //! What an engine makes sure of before any of its sinks begins, where nodes share the log: that all marks fit it.
 
-use super::engine::Engine;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::engine::{Engine, Inner};
 use super::mark::{RECORDS, Record};
 use super::setback::{adopt, end_before, seen, skip_past, take_back};
 use super::types::{EngineError, Mode, failed};
+use crate::event::Seq;
+use crate::log::Log;
 use crate::state::{Expected, Revision, StoreError, put_json};
+use crate::supervise;
+use crate::task;
 
 /// A mark that does not fit is saved by another node so often at the most, before this one begins.
 const SAVED_ELSEWHERE: usize = 12;
+
+/// What the log can't do now is tried again after so long.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Asks the log again and again to go on, as long as there is an engine: one that could not begin after all is followed by another.
+async fn go_on(log: Arc<dyn Log>, seen: Seq, engine: Weak<Inner>, over: CancellationToken) {
+    loop {
+        tokio::time::sleep(AGAIN_AFTER).await;
+        if engine.strong_count() == 0 {
+            break;
+        }
+        match skip_past(&*log, seen).await {
+            Ok(()) => {
+                tracing::info!("the log has gone on behind event {seen}: events are received from now on");
+                break;
+            }
+            Err(why) => tracing::warn!(%why, "nothing is received yet; this is tried again"),
+        }
+    }
+    over.cancel();
+}
 
 impl Engine {
     /// Has all records together fit the log, as each does that begins, before this node takes anything: where one mark makes the log skip Seqs, another one that has
@@ -59,12 +89,26 @@ impl Engine {
             }
         }
         // Not before all of them are durable: what has not been taken back by then would seem to be right. And nothing is received before it is
-        // done: an event at a Seq that was given out before would be taken for the one that was there, and a dead letter of that for its own.
-        // Servers that do not take what it needs would take no event either.
-        match most {
-            Some(most) => skip_past(log, most).await.map_err(EngineError),
-            None => Ok(()),
+        // done, here or by another node that begins: an event at a Seq that was given out before would be taken for the one that was there, and
+        // a dead letter of that for its own.
+        let Some(most) = most else { return Ok(()) };
+        log.hold_until_past(most);
+        if let Err(why) = skip_past(log, most).await {
+            // A log that is full gets room by what sinks are done with: everything but receiving begins.
+            tracing::error!(%why, "nothing is received until the log has gone on; that is tried again and again");
+            self.go_on_later(most);
         }
+        Ok(())
+    }
+
+    /// Has the log go on behind what sinks have seen, as soon as it can.
+    fn go_on_later(&self, seen: Seq) {
+        let (log, inner) = (self.inner.log.clone(), Arc::downgrade(&self.inner));
+        let over = self.inner.stop.child_token();
+        task::begin(async move {
+            let go_on = || go_on(log.clone(), seen, inner.clone(), over.clone());
+            supervise::run("log-gap", &over, go_on).await;
+        });
     }
 
     /// Saves a record that fits now; one that somebody else has saved meanwhile is made to fit as well.

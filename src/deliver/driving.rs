@@ -65,11 +65,18 @@ impl Engine {
             what: node::of_sink(&sink.name),
             node: sink.node.clone(),
         };
+        let parting = lock(&self.inner.parting).clone();
+        let parting = parting.iter().map(|sink| Want {
+            what: node::of_sink(sink),
+            node: None,
+        });
         let others = [Want {
             what: node::CLOSE.to_owned(),
             node: None,
         }];
-        self.inner.leases.want(sinks.iter().map(want).chain(others).collect());
+        self.inner
+            .leases
+            .want(sinks.iter().map(want).chain(parting).chain(others).collect());
         *lock(&self.inner.sinks) = sinks.to_vec();
     }
 

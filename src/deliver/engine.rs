@@ -21,6 +21,7 @@ use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
 use super::replay::Jobs;
+use super::stopping::LeftBehind;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
 use crate::age::Clock;
@@ -114,6 +115,9 @@ pub(super) struct Inner {
     pub jobs: Jobs,
     /// How far replays were at sinks that are not configured any more, by sink and replay.
     pub parted: Mutex<BTreeMap<String, BTreeMap<String, ReplayRecord>>>,
+    /// Sinks that were removed and whose deliveries have not come to their end here: no other node is to begin with them.
+    pub parting: Mutex<BTreeSet<String>>,
+    pub left_behind: LeftBehind,
     /// Held while sinks come and go: by a reload, and by whoever forgets one.
     pub changing: tokio::sync::Mutex<()>,
     pub bury: watch::Sender<Seq>,
@@ -202,6 +206,8 @@ impl Engine {
             configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
             jobs: Jobs::default(),
             parted: Mutex::default(),
+            parting: Mutex::default(),
+            left_behind: LeftBehind::default(),
             changing: tokio::sync::Mutex::default(),
             bury: watch::Sender::new(Seq::ZERO),
             letters_max: AtomicU64::new(u64::MAX),

@@ -38,6 +38,7 @@ mod setback;
 mod sharing;
 mod starts;
 mod states;
+mod stopping;
 mod trail;
 mod types;
 mod worker;

@@ -1,6 +1,6 @@
 //! How workers begin, change with the configuration, and stop.
 //!
-//! A worker that is told to stop says at once that it judges no further event, and then lets what runs come to its end. So new rules are
+//! A worker that is told to stop (`stopping`) says at once that it judges no further event, and then lets what runs come to its end. So new rules are
 //! in force as soon as all have heard, and a sink that takes its time to stop holds up its own successor and nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use tokio::sync::oneshot;
 
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
@@ -18,6 +17,7 @@ use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
 use super::reading::aside;
 use super::rendering::Rendering;
+use super::stopping::Running;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges};
 use super::worker::{self, Command, DeadTo, Handle, Kit};
 use crate::config::SinkConfig;
@@ -30,13 +30,6 @@ use crate::task;
 
 /// That a sink was removed is tried to be noted again after so long.
 const DETACH_EVERY: Duration = Duration::from_secs(2);
-
-/// A worker that was told to stop.
-pub(super) struct Stopping {
-    sink: String,
-    is_told: bool,
-    stopped: oneshot::Receiver<()>,
-}
 
 impl Engine {
     pub(super) async fn start_worker(&self, config: &SinkConfig) {
@@ -304,6 +297,7 @@ impl Engine {
         // know it, and pass it.
         self.inner.rules.store(rules);
         self.note_starts(sinks).await;
+        self.keep_until_parted(sinks, &removed);
         self.want(sinks);
         let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
             stopping.wait().await;
@@ -311,10 +305,14 @@ impl Engine {
         });
         let remove = removing.into_iter().map(async |stopping| {
             let name = stopping.sink.clone();
-            stopping.wait().await;
+            let has_stopped = stopping.wait().await;
             let gone = self.workers().by_sink.remove(&name);
             self.inner.outset.forget(&name);
-            self.inner.leases.give_up(&node::of_sink(&name)).await;
+            if has_stopped {
+                self.part_with(&name).await;
+            } else if let Some(handle) = &gone {
+                self.part_later(name.clone(), Running::of(handle));
+            }
             if let Some(handle) = gone {
                 let replays = lock(&handle.view).replays.clone();
                 lock(&self.inner.parted).insert(name.clone(), replays);
@@ -339,6 +337,15 @@ impl Engine {
         Ok(became)
     }
 
+    /// What is removed stays this node's for as long as a delivery may be on its way from here: what it does not want it gives up.
+    fn keep_until_parted(&self, sinks: &[SinkConfig], removed: &[&String]) {
+        let is_here = |name: &&&String| self.inner.leases.lease(&node::of_sink(name)).is_some();
+        let held: Vec<String> = removed.iter().filter(is_here).map(|name| (*name).clone()).collect();
+        let mut parting = lock(&self.inner.parting);
+        parting.retain(|name| !sinks.iter().any(|sink| sink.name == *name));
+        parting.extend(held);
+    }
+
     /// What a reload waits for: the sinks that are coming to an end, and what they still do.
     pub fn stopping(&self) -> Option<String> {
         let workers = self.workers();
@@ -349,29 +356,6 @@ impl Engine {
         });
         let stopping: Vec<String> = views.collect();
         (!stopping.is_empty()).then(|| stopping.join("; "))
-    }
-
-    /// Tells a worker to stop; when this returns it judges no further event.
-    pub(super) async fn tell_to_stop(&self, sink: &str) -> Stopping {
-        let handle = self.workers().by_sink.get(sink).cloned();
-        let (quiet, is_quiet) = oneshot::channel();
-        let (stopped, has_stopped) = oneshot::channel();
-        let told = async {
-            if let Some(handle) = handle
-                && handle.commands.send(Command::Stop { quiet, stopped }).await.is_ok()
-            {
-                let _ = is_quiet.await;
-            }
-        };
-        let is_told = tokio::time::timeout(OBEY_WITHIN, told).await.is_ok();
-        if !is_told {
-            tracing::error!(sink, "the sink's worker does not hear that it is to stop");
-        }
-        Stopping {
-            sink: sink.to_owned(),
-            is_told,
-            stopped: has_stopped,
-        }
     }
 
     /// What could not be added to the files of letters does not count after the next start.
@@ -393,7 +377,7 @@ impl Engine {
     }
 
     /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
-    /// `false`: some worker was left behind.
+    /// `false`: some worker was left behind, now or before.
     pub async fn shutdown(&self) -> bool {
         self.inner.stop.cancel();
         let names: Vec<String> = {
@@ -406,18 +390,8 @@ impl Engine {
         self.workers().by_sink.clear();
         self.mend_letters().await;
         self.inner.store.close().await;
-        stopped.into_iter().all(|has_stopped| has_stopped)
-    }
-}
-
-impl Stopping {
-    /// Waits until it has stopped, which it has when nobody is there to answer any more. `false`: it is left behind.
-    pub(super) async fn wait(self) -> bool {
-        let has_stopped = tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_ok();
-        if !has_stopped {
-            tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
-        }
-        has_stopped && self.is_told
+        // One of before may still be at it: nobody looks for that any more.
+        stopped.into_iter().all(|has_stopped| has_stopped) && !self.inner.left_behind.is_any()
     }
 }
 

@@ -120,6 +120,10 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);
 
+    /// Nothing is stored until the log has gone on behind `seen`, which [`Log::skip_past`] may have to be asked for again and again. A log of this
+    /// machine alone goes on at once, and holds up nobody.
+    fn hold_until_past(&self, _seen: Seq) {}
+
     /// Makes sure that Seqs up to `seen` are never given out again: a sink has seen them, although damage took them from the
     /// log.
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError>;

@@ -11,6 +11,8 @@ pub struct Faulty {
     pub silent: AtomicBool,
     /// It can't go on behind what was seen.
     pub stuck: AtomicBool,
+    /// Nothing is stored before it has gone on behind this.
+    pub held: AtomicU64,
     /// Read as lost.
     pub gone: Mutex<Vec<u64>>,
     /// How often it was to be read.
@@ -22,6 +24,7 @@ pub struct Faulty {
 #[async_trait]
 impl Log for Faulty {
     async fn append(&self, incoming: Incoming) -> Result<Appended, crate::log::AppendError> {
+        Log::ready(self)?;
         self.log.append(incoming).await
     }
 
@@ -30,6 +33,9 @@ impl Log for Faulty {
     }
 
     fn ready(&self) -> Result<(), crate::log::AppendError> {
+        if self.log.head().borrow().0 < self.held.load(Ordering::SeqCst) {
+            return Err(crate::log::AppendError::Failing("it has to go on first".into()));
+        }
         self.log.ready()
     }
 
@@ -117,6 +123,10 @@ impl Log for Faulty {
         Log::disk_bytes(&self.log)
     }
 
+    fn hold_until_past(&self, seen: Seq) {
+        self.held.fetch_max(seen.0, Ordering::SeqCst);
+    }
+
     async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
         if self.fail().is_err() || self.stuck.load(Ordering::SeqCst) {
             return Err(crate::log::AppendError::Full("no room".into()));
@@ -152,6 +162,7 @@ impl Faulty {
             broken: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            held: AtomicU64::new(0),
             gone: Mutex::default(),
             asked: AtomicU64::new(0),
             heard: None,

@@ -7,6 +7,7 @@ use crate::deliver::Known;
 use crate::deliver::mark::{Record, record_key};
 use crate::node::{Lease, Leases, NodeStatus, Want};
 
+mod removed;
 mod set_back;
 
 /// Leases of one node.
@@ -16,6 +17,8 @@ struct ByHand {
     held: Mutex<Option<Lease>>,
     changes: watch::Sender<u64>,
     given_up: AtomicU64,
+    /// What was said to be wanted, one after the other.
+    wants: Mutex<Vec<Vec<Want>>>,
 }
 
 impl ByHand {
@@ -25,6 +28,7 @@ impl ByHand {
             held: Mutex::default(),
             changes: watch::Sender::new(0),
             given_up: AtomicU64::new(0),
+            wants: Mutex::default(),
         })
     }
 
@@ -51,7 +55,9 @@ impl Leases for ByHand {
         lock(&self.held).clone().filter(Lease::holds)
     }
 
-    fn want(&self, _wants: Vec<Want>) {}
+    fn want(&self, wants: Vec<Want>) {
+        lock(&self.wants).push(wants);
+    }
 
     async fn give_up(&self, _what: &str) {
         self.given_up.fetch_add(1, Ordering::SeqCst);

@@ -19,6 +19,7 @@
 //! | `skip` | Seqs that are never given out again |
 //! | `journal` | records of topics, which dead letters are |
 //! | `pulse` | following the head, and the state of the servers |
+//! | `losses` | what servers say that they have lost |
 //! | `shared` | what all of these share |
 
 mod api;
@@ -33,6 +34,7 @@ mod found;
 mod journal;
 mod key;
 mod link;
+mod losses;
 mod message;
 mod pulse;
 mod read;
@@ -60,8 +62,8 @@ use self::message::Prepared;
 use self::shared::Shared;
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Log, Narrow, ReadError, Servers,
-    Stats, Take,
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Servers, Stats,
+    Take,
 };
 use crate::net::nats;
 use crate::supervise;
@@ -162,6 +164,9 @@ impl JetStreamLog {
             return Err(AppendError::Closed);
         }
         if let Some(why) = self.shared.wrong() {
+            return Err(AppendError::Failing(why));
+        }
+        if let Some(why) = self.shared.held() {
             return Err(AppendError::Failing(why));
         }
         match self.shared.trouble() {
@@ -297,6 +302,10 @@ impl Log for JetStreamLog {
         self.shared.room.store(bytes, Ordering::Relaxed);
     }
 
+    fn hold_until_past(&self, seen: Seq) {
+        self.shared.hold_until_past(seen);
+    }
+
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
         match self.shared.is_another() {
             Some(why) => Err(AppendError::Failing(why)),
@@ -313,18 +322,7 @@ impl Log for JetStreamLog {
 
     fn stats(&self) -> Stats {
         let info = read_lock(&self.shared.info).clone();
-        let lost = info
-            .state
-            .lost
-            .as_ref()
-            .and_then(|lost| lost["msgs"].as_array().map(Vec::len));
-        let gaps = lost.filter(|lost| *lost > 0).map(|lost| Gap {
-            from: self.shared.first(),
-            to: Seq(info.state.last_seq),
-            reason: format!("a server says that it has lost {lost} messages"),
-            found_at: Timestamp::now(),
-            skipped: false,
-        });
+        let gaps = self.shared.losses.gap(&info.state, self.shared.first());
         Stats {
             first: self.shared.first(),
             last: *self.shared.head.borrow(),

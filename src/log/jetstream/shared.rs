@@ -12,6 +12,8 @@ use super::Options;
 use super::api::Info;
 use super::feed::Feeds;
 use super::link::Link;
+use super::losses::Losses;
+use super::skip;
 use crate::event::Seq;
 use crate::log::{AppendError, Cut};
 use crate::sync::{lock, read_lock, write_lock};
@@ -38,6 +40,7 @@ pub(super) struct Shared {
     pub info: RwLock<Info>,
     pub cuts: RwLock<Vec<Cut>>,
     pub oldest: RwLock<Option<jiff::Timestamp>>,
+    pub losses: Losses,
     /// See [`crate::log::Log::set_room`].
     pub room: AtomicU64,
     pub places: Semaphore,
@@ -52,6 +55,8 @@ pub(super) struct Shared {
     wrong: RwLock<Option<(String, bool)>>,
     /// Why this log is known to have been set back; only a new beginning ends that.
     set_back: OnceLock<String>,
+    /// Nothing is stored before the stream has come from the first of these to the second: see [`crate::log::Log::hold_until_past`].
+    held: RwLock<Option<(Seq, Seq)>>,
     /// Since when the leader has been saying less than it had come to, and how often it has.
     pub behind: Mutex<Option<(Instant, u32)>>,
     trouble: RwLock<Option<(AppendError, Instant)>>,
@@ -119,6 +124,7 @@ impl Shared {
             info: RwLock::new(info),
             cuts: RwLock::default(),
             oldest: RwLock::default(),
+            losses: Losses::default(),
             room: AtomicU64::new(u64::MAX),
             places: Semaphore::new(APPENDS_MAX),
             closing: CancellationToken::new(),
@@ -127,6 +133,7 @@ impl Shared {
             notes: AtomicU64::new(0),
             wrong: RwLock::default(),
             set_back: OnceLock::new(),
+            held: RwLock::default(),
             behind: Mutex::default(),
             trouble: RwLock::default(),
             has_trouble: AtomicBool::new(false),
@@ -203,6 +210,25 @@ impl Shared {
         }
         let set_back = self.set_back.get();
         set_back.map_or(Ok(()), |why| Err(AppendError::Failing(why.clone())))
+    }
+
+    /// Nothing is stored before the stream has gone on behind this.
+    pub fn hold_until_past(&self, seen: Seq) {
+        let head = *self.head.borrow();
+        let mut held = write_lock(&self.held);
+        let (begin, upto) = held.filter(|(_, upto)| *upto > head).unwrap_or((head, seen));
+        *held = Some((begin, upto.max(seen)));
+    }
+
+    /// Why nothing is stored yet. Whoever has the stream go on, it ends by itself: whatever is stored behind a head comes behind it.
+    pub fn held(&self) -> Option<String> {
+        let (begin, upto) = (*read_lock(&self.held))?;
+        let head = *self.head.borrow();
+        (head < upto).then(|| {
+            let left = skip::left(begin, head, upto);
+            let trouble = self.trouble().map_or_else(String::new, |(why, _)| format!(" ({why})"));
+            format!("it was set back, and sinks have seen more than there is: {left}{trouble}")
+        })
     }
 
     pub fn set_wrong(&self, wrong: Option<(String, bool)>) {

@@ -47,18 +47,16 @@ pub(super) async fn skip_until(shared: &Shared, seen: Seq, until: Instant) -> Re
 
 /// Uses up what comes behind `last`, where the stream ended when it was looked, up to `seen`.
 pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Instant) -> Result<(), AppendError> {
-    let name = random_text();
-    let (mut number, mut there) = (0, 0);
+    let (name, begin) = (random_text(), last);
+    let (mut number, mut there, mut together) = (0, 0, TOGETHER.0 as u64);
     let mut used_up = Ok(());
     while last < seen {
         if Instant::now() >= until {
-            used_up = Err(AppendError::Failing(format!(
-                "the stream is to go on behind event {seen}, and has come to {last} so far"
-            )));
+            used_up = Err(AppendError::Failing(left(begin, last, seen)));
             break;
         }
-        let count = (seen.0 - last.0).min(TOGETHER.0 as u64);
-        match fill(shared, &name, (number, count), there > 0, until).await {
+        let count = (seen.0 - last.0).min(together);
+        match fill(shared, &name, (number, count), until).await {
             Ok(seq) => last = Seq(seq),
             // What says nothing takes up what is missing, it may be.
             Err(AppendError::Full(_)) if there > 0 => {
@@ -66,8 +64,18 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
                 there = 0;
                 continue;
             }
+            // There is none for so many, whatever is taken away.
+            Err(AppendError::Full(_)) if count > 1 => {
+                together = count / 2;
+                continue;
+            }
             Err(error) => {
-                used_up = Err(error);
+                let left = left(begin, last, seen);
+                used_up = Err(match error {
+                    AppendError::Full(why) => AppendError::Full(format!("{left}: {why}")),
+                    AppendError::Failing(why) => AppendError::Failing(format!("{left}: {why}")),
+                    error => error,
+                });
                 break;
             }
         }
@@ -83,19 +91,19 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
     used_up
 }
 
-/// Stores messages that say nothing, from a number on, so many or one; gives the Seq of the last. `are_there`: there are others, and where
-/// there is no room for so many these are better taken away.
-async fn fill(
-    shared: &Shared,
-    name: &str,
-    (number, count): (u64, u64),
-    are_there: bool,
-    until: Instant,
-) -> Result<u64, AppendError> {
+/// How far it has come from `begin`, for people.
+pub(super) fn left(begin: Seq, last: Seq, seen: Seq) -> String {
+    let (left, all) = (seen.0.saturating_sub(last.0), seen.0.saturating_sub(begin.0));
+    format!("the stream is to go on behind event {seen}, and {left} of {all} places are left until there")
+}
+
+/// Stores messages that say nothing, from a number on, so many or one; gives the Seq of the last. Where there is no room for so many, none is
+/// stored.
+async fn fill(shared: &Shared, name: &str, (number, count): (u64, u64), until: Instant) -> Result<u64, AppendError> {
     if count > 1 {
         match fill_together(shared, name, number, count, until).await {
             Some(Verdict::Stored(seq)) => return Ok(seq),
-            Some(Verdict::Full(why)) if are_there => return Err(AppendError::Full(why)),
+            Some(Verdict::Full(why)) => return Err(AppendError::Full(why)),
             _ => {}
         }
     }

@@ -81,7 +81,7 @@ async fn a_stream_that_has_no_more_time_goes_on_behind_a_seq_the_next_time() {
     let one = open(&jetstream_options(&cluster)).await;
     let late = use_up(&one.shared, Seq(0), Seq(500), tokio::time::Instant::now()).await;
     let why = late.unwrap_err().to_string();
-    assert!(why.contains("500"), "{why}");
+    assert!(why.contains("event 500, and 500 of 500"), "{why}");
     one.skip_past(Seq(500)).await.unwrap();
     let Ok(Appended::Stored(next)) = one.append(incoming(1)).await else {
         panic!("it is new");
@@ -121,4 +121,43 @@ async fn a_stream_with_little_room_goes_on_behind_a_seq_all_the_same() {
         async || matches!(one.append(incoming(1)).await, Ok(Appended::Stored(next)) if next > Seq(5_000)),
     )
     .await;
+}
+
+/// There may be room for a few of them only: fewer are stored at a time, and not one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_room_for_a_few_goes_on_by_so_many_at_a_time() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let mut options = jetstream_options(&cluster);
+    options.max_bytes = Some(32 << 10);
+    let one = open(&options).await;
+    one.skip_past(Seq(5_000)).await.unwrap();
+    nothing_stays_but(0, &cluster, &one).await;
+}
+
+/// Sinks have seen what the stream has lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_stored_before_a_stream_has_gone_on_whoever_has_it_do_so() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let options = jetstream_options(&cluster);
+    let one = open(&options).await;
+    let other = JetStreamLog::open(options).await.unwrap();
+    one.append(incoming(1)).await.unwrap();
+    one.hold_until_past(Seq(500));
+    one.hold_until_past(Seq(400));
+    let why = one.append(incoming(2)).await.unwrap_err();
+    assert!(why.to_string().contains("event 500, and 499 of 499"), "{why}");
+    assert_eq!(one.ready(), Err(why.clone()));
+    let together = one.append_in_order(vec![incoming(2), incoming(3)]).await;
+    assert_eq!(together, [Err(why.clone()), Err(why)]);
+    other.skip_past(Seq(500)).await.unwrap();
+    until(
+        "it is stored",
+        async || matches!(one.append(incoming(2)).await, Ok(Appended::Stored(next)) if next > Seq(500)),
+    )
+    .await;
+    assert_eq!(one.ready(), Ok(()));
 }
