@@ -475,7 +475,7 @@ mod tests {
     /// What is only waited for must not look like what can't be: a start goes on without it.
     #[test]
     fn where_only_room_is_lacking_that_is_said_whatever_keeps_a_copy_from_being_elsewhere() {
-        let (data_dir, copies) = data_dir();
+        let (_data_dir, copies) = data_dir();
         let nowhere = Path::new("/proc/nowhere");
         let dir = |bytes| dir_or_in(nowhere, &copies, bytes, Left::Little);
         let full = dir(u64::MAX / 2).unwrap_err();
