@@ -251,11 +251,9 @@ async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     let Some(disk) = Disk::of_mib(64) else { return };
     let data = disk.data();
     let len = damaged_keys_of_expired(&data, 1_000_000).await;
-    let free = len * 7 / 4;
-    assert!(
-        free > len / 4 * 5 + (5 << 20),
-        "there is room for it, and for what is left free: {len}"
-    );
+    // What a database takes more than they do, and what is left free.
+    let free = len / 4 * 5 + (5 << 20);
+    assert!(free < 2 * len, "that is less than twice: {len}");
     disk.fill_but(free);
     let log = open(&data);
     assert_eq!(log.ready(), Ok(()));
