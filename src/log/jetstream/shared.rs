@@ -215,9 +215,9 @@ impl Shared {
     /// Nothing is stored before the stream has gone on behind this.
     pub fn hold_until_past(&self, seen: Seq) {
         let head = *self.head.borrow();
-        let mut held = write_lock(&self.held);
-        let (begin, upto) = held.filter(|(_, upto)| *upto > head).unwrap_or((head, seen));
-        *held = Some((begin, upto.max(seen)));
+        let mut place = write_lock(&self.held);
+        let (begin, upto) = place.filter(|(_, upto)| *upto > head).unwrap_or((head, seen));
+        *place = Some((begin, upto.max(seen)));
     }
 
     /// Why nothing is stored yet. Whoever has the stream go on, it ends by itself: whatever is stored behind a head comes behind it.
