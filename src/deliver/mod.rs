@@ -26,6 +26,7 @@ mod letters;
 pub mod mark;
 mod memory;
 mod outset;
+mod parting;
 mod reading;
 mod reload;
 mod rendering;
