@@ -13,7 +13,6 @@ use super::api::Info;
 use super::feed::Feeds;
 use super::link::Link;
 use super::losses::Losses;
-use super::skip;
 use crate::event::Seq;
 use crate::log::{AppendError, Cut};
 use crate::sync::{lock, read_lock, write_lock};
@@ -225,7 +224,7 @@ impl Shared {
         let (begin, upto) = (*read_lock(&self.held))?;
         let head = *self.head.borrow();
         (head < upto).then(|| {
-            let left = skip::left(begin, head, upto);
+            let left = left_until(begin, head, upto);
             let trouble = self.trouble().map_or_else(String::new, |(why, _)| format!(" ({why})"));
             format!("it was set back, and sinks have seen more than there is: {left}{trouble}")
         })
@@ -296,4 +295,10 @@ impl Shared {
         let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
         self.began.elapsed().saturating_sub(turned)
     }
+}
+
+/// How far a stream has come that is to go on behind `seen`, from `begin` on, for people.
+pub(super) fn left_until(begin: Seq, last: Seq, seen: Seq) -> String {
+    let (left, all) = (seen.0.saturating_sub(last.0), seen.0.saturating_sub(begin.0));
+    format!("the stream is to go on behind event {seen}, and {left} of {all} places are left until there")
 }

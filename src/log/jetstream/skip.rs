@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::append::{TOGETHER, Verdict, judged, publish_own};
 use super::message::{part, random_text};
-use super::shared::Shared;
+use super::shared::{Shared, left_until};
 use super::{api, key};
 use crate::event::Seq;
 use crate::log::AppendError;
@@ -52,7 +52,7 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
     let mut used_up = Ok(());
     while last < seen {
         if Instant::now() >= until {
-            used_up = Err(AppendError::Failing(left(begin, last, seen)));
+            used_up = Err(AppendError::Failing(left_until(begin, last, seen)));
             break;
         }
         let count = (seen.0 - last.0).min(together);
@@ -70,7 +70,7 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
                 continue;
             }
             Err(error) => {
-                let left = left(begin, last, seen);
+                let left = left_until(begin, last, seen);
                 used_up = Err(match error {
                     AppendError::Full(why) => AppendError::Full(format!("{left}: {why}")),
                     AppendError::Failing(why) => AppendError::Failing(format!("{left}: {why}")),
@@ -89,12 +89,6 @@ pub(super) async fn use_up(shared: &Shared, mut last: Seq, seen: Seq, until: Ins
     }
     take_away(shared, Instant::now() + CLEARED_WITHIN).await;
     used_up
-}
-
-/// How far it has come from `begin`, for people.
-pub(super) fn left(begin: Seq, last: Seq, seen: Seq) -> String {
-    let (left, all) = (seen.0.saturating_sub(last.0), seen.0.saturating_sub(begin.0));
-    format!("the stream is to go on behind event {seen}, and {left} of {all} places are left until there")
 }
 
 /// Stores messages that say nothing, from a number on, so many or one; gives the Seq of the last. Where there is no room for so many, none is
