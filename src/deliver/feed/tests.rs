@@ -49,15 +49,20 @@ fn a_failed_event_holds_back_what_its_order_says() {
     }
 }
 
-#[test]
-fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
+/// One whose event was tried first at this time, is due at 5010, and was saved by a clock that was an hour ahead: it is 1410.
+fn tried_and_set_back(first: Timestamp) -> Feed {
     let mut feed = Feed::restore(&Saved::default(), Order::None);
     feed.offer(&event(1, 1), Arc::default());
-    feed.started(Seq(1), at(5000));
+    feed.started(Seq(1), first);
     feed.failed(Seq(1), at(5010), "no".into());
     let mut saved = feed.save();
     saved.set_back(SignedDuration::from_secs(3600), at(1410));
-    let mut feed = Feed::restore(&saved, Order::None);
+    Feed::restore(&saved, Order::None)
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
+    let mut feed = tried_and_set_back(at(5000));
     assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1400)));
     assert_eq!(
         (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
@@ -68,13 +73,7 @@ fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
 /// The machine's clock was ahead for a while, long after the first try: that one is no older for it.
 #[test]
 fn a_clock_that_was_ahead_makes_no_try_older_that_was_noted_before() {
-    let mut feed = Feed::restore(&Saved::default(), Order::None);
-    feed.offer(&event(1, 1), Arc::default());
-    feed.started(Seq(1), at(1000));
-    feed.failed(Seq(1), at(5010), "no".into());
-    let mut saved = feed.save();
-    saved.set_back(SignedDuration::from_secs(3600), at(1410));
-    let feed = Feed::restore(&saved, Order::None);
+    let feed = tried_and_set_back(at(1000));
     assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1000)));
     assert_eq!(feed.next_due(), Some(at(1410)), "and it waits no longer");
 }

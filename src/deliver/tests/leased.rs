@@ -165,6 +165,13 @@ impl Pair {
         }
     }
 
+    /// As if somebody had saved this of a sink.
+    async fn saved(&self, sink: &str, record: &(impl serde::Serialize + Sync)) {
+        crate::state::put_json(&*self.store, &record_key(sink), record, Expected::Anything)
+            .await
+            .unwrap();
+    }
+
     async fn node(&self, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
         self.node_on(Arc::new(self.bench.log.clone()), name, receiver, commit)
             .await
@@ -453,14 +460,7 @@ async fn a_mark_beyond_the_end_of_the_log_passes_nothing_that_comes() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
     let put = async |next: u64| {
-        crate::state::put_json(
-            &*pair.store,
-            &record_key("a"),
-            &saved_long_ago(next),
-            Expected::Anything,
-        )
-        .await
-        .unwrap();
+        pair.saved("a", &saved_long_ago(next)).await;
     };
     // It has come to the first three after that mark was made, and to others before this node begins.
     pair.bench.store(1..=3).await;
@@ -508,9 +508,7 @@ async fn a_mark_of_a_receiver_passes_nothing_that_comes_after_the_log_was_set_ba
         ..ahead(101, 9)
     };
     lock(&receiver.marks).push(theirs.to_mark(pair.bench.log.epoch()));
-    crate::state::put_json(&*pair.store, &record_key("a"), &ahead(51, 5), Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &ahead(51, 5)).await;
     pair.bench.store(1..=3).await;
     let one = pair.node("one", &receiver, Commit::Transaction).await;
     pair.bench.store(4..=103).await;
@@ -556,9 +554,7 @@ async fn a_mark_of_another_log_is_none_of_this_one() {
     })
     .unwrap();
     record["log_id"] = "another".into();
-    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &record).await;
     let one = pair.node("one", &receiver, Commit::Acknowledge).await;
     one.leases.gets(5);
     let durable = pair.durable(5).await;
@@ -638,9 +634,7 @@ async fn a_sink_that_is_configured_again_is_kept_although_nobody_drives_it() {
         ..Record::default()
     };
     record.begin_at(Seq(2));
-    crate::state::put_json(&*pair.store, &record_key("a"), &record, Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &record).await;
     pair.bench.store(1..=3).await;
     let one = pair.node("one", &Receiver::new(), Commit::Acknowledge).await;
     let kept = pair.record().await.unwrap();

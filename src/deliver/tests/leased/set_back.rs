@@ -2,26 +2,33 @@
 
 use super::*;
 
+/// With three events in the log.
+async fn begins_not_and_skips_nothing(pair: &Pair, receiver: &Arc<Receiver>) {
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(receiver, Commit::Acknowledge);
+    assert!(pair.try_node(log, "one", receiver, sink).await.is_err());
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+}
+
+async fn begins_and_delivers_all(pair: &Pair, receiver: &Arc<Receiver>) {
+    let two = pair.node("two", receiver, Commit::Acknowledge).await;
+    two.leases.gets(2);
+    until("all are delivered", async || receiver.seqs().len() >= 3).await;
+    assert_eq!(receiver.sorted(), [1, 2, 3]);
+    two.engine.shutdown().await;
+}
+
 /// A mark that is not taken back yet would seem to be right as soon as the log has gone on behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_set_back_skips_nothing_before_marks_that_were_taken_back_are_durable() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
     pair.bench.store(1..=3).await;
-    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &saved_long_ago(51)).await;
     pair.store.refuses.store(true, Ordering::SeqCst);
-    let log = Arc::new(pair.bench.log.clone());
-    let sink = sink_on(&receiver, Commit::Acknowledge);
-    assert!(pair.try_node(log, "one", &receiver, sink).await.is_err());
-    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    begins_not_and_skips_nothing(&pair, &receiver).await;
     pair.store.refuses.store(false, Ordering::SeqCst);
-    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
-    two.leases.gets(2);
-    until("all are delivered", async || receiver.seqs().len() >= 3).await;
-    assert_eq!(receiver.sorted(), [1, 2, 3]);
-    two.engine.shutdown().await;
+    begins_and_delivers_all(&pair, &receiver).await;
 }
 
 /// One that nobody can read just now may have seen less than the log goes on behind, and would pass what has come since.
@@ -31,26 +38,12 @@ async fn a_log_that_was_set_back_skips_nothing_before_every_mark_is_known() {
     let receiver = Receiver::new();
     pair.bench.store(1..=3).await;
     for (sink, next) in [("a", 41), ("b", 51)] {
-        crate::state::put_json(
-            &*pair.store,
-            &record_key(sink),
-            &saved_long_ago(next),
-            Expected::Anything,
-        )
-        .await
-        .unwrap();
+        pair.saved(sink, &saved_long_ago(next)).await;
     }
     *lock(&pair.store.unread) = Some(record_key("a"));
-    let log = Arc::new(pair.bench.log.clone());
-    let sink = sink_on(&receiver, Commit::Acknowledge);
-    assert!(pair.try_node(log, "one", &receiver, sink).await.is_err());
-    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    begins_not_and_skips_nothing(&pair, &receiver).await;
     *lock(&pair.store.unread) = None;
-    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
-    two.leases.gets(2);
-    until("all are delivered", async || receiver.seqs().len() >= 3).await;
-    assert_eq!(receiver.sorted(), [1, 2, 3]);
-    two.engine.shutdown().await;
+    begins_and_delivers_all(&pair, &receiver).await;
 }
 
 /// A new event at a Seq that was given out before would be taken for the one that was there, a letter of it for one of that.
@@ -59,9 +52,7 @@ async fn nothing_is_received_before_a_log_that_was_set_back_goes_on_behind_what_
     let pair = Pair::new().await;
     let receiver = Receiver::new();
     pair.bench.store(1..=3).await;
-    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &saved_long_ago(51)).await;
     let logs = [(); 2].map(|()| Arc::new(Faulty::on(&pair.bench.log)));
     let mut nodes = Vec::new();
     // By the second its position fits the log, as by then for another node that begins meanwhile.
@@ -106,9 +97,7 @@ async fn a_sink_waits_until_a_log_that_was_set_back_goes_on_behind_what_it_has_s
     let log = Arc::new(Faulty::on(&pair.bench.log));
     let one = pair.node_on(log.clone(), "one", &receiver, Commit::Acknowledge).await;
     let two = pair.node_on(log.clone(), "two", &receiver, Commit::Acknowledge).await;
-    crate::state::put_json(&*pair.store, &record_key("a"), &saved_long_ago(51), Expected::Anything)
-        .await
-        .unwrap();
+    pair.saved("a", &saved_long_ago(51)).await;
     log.stuck.store(true, Ordering::SeqCst);
     let waits = async |node: &Node| {
         until("it says why it waits", async || {

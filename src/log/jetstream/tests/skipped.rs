@@ -22,6 +22,14 @@ async fn nothing_stays_but(count: u64, cluster: &Cluster, log: &JetStreamLog) {
     .await;
 }
 
+/// A new event gets a Seq behind this.
+async fn stores_behind(seen: Seq, log: &JetStreamLog, id: u64) {
+    let Ok(Appended::Stored(next)) = log.append(incoming(id)).await else {
+        panic!("it is new");
+    };
+    assert!(next > seen, "{next}");
+}
+
 /// One node has looked, and found the stream empty; before it does anything another one stores events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_after_a_stream_was_found_empty_stays() {
@@ -36,10 +44,7 @@ async fn what_comes_after_a_stream_was_found_empty_stays() {
     }
     // So many that some are taken away in between.
     use_up(&one.shared, Seq(0), Seq(17_000), soon()).await.unwrap();
-    let Ok(Appended::Stored(next)) = other.append(incoming(4)).await else {
-        panic!("it is new");
-    };
-    assert!(next > Seq(17_000), "{next}");
+    stores_behind(Seq(17_000), &other, 4).await;
     for id in 1..=4 {
         assert!(one.find_revision(&key(id)).await.unwrap().is_some(), "{id}");
     }
@@ -62,10 +67,7 @@ async fn what_comes_while_a_stream_goes_on_behind_a_seq_stays() {
     };
     let (skipped, ()) = tokio::join!(one.skip_past(Seq(1_000)), come);
     skipped.unwrap();
-    let Ok(Appended::Stored(next)) = other.append(incoming(201)).await else {
-        panic!("it is new");
-    };
-    assert!(next > Seq(1_000), "{next}");
+    stores_behind(Seq(1_000), &other, 201).await;
     for id in 1..=201 {
         assert!(one.find_revision(&key(id)).await.unwrap().is_some(), "{id}");
     }
@@ -83,10 +85,7 @@ async fn a_stream_that_has_no_more_time_goes_on_behind_a_seq_the_next_time() {
     let why = late.unwrap_err().to_string();
     assert!(why.contains("event 500, and 500 of 500"), "{why}");
     one.skip_past(Seq(500)).await.unwrap();
-    let Ok(Appended::Stored(next)) = one.append(incoming(1)).await else {
-        panic!("it is new");
-    };
-    assert!(next > Seq(500), "{next}");
+    stores_behind(Seq(500), &one, 1).await;
 }
 
 /// However far that is, it gets on: nothing is received before it is there.
