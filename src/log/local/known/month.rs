@@ -175,7 +175,13 @@ impl Month {
         })
     }
 
-    /// The same without its index, for what can be saved of it.
+    /// Compares all its files with what they were, and opens none of them.
+    pub fn check(&self) -> io::Result<()> {
+        Month::open(&self.dir, true)?;
+        check_files(&self.dir.join(DATABASE), &self.manifest.files)
+    }
+
+    /// Opens it without its index, for what can be saved of it.
     pub fn without_index(dir: &Path) -> io::Result<Month> {
         let manifest = Manifest::load(dir)?;
         Ok(Month {

@@ -265,6 +265,31 @@ async fn the_keeper_merges_keys_and_a_backup_takes_them_along() {
     }
 }
 
+/// Opening a month reads its index alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_of_a_month_is_not_taken_along_and_is_named() {
+    for name in ["sled/conf", "sled/db"] {
+        let dir = tempfile::tempdir().unwrap();
+        merged_log(dir.path()).await.close();
+        let files = walk(&dir.path().join("keys"));
+        flip(files.iter().find(|path| path.ends_with(name)).unwrap(), 40);
+        let log = LocalLog::open(Options {
+            read_only: true,
+            ..options(dir.path())
+        })
+        .unwrap();
+        assert_eq!(log.damaged_keys(), [""; 0]);
+        let files = log.key_files().unwrap();
+        assert!(
+            files.damaged().len() == 1 && files.damaged()[0].contains("it is not what it was"),
+            "{:?}",
+            files.damaged()
+        );
+        assert_eq!(files.paths(), [PathBuf::new(); 0]);
+        assert!(!files.cover(Seq(1)) && files.leave_out(Seq(1)));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_came_along_damaged_are_refused() {
     let dir = tempfile::tempdir().unwrap();
