@@ -247,7 +247,15 @@ impl Restore {
                 "start `closehook serve` on it; sinks go on where they were"
             })?;
         }
-        Ok(())
+        let lacking = &restored.summary.damaged_keys;
+        for why in lacking {
+            report::notice(global.json, &format!("not restored: {why}"));
+        }
+        if lacking.is_empty() {
+            Ok(())
+        } else {
+            Err(Failure::Found)
+        }
     }
 }
 

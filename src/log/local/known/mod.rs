@@ -39,6 +39,6 @@ pub(super) use identity::Identity;
 pub(super) use keys::{KnownKeys, Recalled};
 pub(super) use look::{Answer, every, find, revisions};
 pub(super) use merge::{Merged, abandon, publish};
-pub(super) use opening::{Unsaved, check_file, covered, is_month, save};
+pub(super) use opening::{Unsaved, covered, is_month, remove_damaged, save};
 pub(super) use table::Table;
 pub(super) use unit::Unit;
