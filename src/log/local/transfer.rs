@@ -464,6 +464,11 @@ impl Restorer {
         }
     }
 
+    /// The same path below the directory of known keys; `None` where it is none of theirs.
+    pub fn below_keys(path: &Path) -> Option<&Path> {
+        path.strip_prefix(KEYS).ok()
+    }
+
     /// A sentence for each set of known keys that came along damaged, and is left out; complete when it is [finished](Restorer::finish).
     pub fn left_out(&self) -> &[String] {
         &self.left_out

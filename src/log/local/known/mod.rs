@@ -12,6 +12,7 @@
 //! What can't be read now is an error. What is proven to be damaged is set aside; what can be read of it is kept, and where there is no
 //! room for that the damaged set waits for it under a name of its own.
 
+mod carried;
 mod copies;
 mod disk;
 mod file;
@@ -31,6 +32,7 @@ mod table;
 mod tests;
 mod unit;
 
+pub use carried::CarriedKeys;
 pub use copies::KeyFiles;
 pub(super) use file::{KeyFile, write_file};
 #[cfg(test)]

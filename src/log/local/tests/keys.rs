@@ -289,6 +289,37 @@ async fn what_is_damaged_of_a_month_is_not_taken_along_and_is_named() {
     }
 }
 
+/// What passes by is judged as what is on disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_in_a_month_that_passes_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = merged_log(dir.path()).await;
+    let files = log.key_files().unwrap();
+    let found = |damaged: &str| {
+        let mut carried = CarriedKeys::default();
+        for path in files.paths() {
+            let mut bytes = std::fs::read(dir.path().join(path)).unwrap();
+            if path.ends_with(damaged) {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }
+            carried.file(Restorer::below_keys(path));
+            bytes.chunks(7).for_each(|bytes| carried.data(bytes));
+        }
+        carried.damaged().unwrap()
+    };
+    // Of two manifests one is enough.
+    for name in ["none", "manifest", "manifest.second"] {
+        assert_eq!(found(name), [""; 0], "{name}");
+    }
+    for name in ["sled/conf", "sled/db", "index"] {
+        let found = found(name);
+        assert!(found.len() == 1 && found[0].contains("not what it was"), "{found:?}");
+    }
+    drop(files);
+    log.close();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_came_along_damaged_are_left_out_and_what_is_kept_is_known() {
     let dir = tempfile::tempdir().unwrap();
