@@ -113,7 +113,7 @@ pub struct Summary {
     pub bytes: u64,
     /// Ranges of events (inclusive) that damage has taken from the log, and so from the backup.
     pub damaged: Vec<(Seq, Seq)>,
-    /// Known keys that are damaged and still to be saved, one sentence for each set: they are not in the backup.
+    /// Known keys that are damaged, one sentence for each set: they are not in the backup, or not in what was restored.
     #[serde(default)]
     pub damaged_keys: Vec<String>,
 }

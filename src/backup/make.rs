@@ -106,7 +106,7 @@ impl<W: Write> Output<W> {
             Piece::Segment { first, sealed } => {
                 let keys_of_it = log::key_file(first);
                 // Sealed since the files of keys were listed: its keys are nowhere else.
-                if sealed && !keys.cover(first) {
+                if sealed && !keys.cover(first) && !keys.leave_out(first) {
                     self.file_at(dir, &keys_of_it)?;
                 }
                 self.json(TAG_SEGMENT, &Segment { first, sealed })
@@ -145,8 +145,9 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         last,
     };
     // Before they are listed: what is saved in between is there.
-    let damaged_keys = log.damaged_keys();
+    let mut damaged_keys = log.damaged_keys();
     let keys = log.key_files().map_err(data)?;
+    damaged_keys.extend_from_slice(keys.damaged());
     let sinks = picture.state.iter().filter(|(key, _)| key.starts_with("sink/")).count() as u64;
 
     let out = Counted { inner: out, bytes: 0 };

@@ -11,7 +11,7 @@ use super::format::{
 use crate::deliver;
 use crate::event::Seq;
 use crate::framefile::{self, StreamReader};
-use crate::log::{Gap, Restorer};
+use crate::log::{CarriedKeys, Gap, Restorer};
 
 /// Whether a backup may bring this file: below the data directory, at a place where it makes sense.
 fn may_bring(path: &Path) -> bool {
@@ -110,8 +110,11 @@ fn split(payload: &[u8]) -> Option<(String, &[u8])> {
     Some((String::from_utf8(key.to_vec()).ok()?, value))
 }
 
-/// Takes nothing: reading is checking.
-struct Check;
+/// Takes nothing: reading is checking, but for what several files make together.
+#[derive(Default)]
+struct Check {
+    keys: CarriedKeys,
+}
 
 impl Taker for Check {
     fn state(&mut self, _: String, _: Vec<u8>) -> Result<(), BackupError> {
@@ -120,11 +123,13 @@ impl Taker for Check {
 
     fn gaps(&mut self, _: Vec<Gap>) {}
 
-    fn file(&mut self, _: &Path) -> Result<(), BackupError> {
+    fn file(&mut self, path: &Path) -> Result<(), BackupError> {
+        self.keys.file(Restorer::below_keys(path));
         Ok(())
     }
 
-    fn data(&mut self, _: &[u8]) -> Result<(), BackupError> {
+    fn data(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        self.keys.data(bytes);
         Ok(())
     }
 
@@ -139,7 +144,12 @@ impl Taker for Check {
 
 /// Reads a whole backup and says what is in it; writes nothing. Blocking.
 pub fn check(input: impl Read, name: &Path) -> Result<Summary, BackupError> {
-    read(input, name, &mut Check).map(|(_, summary)| summary)
+    let mut check = Check::default();
+    let (_, mut summary) = read(input, name, &mut check)?;
+    let damaged = check.keys.damaged();
+    let damaged = damaged.map_err(|error| BackupError::Data(error.to_string()))?;
+    summary.damaged_keys.extend(damaged);
+    Ok(summary)
 }
 
 /// Puts parts into a data directory.
@@ -153,7 +163,7 @@ struct Restore {
 
 impl Restore {
     fn run(&mut self, input: impl Read, name: &Path) -> Result<(Summary, Seq), BackupError> {
-        let (head, summary) = read(input, name, self)?;
+        let (head, mut summary) = read(input, name, self)?;
         self.close_file()?;
         let taken = self.log.taken();
         if (taken.events, taken.last) != (summary.events, summary.last) {
@@ -169,6 +179,7 @@ impl Restore {
             .log
             .finish(head.last, std::mem::take(&mut self.gaps))
             .map_err(|source| write_error(&self.dir, source))?;
+        summary.damaged_keys.extend_from_slice(self.log.left_out());
         Ok((summary, next))
     }
 
@@ -179,11 +190,7 @@ impl Restore {
         let full = self.dir.join(&path);
         let close = || -> io::Result<()> {
             file.sync_all()?;
-            framefile::sync_parent(&full)?;
-            if Restorer::is_key_file(&path) {
-                Restorer::check_key_file(&full)?;
-            }
-            Ok(())
+            framefile::sync_parent(&full)
         };
         close().map_err(|source| write_error(&full, source))
     }

@@ -220,9 +220,10 @@ impl Restore {
             restored => restored?,
         };
         let Some(dir) = shown else {
-            return global.print(&summary, |summary| {
+            global.print(&summary, |summary| {
                 format!("the backup of {} is whole: {}", when(summary.made_at), content(summary))
-            });
+            })?;
+            return lacking(global, "would not be restored", &summary);
         };
         let restored = Restored {
             summary,
@@ -247,7 +248,19 @@ impl Restore {
                 "start `closehook serve` on it; sinks go on where they were"
             })?;
         }
+        lacking(global, "not restored", &restored.summary)
+    }
+}
+
+/// Says which known keys a backup lacks, or does not hold as they were: its events are whole.
+fn lacking(global: &Global, what: &str, summary: &Summary) -> Outcome {
+    for why in &summary.damaged_keys {
+        report::notice(global.json, &format!("{what}: {why}"));
+    }
+    if summary.damaged_keys.is_empty() {
         Ok(())
+    } else {
+        Err(Failure::Found)
     }
 }
 

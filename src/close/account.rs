@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::api::client::Client;
 use super::api::error::Error;
-use super::api::identity::Organization;
+use super::api::identity::{Identity, Organization};
 use super::api::patience::Patience;
 use super::api::subscriptions::Subscription;
 use super::completeness::parts::{HoldState, Parts};
@@ -217,19 +217,30 @@ async fn probe_as(config: &Config, shared: Option<Arc<Shared>>, with_fields: boo
     };
     let identity = organization::prove(&client, &store).await;
     let clock = off(client.clock_offset(), Timestamp::now());
-    let fields = match &identity {
+    let who = match identity {
+        Ok(identity) => answers_for(&client, &store, &identity).await,
+        Err(error) => Err(error),
+    };
+    let fields = match &who {
         Ok(_) if with_fields => Some(fields::probe(&client, &store).await),
         _ => None,
     };
-    let organization = identity.and_then(|identity| {
-        let nobody = || Error::Garbled("it names nobody".into());
-        identity.describe().ok_or_else(nobody)
-    });
-    Probed {
-        who: organization.map(|organization| format!("Close answers for {organization}")),
-        clock,
-        fields,
+    Probed { who, clock, fields }
+}
+
+/// Who the credentials are for, for people. Where that is not told, what they are for is asked: it alone says whether Close is there, and
+/// whether they may do anything.
+async fn answers_for(client: &Client, store: &CloseStore, identity: &Identity) -> Result<String, Error> {
+    if let Some(somebody) = identity.describe() {
+        return Ok(format!("Close answers for {somebody}"));
     }
+    let subscriptions = client.subscriptions().await?;
+    let mut ids = subscriptions.iter().filter_map(|one| one.organization_id.as_deref());
+    let Some(id) = ids.next() else {
+        return Ok("Close answers, and does not say for whom".into());
+    };
+    organization::vouch(store, Some(id))?;
+    Ok(format!("Close answers for {id}"))
 }
 
 /// More than this between the clocks is worth a word.

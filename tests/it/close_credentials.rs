@@ -105,6 +105,39 @@ async fn each_trouble_has_its_sentence_and_the_daemon_goes_on() {
     .await;
 }
 
+/// What is not told to everybody is no reason to call Close changed, nor is another server one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_says_what_a_plan_says() {
+    let rig = Rig::new(Settings::calm(), "", "").await;
+    let probed = || {
+        let output = rig.daemon.run_command(&["check", "--probe"]);
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    for (kind, status, sentence) in [
+        (Kind::Html, 404, "not Close but something in front of it answered (404"),
+        (
+            Kind::Status,
+            404,
+            "not Close but something in front of it answered (404",
+        ),
+        (Kind::Status, 403, "the credentials may not do this at Close (403"),
+    ] {
+        let fault = Fault::new(kind).status(status).on("GET /api/v1/").times(1000);
+        rig.fake.world().faults.order(fault).unwrap();
+        let (code, said) = probed();
+        assert!(code == Some(1) && said.contains(sentence), "{code:?}: {said}");
+        let planned = rig.daemon.fails(1, &["subscription", "plan"]);
+        assert!(planned.contains(sentence), "{planned}");
+        rig.fake.world().faults = Faults::default();
+    }
+    // Whoever may do all else is not told who they are.
+    let fault = Fault::new(Kind::Status).status(403).on("GET /api/v1/me/").times(1000);
+    rig.fake.world().faults.order(fault).unwrap();
+    let (code, said) = probed();
+    assert!(code == Some(0) && said.contains(": Close answers"), "{code:?}: {said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_over_who_we_are_at_close() {
     let mut rig = Rig::new(Settings::calm(), "", "").await;

@@ -239,13 +239,17 @@ impl Committer {
         let trouble = read_lock(&self.shared.trouble).clone();
         if trouble.is_some() {
             self.heal();
+        } else if self.shared.seems_full.load(Ordering::Relaxed)
+            && let Err(trouble) = check_space(&self.shared)
+        {
+            self.shared.set_trouble(Some(trouble));
         }
         self.roll_logged(false);
     }
 
     /// Looks whether events could be stored again.
     fn heal(&mut self) {
-        let healed = self.make_sure().and_then(|()| self.check_space());
+        let healed = self.make_sure().and_then(|()| check_space(&self.shared));
         let healed = healed.and_then(|()| if self.must_roll() { self.start_segment() } else { Ok(()) });
         if healed.is_ok() {
             self.shared.set_trouble(None);
@@ -348,7 +352,7 @@ impl Committer {
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
     fn store(&mut self, fresh: &[Box<Pending>], body_bytes: usize) -> Result<Seq, AppendError> {
-        self.check_space()?;
+        check_space(&self.shared)?;
         if self.must_roll() {
             self.start_segment()?;
         }
@@ -383,35 +387,6 @@ impl Committer {
         self.raw_bytes += raw_len;
         self.shared.head.send_replace(head.last());
         Ok(first)
-    }
-
-    fn check_space(&self) -> Result<(), AppendError> {
-        let options = &self.shared.options;
-        if self.shared.left() == 0 {
-            return Err(AppendError::Full(format!(
-                "the data directory {} is at log.max_size: the event log has grown to {} and known keys to {}, and {} are theirs \
-                 until old events may go",
-                options.dir.display(),
-                crate::config::Size(self.shared.segment_bytes()),
-                crate::config::Size(self.shared.key_bytes()),
-                crate::config::Size(self.shared.room.load(Ordering::Relaxed)),
-            )));
-        }
-        if let Some(why) = lock(&self.shared.owed).holds_back() {
-            return Err(AppendError::Full(why));
-        }
-        let space = space::of(&options.dir).map_err(|error| failing(&error))?;
-        let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
-        if space.free < reserve {
-            return Err(AppendError::Full(format!(
-                "the disk is full: {} of {} are free on the file system of {}, and {} are kept in reserve",
-                crate::config::Size(space.free),
-                crate::config::Size(space.total),
-                options.dir.display(),
-                crate::config::Size(reserve),
-            )));
-        }
-        Ok(())
     }
 
     fn skip_to(&mut self, seq: Seq) -> Result<(), AppendError> {
@@ -480,6 +455,36 @@ impl Committer {
         write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));
         Ok(())
     }
+}
+
+/// Why no event can be stored where there is no room for it. Asks the disk.
+pub(super) fn check_space(shared: &Shared) -> Result<(), AppendError> {
+    let options = &shared.options;
+    if shared.left() == 0 {
+        return Err(AppendError::Full(format!(
+            "the data directory {} is at log.max_size: the event log has grown to {} and known keys to {}, and {} are theirs \
+             until old events may go",
+            options.dir.display(),
+            crate::config::Size(shared.segment_bytes()),
+            crate::config::Size(shared.key_bytes()),
+            crate::config::Size(shared.room.load(Ordering::Relaxed)),
+        )));
+    }
+    if let Some(why) = lock(&shared.owed).holds_back() {
+        return Err(AppendError::Full(why));
+    }
+    let space = space::of(&options.dir).map_err(|error| failing(&error))?;
+    let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
+    if space.free < reserve {
+        return Err(AppendError::Full(format!(
+            "the disk is full: {} of {} are free on the file system of {}, and {} are kept in reserve",
+            crate::config::Size(space.free),
+            crate::config::Size(space.total),
+            options.dir.display(),
+            crate::config::Size(reserve),
+        )));
+    }
+    Ok(())
 }
 
 /// A Seq and those behind it.

@@ -57,7 +57,7 @@ mod varint;
 pub use crate::age::Clock;
 pub use files::raise_limit;
 pub use handle::LocalLog;
-pub use known::KeyFiles;
+pub use known::{CarriedKeys, KeyFiles};
 pub use lock::{Holder, holder, note_serving, take_dir};
 pub use moved::{Moved, identity, moved, note_moved, refuse_moved, reopen, shared_upto};
 pub use options::Options;

@@ -92,6 +92,8 @@ pub(super) struct Shared {
     pub head: watch::Sender<Seq>,
     /// Why nothing can be stored now; `None` while all is well.
     pub trouble: RwLock<Option<AppendError>>,
+    /// There was no room when that was last looked at. The commit loop, which alone says what the trouble is, looks again.
+    pub seems_full: AtomicBool,
     /// Bytes on disk that the log may take up.
     pub room: AtomicU64,
     /// Bytes that the keeper may be writing beside what it is to replace.
@@ -122,6 +124,7 @@ impl Shared {
             gaps,
             head: watch::Sender::new(Seq::ZERO),
             trouble: RwLock::default(),
+            seems_full: AtomicBool::new(false),
             room: AtomicU64::new(u64::MAX),
             reserved: AtomicU64::new(0),
             passed: AtomicU64::new(0),

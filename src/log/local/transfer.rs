@@ -264,6 +264,8 @@ pub struct Restorer {
     id: Option<String>,
     /// Segments whose keys are in a month's database that came along; looked for when the first segment comes.
     covered: Option<BTreeSet<Seq>>,
+    /// A sentence for each set of known keys that came along damaged.
+    left_out: Vec<String>,
     _lock: File,
 }
 
@@ -322,6 +324,7 @@ impl Restorer {
             taken: Taken::default(),
             id: None,
             covered: None,
+            left_out: Vec::new(),
             _lock: lock,
         })
     }
@@ -341,11 +344,13 @@ impl Restorer {
             ));
         }
         let (journal, _) = Journal::create(&self.log_dir, first).map_err(io::Error::other)?;
-        let covered = match &self.covered {
-            Some(covered) => covered,
-            None => self.covered.insert(known::covered(&self.dir.join(KEYS))?),
-        };
-        let has_keys = covered.contains(&first) || self.key_file(first).exists();
+        // All that came before the events is there; whose keys are in none of it is found out from these.
+        if self.covered.is_none() {
+            self.leave_out_damaged()?;
+            self.covered = Some(known::covered(&self.dir.join(KEYS))?);
+        }
+        let is_covered = self.covered.as_ref().is_some_and(|covered| covered.contains(&first));
+        let has_keys = is_covered || self.key_file(first).exists();
         let keys = (sealed && !has_keys).then(Table::default);
         self.current = Some(Current {
             journal,
@@ -416,23 +421,18 @@ impl Restorer {
         keeper::drop_journal(&recovered.segment)
     }
 
-    /// Compares all known keys with their checksums.
-    fn check_keys(&self) -> io::Result<()> {
-        let report =
-            |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
-        let mut known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
-        let unread = known.take_unsaved().into_iter().map(|set| set.why);
-        match unread.chain(known.on_disk().verify()).next() {
-            None => Ok(()),
-            Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
-        }
+    /// Known keys that came along damaged are not known here (I2 for what has expired): they are removed, and named.
+    fn leave_out_damaged(&mut self) -> io::Result<()> {
+        let removed = known::remove_damaged(&self.dir.join(KEYS))?;
+        self.left_out.extend(removed);
+        Ok(())
     }
 
     /// Puts the log into force: with an epoch of its own, and a next Seq beyond all that the original can have given out.
     /// `head` is the last Seq it had given out at the time of the backup. Gives the next Seq.
     pub fn finish(&mut self, head: Seq, mut gaps: Vec<Gap>) -> io::Result<Seq> {
         self.complete()?;
-        self.check_keys()?;
+        self.leave_out_damaged()?;
         let head = head.max(self.taken.last);
         let next = Seq((head.0 / JUMP + 1) * JUMP + 1);
         Journal::create(&self.log_dir, next).map_err(io::Error::other)?;
@@ -464,15 +464,14 @@ impl Restorer {
         }
     }
 
-    /// Checks a file of known keys that was put into the directory. Those of a month make sense only together:
-    /// [`Restorer::finish`] checks them.
-    pub fn check_key_file(path: &Path) -> io::Result<()> {
-        match path.file_name().and_then(|name| name.to_str()?.parse().ok()) {
-            Some(segment) if path.parent().is_some_and(|dir| dir.ends_with(KEYS)) => {
-                known::check_file(path, Seq(segment))
-            }
-            _ => Ok(()),
-        }
+    /// The same path below the directory of known keys; `None` where it is none of theirs.
+    pub fn below_keys(path: &Path) -> Option<&Path> {
+        path.strip_prefix(KEYS).ok()
+    }
+
+    /// A sentence for each set of known keys that came along damaged, and is left out; complete when it is [finished](Restorer::finish).
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// Leaves the directory empty, as it was found.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::sealed::database;
+use super::disk::is_damage;
 use super::unit::Unit;
 use crate::event::Seq;
 
@@ -14,6 +15,9 @@ use crate::event::Seq;
 pub struct KeyFiles {
     paths: Vec<PathBuf>,
     segments: BTreeSet<Seq>,
+    /// Those whose keys are in what is left out.
+    left_out: BTreeSet<Seq>,
+    damaged: Vec<String>,
     _held: Arc<()>,
 }
 
@@ -26,6 +30,16 @@ impl KeyFiles {
     /// Whether all keys of a sealed segment are in them.
     pub fn cover(&self, segment: Seq) -> bool {
         self.segments.contains(&segment)
+    }
+
+    /// Whether keys of a segment are not in them because they are damaged.
+    pub fn leave_out(&self, segment: Seq) -> bool {
+        self.left_out.contains(&segment)
+    }
+
+    /// A sentence for each set that is left out because it is damaged.
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
     }
 }
 
@@ -58,10 +72,22 @@ impl OnDisk {
         faults
     }
 
-    /// The files, to be copied; they stay as they are for as long as the answer is there.
+    /// The files, to be copied; they stay as they are for as long as the answer is there. All of them are read: what is damaged is of no
+    /// use elsewhere.
     pub fn files(self) -> io::Result<KeyFiles> {
-        let mut paths = Vec::new();
+        let (mut paths, mut damaged) = (Vec::new(), Vec::new());
+        let (mut segments, mut left_out) = (BTreeSet::new(), BTreeSet::new());
         for unit in &self.units {
+            if let Err(error) = unit.check() {
+                if !is_damage(&error) && error.kind() != io::ErrorKind::NotFound {
+                    return Err(error);
+                }
+                unit.judge(&error);
+                damaged.push(format!("known keys are damaged: {}: {error}", unit.path().display()));
+                left_out.extend(unit.segments().iter().copied());
+                continue;
+            }
+            segments.extend(unit.segments().iter().copied());
             let name = self.dir.join(unit.path().file_name().unwrap_or_default());
             if unit.is_file() {
                 paths.push(name);
@@ -73,7 +99,9 @@ impl OnDisk {
         paths.sort();
         Ok(KeyFiles {
             paths,
-            segments: self.units.iter().flat_map(|unit| unit.segments()).copied().collect(),
+            segments,
+            left_out,
+            damaged,
             _held: self.held,
         })
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::super::options::SEGMENT_EVENTS_MAX;
+use super::carried::Part;
 use super::disk::{damage, long, read_at, word};
 use super::filter::{Filter, Probe};
 use super::first::V1;
@@ -92,7 +93,19 @@ impl Head {
         Head::read_whatever_version(file, &fixed)
     }
 
-    /// The same, where only its checksum tells whether it is one.
+    /// Whether a file that passed by is a whole head with so many pages, and nothing else.
+    pub fn is_all_of(file: &Part, magic: [u8; 8], pages: usize) -> bool {
+        let begin = &file.begin;
+        if begin.len() < FIXED_LEN || begin[..8] != magic || word(begin, 8) != VERSION {
+            return false;
+        }
+        let field = |index: usize| long(begin, 16 + index * 8);
+        (field(0), field(1)) == (file.len, file.len)
+            && word(begin, 12) == file.crc_of_head
+            && (field(5) >> 32) as usize == pages
+    }
+
+    /// Reads it where only its checksum tells whether it is one.
     fn read_whatever_version(file: &File, fixed: &[u8; FIXED_LEN]) -> io::Result<(Head, u64)> {
         let field = |index: usize| long(fixed, 16 + index * 8);
         let (head_len, len) = (field(0), field(1));

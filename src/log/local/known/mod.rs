@@ -12,6 +12,7 @@
 //! What can't be read now is an error. What is proven to be damaged is set aside; what can be read of it is kept, and where there is no
 //! room for that the damaged set waits for it under a name of its own.
 
+mod carried;
 mod copies;
 mod disk;
 mod file;
@@ -31,6 +32,7 @@ mod table;
 mod tests;
 mod unit;
 
+pub use carried::CarriedKeys;
 pub use copies::KeyFiles;
 pub(super) use file::{KeyFile, write_file};
 #[cfg(test)]
@@ -39,6 +41,6 @@ pub(super) use identity::Identity;
 pub(super) use keys::{KnownKeys, Recalled};
 pub(super) use look::{Answer, every, find, revisions};
 pub(super) use merge::{Merged, abandon, publish};
-pub(super) use opening::{Unsaved, check_file, covered, is_month, save};
+pub(super) use opening::{Unsaved, covered, is_month, remove_damaged, save};
 pub(super) use table::Table;
 pub(super) use unit::Unit;

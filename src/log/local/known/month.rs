@@ -6,6 +6,7 @@
 //! checksums. It never changes. The database is opened when one of its keys is asked for, after its files were compared, and
 //! closed when idle. Every page has a checksum of its own.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,14 @@ use super::super::fault::SegmentError;
 use super::super::scratch::{self, Scratch};
 use super::super::sealed::database::{self, Database, FileSum, Tree};
 use super::super::space::Left;
+use super::carried::{Part, part};
 use super::disk::{damage, is_damage};
 use super::file::Head;
 use super::filter::Probe;
 use super::page::{self, pages_of};
 use super::set::Known;
 use crate::event::Seq;
-use crate::framefile::{self, Format, FrameFile};
+use crate::framefile::{self, Format, FrameError, FrameFile, StreamReader};
 use crate::sync::lock;
 
 pub(super) use database::DB_NAME as DATABASE;
@@ -89,6 +91,23 @@ impl Manifest {
                 Err(error)
             }
         })
+    }
+
+    /// Whether this is the name of one, below a month's directory.
+    pub fn is_one(name: &Path) -> bool {
+        MANIFESTS.iter().any(|manifest| name == Path::new(manifest))
+    }
+
+    /// What the bytes of one say.
+    fn read(bytes: &[u8]) -> io::Result<Manifest> {
+        let told = |error: FrameError| match error {
+            error @ FrameError::Newer { .. } => io::Error::other(error.to_string()),
+            error => damage(&error.to_string()),
+        };
+        let mut frames = StreamReader::new(bytes, Path::new(MANIFESTS[1]), MANIFEST).map_err(told)?;
+        let frame = frames.next_frame().map_err(told)?;
+        let read = frame.and_then(|(_, payload)| serde_json::from_slice(payload).ok());
+        read.ok_or_else(|| damage("its manifest can't be read"))
     }
 
     /// What is known without the index.
@@ -175,7 +194,13 @@ impl Month {
         })
     }
 
-    /// The same without its index, for what can be saved of it.
+    /// Compares all its files with what they were, and opens none of them.
+    pub fn check(&self) -> io::Result<()> {
+        Month::open(&self.dir, true)?;
+        check_files(&self.dir.join(DATABASE), &self.manifest.files)
+    }
+
+    /// Opens it without its index, for what can be saved of it.
     pub fn without_index(dir: &Path) -> io::Result<Month> {
         let manifest = Manifest::load(dir)?;
         Ok(Month {
@@ -382,6 +407,29 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
         })?;
         if file.metadata()?.len() != expected.len || database::sum(file, &mut || true)? != expected.crc {
             return Err(bad("it is not what it was"));
+        }
+    }
+    Ok(())
+}
+
+/// Compares the files of one, as they passed by, with what they were: what [`Month::check`] does on disk.
+pub(super) fn judge(parts: &BTreeMap<PathBuf, Part>) -> io::Result<()> {
+    let manifest = |name: &str| Manifest::read(&part(parts, Path::new(name))?.begin);
+    let manifest = manifest(MANIFESTS[1]).or_else(|error| {
+        if is_damage(&error) {
+            manifest(MANIFESTS[0])
+        } else {
+            Err(error)
+        }
+    })?;
+    let index = part(parts, Path::new(INDEX))?;
+    if !Head::is_all_of(index, INDEX_MAGIC, manifest.pages) {
+        return Err(damage("its index is not what it was"));
+    }
+    for expected in &manifest.files {
+        let found = part(parts, &Path::new(DATABASE).join(&expected.name))?;
+        if (found.len, found.crc) != (expected.len, expected.crc) {
+            return Err(damage(&format!("{}: it is not what it was", expected.name)));
         }
     }
     Ok(())

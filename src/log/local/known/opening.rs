@@ -14,6 +14,7 @@ use super::set::Known;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
 use crate::files;
+use crate::framefile;
 use crate::sorted;
 
 /// What is in the directory.
@@ -161,9 +162,38 @@ pub(in crate::log::local) fn save(
 }
 
 /// Checks a file of known keys from outside, all of it.
-pub(in crate::log::local) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
+pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
     let file = KeyFile::open(path, segment)?;
     (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
+}
+
+/// Removes the sets in a directory that is being made of another one's which are damaged; gives a sentence for each. What is theirs and of
+/// events that are there is made anew of these.
+pub(in crate::log::local) fn remove_damaged(dir: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    let mut remove = |path: &Path, why: &str| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        removed.push(format!("known keys {name}: {why}"));
+        disk::remove(path)
+    };
+    let mut damaged = Vec::new();
+    let found = find(dir, false, &mut |path, error| {
+        damaged.push((path.to_owned(), error.to_string()));
+    })?;
+    for (path, why) in damaged {
+        remove(&path, &why)?;
+    }
+    for unit in found.units {
+        match unit.check() {
+            Err(error) if is_damage(&error) => remove(unit.path(), &error.to_string())?,
+            Err(error) => return Err(at(unit.path(), &error)),
+            Ok(()) => {}
+        }
+    }
+    if !removed.is_empty() {
+        framefile::sync_dir(dir)?;
+    }
+    Ok(removed)
 }
 
 /// Whether this is the name of a month's directory: `2024-02-…`.

@@ -12,6 +12,7 @@ use super::disk::{is_damage, remove, remove_named, set_aside};
 use super::file::KeyFile;
 use super::filter::Probe;
 use super::month::Month;
+use super::opening::check_file;
 use super::set::Known;
 use crate::event::Seq;
 
@@ -55,6 +56,14 @@ impl Unit {
     pub(super) fn judge(&self, error: &io::Error) {
         if is_damage(error) && !self.damaged.swap(true, Ordering::Relaxed) {
             tracing::error!(path = %self.path().display(), %error, "known keys are damaged; what can be read of them is saved");
+        }
+    }
+
+    /// Compares all of it with its checksums, as it is on disk now.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match &self.content {
+            Content::File(file) => check_file(&file.path, file.segment),
+            Content::Month(month) => month.check(),
         }
     }
 

@@ -240,7 +240,6 @@ async fn the_keeper_merges_keys_and_a_backup_takes_them_along() {
         let to = elsewhere.path().join(path);
         crate::framefile::make_dir(to.parent().unwrap()).unwrap();
         std::fs::copy(dir.path().join(path), &to).unwrap();
-        Restorer::check_key_file(&to).unwrap();
     }
     let head = *log.head().borrow();
     log.take(head, &mut |piece| match piece {
@@ -265,8 +264,64 @@ async fn the_keeper_merges_keys_and_a_backup_takes_them_along() {
     }
 }
 
+/// Opening a month reads its index alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn months_that_came_along_damaged_are_refused() {
+async fn what_is_damaged_of_a_month_is_not_taken_along_and_is_named() {
+    for name in ["sled/conf", "sled/db"] {
+        let dir = tempfile::tempdir().unwrap();
+        merged_log(dir.path()).await.close();
+        let files = walk(&dir.path().join("keys"));
+        flip(files.iter().find(|path| path.ends_with(name)).unwrap(), 40);
+        let log = LocalLog::open(Options {
+            read_only: true,
+            ..options(dir.path())
+        })
+        .unwrap();
+        assert_eq!(log.damaged_keys(), [""; 0]);
+        let files = log.key_files().unwrap();
+        assert!(
+            files.damaged().len() == 1 && files.damaged()[0].contains("it is not what it was"),
+            "{:?}",
+            files.damaged()
+        );
+        assert_eq!(files.paths(), [PathBuf::new(); 0]);
+        assert!(!files.cover(Seq(1)) && files.leave_out(Seq(1)));
+    }
+}
+
+/// What passes by is judged as what is on disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_in_a_month_that_passes_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = merged_log(dir.path()).await;
+    let files = log.key_files().unwrap();
+    let found = |damaged: &str| {
+        let mut carried = CarriedKeys::default();
+        for path in files.paths() {
+            let mut bytes = std::fs::read(dir.path().join(path)).unwrap();
+            if path.ends_with(damaged) {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }
+            carried.file(Restorer::below_keys(path));
+            bytes.chunks(7).for_each(|bytes| carried.data(bytes));
+        }
+        carried.damaged().unwrap()
+    };
+    // Of two manifests one is enough.
+    for name in ["none", "manifest", "manifest.second"] {
+        assert_eq!(found(name), [""; 0], "{name}");
+    }
+    for name in ["sled/conf", "sled/db", "index"] {
+        let found = found(name);
+        assert!(found.len() == 1 && found[0].contains("not what it was"), "{found:?}");
+    }
+    drop(files);
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn months_that_came_along_damaged_are_left_out_and_what_is_kept_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let log = merged_log(dir.path()).await;
     let files = log.key_files().unwrap();
@@ -282,8 +337,21 @@ async fn months_that_came_along_damaged_are_refused() {
     let middle = content.len() / 3;
     content[middle] ^= 1;
     std::fs::write(elsewhere.path().join(database), content).unwrap();
-    assert!(restorer.finish(Seq(40), Vec::new()).is_err());
-    drop(files);
+    log.take(Seq(40), &mut |piece| match piece {
+        Piece::Segment { first, sealed } => restorer.segment(first, sealed),
+        Piece::Block(block) => restorer.block(block),
+    })
+    .unwrap();
+    restorer.finish(Seq(40), Vec::new()).unwrap();
+    let left_out = restorer.left_out();
+    assert!(
+        left_out.len() == 1 && left_out[0].contains("it is not what it was"),
+        "{left_out:?}"
+    );
+    drop((restorer, files));
+    log.close();
+    let log = LocalLog::open(options(elsewhere.path())).unwrap();
+    all_known(&log, 40).await;
     log.close();
 }
 

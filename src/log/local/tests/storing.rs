@@ -174,6 +174,27 @@ async fn without_room_events_are_refused_until_there_is_room() {
     log.close();
 }
 
+/// Somebody asks before the first delivery is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_without_room_says_so_before_anything_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LocalLog::open(Options {
+        reserve: Some(u64::MAX),
+        ..options(dir.path())
+    })
+    .unwrap();
+    wait_until("the disk is found full", || {
+        matches!(log.ready(), Err(AppendError::Full(_)))
+    });
+    log.close();
+    let log = open(dir.path());
+    log.set_room(0);
+    wait_until("there is no room", || matches!(log.ready(), Err(AppendError::Full(_))));
+    log.set_room(1 << 30);
+    wait_until("there is room again", || log.ready().is_ok());
+    log.close();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn seqs_that_sinks_have_seen_are_never_given_out_again() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,91 @@
+//! Known keys that pass by in a stream: whether a month's are what they were, without a place to put them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::disk::{damage, is_damage};
+use super::month::{self, Manifest};
+use super::opening::is_month;
+
+/// What the head of an index is judged by.
+const BEGIN_LEN: usize = 64;
+
+/// No manifest is longer: what names itself so need not be one.
+const MANIFEST_LEN_MAX: usize = 16 << 20;
+
+/// Files of known keys, one after the other.
+#[derive(Debug, Default)]
+pub struct CarriedKeys {
+    months: BTreeMap<OsString, BTreeMap<PathBuf, Part>>,
+    /// The file that is passing by.
+    current: Option<(OsString, PathBuf)>,
+}
+
+/// What is kept of a file.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    /// How it begins; all of it where it is a manifest.
+    pub begin: Vec<u8>,
+    pub len: u64,
+    pub crc: u32,
+    /// The same without what comes before what a head's own checksum is of.
+    pub crc_of_head: u32,
+}
+
+impl Part {
+    fn add(&mut self, bytes: &[u8], is_kept: bool) {
+        let kept = if is_kept { MANIFEST_LEN_MAX } else { BEGIN_LEN };
+        let room = kept.saturating_sub(self.begin.len()).min(bytes.len());
+        self.begin.extend_from_slice(&bytes[..room]);
+        let before = 16_u64.saturating_sub(self.len).min(bytes.len() as u64) as usize;
+        self.crc_of_head = crc32c::crc32c_append(self.crc_of_head, &bytes[before..]);
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.len += bytes.len() as u64;
+    }
+}
+
+impl CarriedKeys {
+    /// A file begins; `path` is below the directory of known keys. `None`: it is none of them.
+    pub fn file(&mut self, path: Option<&Path>) {
+        self.current = path.and_then(|path| {
+            let mut names = path.iter();
+            let month = names.next().filter(|name| name.to_str().is_some_and(is_month))?;
+            Some((month.to_owned(), names.as_path().to_owned()))
+        });
+        if let Some((month, name)) = &self.current {
+            let parts = self.months.entry(month.clone()).or_default();
+            parts.insert(name.clone(), Part::default());
+        }
+    }
+
+    /// More of its content.
+    pub fn data(&mut self, bytes: &[u8]) {
+        let Some((month, name)) = &self.current else { return };
+        let part = self.months.get_mut(month).and_then(|parts| parts.get_mut(name));
+        if let Some(part) = part {
+            part.add(bytes, Manifest::is_one(name));
+        }
+    }
+
+    /// All have passed: a sentence for each month that is not what it was; an error where a newer closehook has made one.
+    pub fn damaged(&self) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for (month, parts) in &self.months {
+            match month::judge(parts) {
+                Err(error) if is_damage(&error) => {
+                    found.push(format!("known keys {}: {error}", month.to_string_lossy()));
+                }
+                judged => judged?,
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The part of this name.
+pub(super) fn part<'a>(parts: &'a BTreeMap<PathBuf, Part>, name: &Path) -> io::Result<&'a Part> {
+    let missing = || damage(&format!("{}: it is missing", name.display()));
+    parts.get(name).ok_or_else(missing)
+}
