@@ -130,6 +130,8 @@ pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, s
         || letters.was_diverted(seq)
         || seq <= letters.diverted_forgotten_upto()
         || seq <= letters.forgotten_upto()
+        // It may have had a letter that damage took.
+        || letters.trouble().is_some()
         || !record.fates.follows(seq, rules)
 }
 

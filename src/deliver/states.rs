@@ -80,6 +80,7 @@ impl Engine {
             Finished::Dead => self.dead_state(sink, event.seq).await,
             Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
+                EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink),
                 state => state,
             },
         };
@@ -96,6 +97,16 @@ impl Engine {
             };
         }
         state
+    }
+
+    /// No letter of the event can be read. Where damage may have taken letters, or they can't be read, that does not say that it was delivered.
+    fn delivered_unless_a_letter_is_lost(&self, sink: &str) -> EventState {
+        match self.letters_of(sink).trouble() {
+            None => EventState::Delivered,
+            Some(trouble) => EventState::unknown(&format!(
+                "delivered, or a dead letter that can't be read any more: {trouble}"
+            )),
+        }
     }
 
     /// The sink is finished with the event, and these rules said whether it was to have it.

@@ -71,6 +71,34 @@ async fn an_event_whose_letter_was_dropped_is_lost_and_not_delivered() {
     }
 }
 
+/// Which letters damage took nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_may_be_lost_to_damage_is_not_said_to_be_delivered() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    std::fs::write(bench.dir.path().join("dead/a"), vec![b'x'; 5000]).unwrap();
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let engine = bench.engine(Mode::Follow).await;
+    let said = state(&bench, &engine, 3).await;
+    assert!(
+        matches!(&said, EventState::Unknown { reason } if reason.contains("dead letter")),
+        "{said:?}"
+    );
+    // What is delivered now surely is.
+    let id = replay(&engine, 3, 3).await;
+    assert_eq!(replay_done(&engine, &id).await.delivered, 1);
+    let delivered = async |engine: &Engine| state(&bench, engine, 3).await == EventState::Delivered;
+    until("that is said", async || delivered(&engine).await).await;
+    engine.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();
