@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::ReplaySpec;
 use super::fates::Fates;
 use super::feed::Saved;
+use super::letters::Extent;
 use super::seqs::Seqs;
 use super::trail::{Last, Trail};
 use crate::event::Seq;
@@ -93,6 +94,12 @@ pub(super) struct Record {
     /// The newest event below where the main feed goes on, of a sink whose receiver keeps the mark; `None` where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
+    /// How much of the file of its dead letters is durable; `None` where there is none, or that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Extent>,
+    /// Of what the sink is finished with up to here letters were lost to damage, and nobody knows which.
+    #[serde(default, skip_serializing_if = "is_zero_seq")]
+    pub letters_lost_upto: Seq,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -101,6 +108,11 @@ pub(super) struct Record {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
 fn is_zero(fence: &u64) -> bool {
     *fence == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero_seq(seq: &Seq) -> bool {
+    *seq == Seq::ZERO
 }
 
 /// A receiver that keeps the mark had none, and should have had one.
@@ -200,6 +212,12 @@ impl Record {
     /// Everything up to here is finished; `None` while the start is not settled.
     pub fn cursor(&self) -> Option<Seq> {
         Some(unfinished(self.main.as_ref()?).prev())
+    }
+
+    /// Letters were lost to damage: of any event before where the main feed goes on. What comes behind is delivered if it has no letter.
+    pub fn lose_letters(&mut self) {
+        let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
+        self.letters_lost_upto = self.letters_lost_upto.max(upto);
     }
 
     /// Whether the sink is finished with an event.

@@ -78,9 +78,9 @@ impl Engine {
             Finished::Is(state) => state,
             Finished::Given => EventState::Waiting,
             Finished::Dead => self.dead_state(sink, event.seq).await,
-            Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
+            Finished::JudgedBy { rules, secured, sure } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
-                EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink),
+                EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink, sure),
                 state => state,
             },
         };
@@ -99,10 +99,13 @@ impl Engine {
         state
     }
 
-    /// No letter of the event can be read. Where damage may have taken letters, or they can't be read, that does not say that it was delivered.
-    fn delivered_unless_a_letter_is_lost(&self, sink: &str) -> EventState {
-        match self.letters_of(sink).trouble() {
-            None => EventState::Delivered,
+    /// No letter of the event can be read. Where damage may have taken it, or letters can't be read, that does not say that it was delivered.
+    fn delivered_unless_a_letter_is_lost(&self, sink: &str, sure: bool) -> EventState {
+        // A worker has noted which events that may be.
+        let is_noted = self.inner.mode.drives() && self.inner.desk.is_none();
+        match self.letters_of(sink).trouble().filter(|_| !is_noted) {
+            None if sure => EventState::Delivered,
+            None => EventState::unknown("delivered, or a dead letter that was lost to damage"),
             Some(trouble) => EventState::unknown(&format!(
                 "delivered, or a dead letter that can't be read any more: {trouble}"
             )),

@@ -141,8 +141,9 @@ impl Worker<'_> {
             return Finished::Is(EventState::Waiting);
         }
         match finished(&self.record, &self.kit.letters, seq) {
-            Finished::JudgedBy { rules, .. } => Finished::JudgedBy {
+            Finished::JudgedBy { rules, sure, .. } => Finished::JudgedBy {
                 rules,
+                sure,
                 secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
             },
             known @ (Finished::Is(_) | Finished::Given | Finished::Dead) => known,
