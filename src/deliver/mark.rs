@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::ReplaySpec;
 use super::fates::Fates;
 use super::feed::Saved;
-use super::letters::Extent;
+use super::letters::{Extent, Letters};
 use super::seqs::Seqs;
 use super::trail::{Last, Trail};
 use crate::event::Seq;
@@ -214,8 +214,17 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
-    /// Letters were lost to damage: of any event before where the main feed goes on. What comes behind is delivered if it has no letter.
-    pub fn lose_letters(&mut self) {
+    /// Compares the letters, which were read, with what was noted of them. Where damage has taken some it may be that of any event before
+    /// where the main feed goes on; what comes behind is delivered if it has no letter.
+    pub fn compare_letters(&mut self, letters: &Letters) {
+        if let Some(noted) = self.letters
+            && !letters.is_shared()
+        {
+            letters.compare(noted);
+        }
+        if !letters.is_damaged() {
+            return;
+        }
         let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
         self.letters_lost_upto = self.letters_lost_upto.max(upto);
     }

@@ -101,8 +101,8 @@ impl Engine {
 
     /// No letter of the event can be read. Where damage may have taken it, or letters can't be read, that does not say that it was delivered.
     fn delivered_unless_a_letter_is_lost(&self, sink: &str, sure: bool) -> EventState {
-        // A worker has noted which events that may be.
-        let is_noted = self.inner.mode.drives() && self.inner.desk.is_none();
+        // Of a file that is on this machine the record says which events that may be.
+        let is_noted = self.inner.desk.is_none();
         match self.letters_of(sink).trouble().filter(|_| !is_noted) {
             None if sure => EventState::Delivered,
             None => EventState::unknown("delivered, or a dead letter that was lost to damage"),
@@ -161,14 +161,17 @@ impl Engine {
             return state;
         }
         let unknown = |why: String| Finished::Is(EventState::unknown(&why));
-        let record = match self.record(&record_key(sink)).await {
+        let mut record = match self.record(&record_key(sink)).await {
             Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
             Err(error) => return unknown(format!("the sink's position can't be read now: {error}")),
         };
         let (letters, read) = (self.letters_of(sink), self.letters_of(sink));
         let read = aside(move || read.read()).await;
         match read.and_then(|read| read.map_err(|error| error.to_string())) {
-            Ok(()) => worker::saved_state(&record, &letters, seq),
+            Ok(()) => {
+                record.compare_letters(&letters);
+                worker::saved_state(&record, &letters, seq)
+            }
             Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),
         }
     }

@@ -254,14 +254,7 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
         Some(entry) => (entry.json()?, Some(entry.revision)),
         None => (known.clone(), None),
     };
-    if let Some(noted) = record.letters
-        && !kit.letters.is_shared()
-    {
-        kit.letters.compare(noted);
-    }
-    if kit.letters.is_damaged() {
-        record.lose_letters();
-    }
+    record.compare_letters(&kit.letters);
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;
     if kit.follow && record.main.is_none() {
