@@ -81,6 +81,9 @@ pub(super) struct Record {
     /// The receiver had no mark although it had committed; until somebody has seen to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmarked: Option<Unmarked>,
+    /// When its position was found to be lost to damage, and it began anew; until somebody has seen that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_anew: Option<Timestamp>,
     /// Of the lease under which this was saved, where several nodes share the log: it rises with each change of hands.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fence: u64,

@@ -253,6 +253,16 @@ async fn a_state_that_is_gone_is_damage_and_no_first_start() {
         assert_eq!(receiver.sorted(), (1..=8).collect::<Vec<_>>());
         assert!(!engine.inner.store.is_damaged());
         engine.shutdown().await;
+        // That is said until somebody has seen it.
+        let engine = bench.engine(Mode::Follow).await;
+        let is_said = |status: SinkStatus| {
+            let said = status.last_error.unwrap_or_default();
+            status.needs_person && said.contains("lost to damage")
+        };
+        until("it is said", async || is_said(status(&engine))).await;
+        engine.pause("a", false).await.unwrap();
+        until("it is said no more", async || status(&engine).last_error.is_none()).await;
+        engine.shutdown().await;
     }
 }
 

@@ -260,6 +260,7 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
     if kit.follow && record.main.is_none() {
         record.begin = kit.initial.begin;
         record.main.clone_from(&kit.initial.main);
+        record.begun_anew = kit.initial.begun_anew;
         if record.main.is_none()
             && let Start::At(time) = kit.config.start
         {
