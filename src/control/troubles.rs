@@ -462,6 +462,15 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             "it goes on by itself; `closehook sinks list` shows how far it is",
         );
     }
+    if let Some(trouble) = &sink.dead_trouble {
+        found.say(
+            format!("sink {name}: dead letters: {trouble}"),
+            format!(
+                "`closehook events show` says of which events it is not known any more whether they were delivered; \
+                 `closehook replay --sink {name} --since TIME` sends them again"
+            ),
+        );
+    }
     if sink.dead > 0 {
         found.say(
             format!("sink {name} has {}", several(sink.dead, "dead letter", "dead letters")),

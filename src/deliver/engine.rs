@@ -2,7 +2,7 @@
 //! in `states`, and letters and replays have files of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -34,7 +34,7 @@ use crate::render::NameBook;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::state::journal::Journal;
-use crate::state::{self, Expected, LocalStore, Revision, Store};
+use crate::state::{self, Expected, Revision, Store};
 use crate::sync::lock;
 use crate::task;
 
@@ -68,23 +68,8 @@ const COMING_WITHIN: Duration = Duration::from_secs(5);
 /// How long it is waited before a sink is asked for again that is on its way from one node to another.
 const MOVING: Duration = Duration::from_millis(200);
 
-/// Where the state is, below the data directory.
-const STATE: &str = "state";
-
 /// A position is kept this long after its sink left the configuration; a replay after it was made, and until it is over.
 pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
-
-/// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
-pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {
-    let dir = dir.join(STATE);
-    let opened = task::begin_blocking(move || LocalStore::open(&dir, mode == Mode::Look));
-    Ok(Arc::new(opened.await.map_err(failed)?.map_err(failed)?))
-}
-
-/// Writes a [`Picture`]'s state into a data directory that has none. Blocking.
-pub fn restore_state(dir: &Path, state: Vec<(String, Vec<u8>)>) -> Result<(), EngineError> {
-    state::local::write(&dir.join(STATE), state).map_err(failed)
-}
 
 /// Looks whether a configured sink could be opened and delivered to, whether or not a worker drives it. Delivers and writes nothing.
 pub async fn probe(sink: &SinkConfig) -> Result<String, EngineError> {

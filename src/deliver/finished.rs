@@ -18,6 +18,8 @@ pub(super) enum Finished {
         rules: String,
         /// That the sink is finished with it is durable. Before that a sink that secures what it has at checkpoints may get it again.
         secured: bool,
+        /// It had no letter that damage may have taken.
+        sure: bool,
     },
 }
 
@@ -63,6 +65,7 @@ fn noted(record: &Record, letters: &Letters, seq: Seq) -> Finished {
                 return Finished::JudgedBy {
                     rules: rules.to_owned(),
                     secured: true,
+                    sure: seq > record.letters_lost_upto,
                 };
             }
             None => EventState::unknown(
@@ -130,6 +133,8 @@ pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, s
         || letters.was_diverted(seq)
         || seq <= letters.diverted_forgotten_upto()
         || seq <= letters.forgotten_upto()
+        // It may have had a letter that damage took.
+        || seq <= record.letters_lost_upto
         || !record.fates.follows(seq, rules)
 }
 

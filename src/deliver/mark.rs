@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::ReplaySpec;
 use super::fates::Fates;
 use super::feed::Saved;
+use super::letters::{Extent, Letters};
 use super::seqs::Seqs;
 use super::trail::{Last, Trail};
 use crate::event::Seq;
@@ -80,6 +81,9 @@ pub(super) struct Record {
     /// The receiver had no mark although it had committed; until somebody has seen to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmarked: Option<Unmarked>,
+    /// When its position was found to be lost to damage, and it began anew; until somebody has seen that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_anew: Option<Timestamp>,
     /// Of the lease under which this was saved, where several nodes share the log: it rises with each change of hands.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fence: u64,
@@ -93,6 +97,12 @@ pub(super) struct Record {
     /// The newest event below where the main feed goes on, of a sink whose receiver keeps the mark; `None` where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
+    /// How much of the file of its dead letters is durable; `None` where there is none, or that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Extent>,
+    /// Of what the sink is finished with up to here letters were lost to damage, and nobody knows which.
+    #[serde(default, skip_serializing_if = "is_zero_seq")]
+    pub letters_lost_upto: Seq,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -101,6 +111,11 @@ pub(super) struct Record {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
 fn is_zero(fence: &u64) -> bool {
     *fence == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero_seq(seq: &Seq) -> bool {
+    *seq == Seq::ZERO
 }
 
 /// A receiver that keeps the mark had none, and should have had one.
@@ -200,6 +215,21 @@ impl Record {
     /// Everything up to here is finished; `None` while the start is not settled.
     pub fn cursor(&self) -> Option<Seq> {
         Some(unfinished(self.main.as_ref()?).prev())
+    }
+
+    /// Compares the letters, which were read, with what was noted of them. Where damage has taken some it may be that of any event before
+    /// where the main feed goes on; what comes behind is delivered if it has no letter.
+    pub fn compare_letters(&mut self, letters: &Letters) {
+        if let Some(noted) = self.letters
+            && !letters.is_shared()
+        {
+            letters.compare(noted);
+        }
+        if !letters.is_damaged() {
+            return;
+        }
+        let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
+        self.letters_lost_upto = self.letters_lost_upto.max(upto);
     }
 
     /// Whether the sink is finished with an event.

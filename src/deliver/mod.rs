@@ -40,6 +40,7 @@ mod sharing;
 mod starts;
 mod states;
 mod stopping;
+mod stored;
 mod trail;
 mod types;
 mod worker;
@@ -49,10 +50,11 @@ mod tests;
 
 pub use carry::{Carried, carry_dead_letters, fetch_dead_letters, holds_dead_letters};
 pub use driving::Referral;
-pub use engine::{Engine, Options, open_store, probe, restore_state};
+pub use engine::{Engine, Options, probe};
 pub use letters::is_dead_letters;
 pub use rendering::Rendering;
 pub use starts::note_begun;
+pub use stored::{open_store, restore_state};
 pub use types::{
     DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,

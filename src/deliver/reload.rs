@@ -76,6 +76,7 @@ impl Engine {
             match self.settle(config, found.is_damaged).await {
                 Ok(start) => {
                     found.record.begin_at(start);
+                    found.record.begun_anew = found.is_damaged.then(Timestamp::now);
                     changed = true;
                 }
                 // The worker asks again until it is known; until then nothing is dropped from the log.

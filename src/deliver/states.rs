@@ -78,8 +78,9 @@ impl Engine {
             Finished::Is(state) => state,
             Finished::Given => EventState::Waiting,
             Finished::Dead => self.dead_state(sink, event.seq).await,
-            Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
+            Finished::JudgedBy { rules, secured, sure } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
+                EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink, sure),
                 state => state,
             },
         };
@@ -96,6 +97,19 @@ impl Engine {
             };
         }
         state
+    }
+
+    /// No letter of the event can be read. Where damage may have taken it, or letters can't be read, that does not say that it was delivered.
+    fn delivered_unless_a_letter_is_lost(&self, sink: &str, sure: bool) -> EventState {
+        // Of a file that is on this machine the record says which events that may be.
+        let is_noted = self.inner.desk.is_none();
+        match self.letters_of(sink).trouble().filter(|_| !is_noted) {
+            None if sure => EventState::Delivered,
+            None => EventState::unknown("delivered, or a dead letter that was lost to damage"),
+            Some(trouble) => EventState::unknown(&format!(
+                "delivered, or a dead letter that can't be read any more: {trouble}"
+            )),
+        }
     }
 
     /// The sink is finished with the event, and these rules said whether it was to have it.
@@ -147,14 +161,17 @@ impl Engine {
             return state;
         }
         let unknown = |why: String| Finished::Is(EventState::unknown(&why));
-        let record = match self.record(&record_key(sink)).await {
+        let mut record = match self.record(&record_key(sink)).await {
             Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
             Err(error) => return unknown(format!("the sink's position can't be read now: {error}")),
         };
         let (letters, read) = (self.letters_of(sink), self.letters_of(sink));
         let read = aside(move || read.read()).await;
         match read.and_then(|read| read.map_err(|error| error.to_string())) {
-            Ok(()) => worker::saved_state(&record, &letters, seq),
+            Ok(()) => {
+                record.compare_letters(&letters);
+                worker::saved_state(&record, &letters, seq)
+            }
             Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),
         }
     }

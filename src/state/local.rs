@@ -85,6 +85,8 @@ pub struct LocalStore {
     entries: Arc<Mutex<Entries>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// There was a whole file when it was opened, or is one since.
+    is_begun: bool,
     /// How long whoever waits for a change, or for the end, does so.
     patience: Duration,
     /// Makes the next group of changes panic when it is in the file and not yet seen.
@@ -95,6 +97,11 @@ pub struct LocalStore {
 impl LocalStore {
     /// Opens (or makes) `dir`; `read_only` writes nothing.
     pub fn open(dir: &Path, read_only: bool) -> Result<LocalStore, FrameError> {
+        LocalStore::open_again(dir, read_only, false)
+    }
+
+    /// The same. `was_begun`: there was a whole file once ([`LocalStore::is_begun`]), so that none is damage and no first start.
+    pub fn open_again(dir: &Path, read_only: bool, was_begun: bool) -> Result<LocalStore, FrameError> {
         let fail = |source| FrameError::Io {
             path: dir.to_owned(),
             source,
@@ -105,7 +112,14 @@ impl LocalStore {
             complete,
             damaged,
         } = read_generations(dir, &generations)?;
-        if damaged {
+        let is_gone = was_begun && complete.is_none();
+        if is_gone {
+            tracing::error!(
+                dir = %dir.display(),
+                "the state is gone: where sinks were is not known any more, nor which were paused, so deliveries repeat"
+            );
+        }
+        if damaged || is_gone {
             values.insert(DAMAGED.to_owned(), b"true".to_vec());
         }
         let revision = |(index, (key, value)): (usize, (&String, &Vec<u8>))| {
@@ -124,6 +138,7 @@ impl LocalStore {
             entries: Arc::new(Mutex::new(entries)),
             changes: None,
             thread: Arc::default(),
+            is_begun: complete.is_some(),
             patience: SAVED_WITHIN,
             #[cfg(test)]
             trap: Arc::default(),
@@ -135,6 +150,7 @@ impl LocalStore {
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         let file = begin_generation(dir, next, complete, &values)?;
+        store.is_begun |= file.is_some();
         let (changes, waiting) = sync_channel(QUEUE_MAX);
         let mut saver = Saver {
             dir: dir.to_owned(),
@@ -151,6 +167,11 @@ impl LocalStore {
         let thread = task::begin_thread(TASK, move || saver.run(&waiting)).map_err(fail)?;
         (store.changes, store.thread) = (Some(changes), Arc::new(Mutex::new(Some(thread))));
         Ok(store)
+    }
+
+    /// Whether a whole file was there when it was opened, or made then.
+    pub fn is_begun(&self) -> bool {
+        self.is_begun
     }
 
     async fn change(&self, key: &str, value: Option<Vec<u8>>, expected: Expected) -> Result<Revision, StoreError> {

@@ -312,6 +312,15 @@ fn each_trouble_is_said_with_what_to_do() {
             "sink crm waits: it waits for the receiver's answer",
             "sinks list",
         ),
+        (
+            Box::new(|s| {
+                let mut sink = sink();
+                sink["dead_trouble"] = json!("9 bytes of /data/dead/crm are damaged, in 1 place(s)");
+                s["sinks"] = json!([sink]);
+            }),
+            "sink crm: dead letters: 9 bytes of /data/dead/crm are damaged",
+            "closehook replay --sink crm",
+        ),
     ];
     for (change, what, remedy) in cases {
         let said = said(change);

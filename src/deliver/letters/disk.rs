@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::extent::Extent;
 use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
 use super::reader::Frame;
@@ -313,7 +314,7 @@ impl Disk {
             std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
             Ok(built)
         });
-        let (file, fresh) = match named {
+        let (file, mut fresh) = match named {
             Ok(named) => named,
             Err(error) => {
                 // What is in it may be meant to be gone; the next one of its name replaces it anyway.
@@ -325,6 +326,7 @@ impl Disk {
         self.is_old = false;
         self.is_unsure = false;
         self.is_name_new = true;
+        fresh.extent = self.extent();
         *lock(index) = Some(fresh);
         self.sync_name()
     }
@@ -356,6 +358,12 @@ impl Disk {
         Ok(())
     }
 
+    /// All of the file, where it is durable.
+    fn extent(&self) -> Option<Extent> {
+        let file = self.file.as_ref()?;
+        Extent::of(&self.path, file.len())
+    }
+
     fn io(&self, source: io::Error) -> FrameError {
         FrameError::Io {
             path: self.path.clone(),
@@ -382,7 +390,8 @@ impl Disk {
 impl Keeper for Disk {
     fn read(&mut self, known: &Known) -> Result<(), FrameError> {
         if lock(known).is_none() {
-            let read = self.load()?;
+            let mut read = self.load()?;
+            read.extent = self.extent();
             *lock(known) = Some(read);
             self.renew(known);
         }
@@ -428,7 +437,9 @@ impl Keeper for Disk {
             self.is_unsure |= !self.take_back(&offsets);
             return Err(error);
         }
+        let extent = self.extent().filter(|_| !way.is_lazy);
         if let Some(index) = &mut *lock(known) {
+            index.extent = extent.or(index.extent);
             for ((tag, payload), offset) in frames.iter().zip(offsets) {
                 index.take(&framefile::Frame {
                     offset,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::extent::Extent;
 use super::reader::Reader;
 use super::record::{
     Giver, TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
@@ -56,6 +57,8 @@ pub(super) struct Index {
     pub fence: u64,
     /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
     pub damage: Option<String>,
+    /// How much of the file is durable; `None` where that is not known, and where nodes share the letters.
+    pub extent: Option<Extent>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.
     pub reader: Option<Arc<dyn Reader>>,
 }

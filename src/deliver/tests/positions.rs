@@ -225,6 +225,47 @@ fn ruin_state(bench: &Bench) {
     }
 }
 
+/// The files are gone or empty, as after a file system was mended: that says as little of a first start as nonsense in them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_gone_is_damage_and_no_first_start() {
+    let remove = |state: &std::path::Path| std::fs::remove_dir_all(state).unwrap();
+    let empty = |state: &std::path::Path| {
+        for entry in std::fs::read_dir(state).unwrap() {
+            std::fs::write(entry.unwrap().path(), b"").unwrap();
+        }
+    };
+    let ways: [&dyn Fn(&std::path::Path); 2] = [&remove, &empty];
+    for take in ways {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].start = crate::config::Start::Now;
+        let engine = bench.engine(Mode::Follow).await;
+        assert!(!engine.inner.store.is_damaged(), "it is new");
+        bench.store(1..=5).await;
+        caught_up(&engine, 5).await;
+        engine.shutdown().await;
+        take(&bench.dir.path().join("state"));
+        bench.store(6..=8).await;
+        bench.engine(Mode::Jobs).await.shutdown().await;
+        lock(&receiver.has).clear();
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 8).await;
+        assert_eq!(receiver.sorted(), (1..=8).collect::<Vec<_>>());
+        assert!(!engine.inner.store.is_damaged());
+        engine.shutdown().await;
+        // That is said until somebody has seen it.
+        let engine = bench.engine(Mode::Follow).await;
+        let is_said = |status: SinkStatus| {
+            let said = status.last_error.unwrap_or_default();
+            status.needs_person && said.contains("lost to damage")
+        };
+        until("it is said", async || is_said(status(&engine))).await;
+        engine.pause("a", false).await.unwrap();
+        until("it is said no more", async || status(&engine).last_error.is_none()).await;
+        engine.shutdown().await;
+    }
+}
+
 /// A command opens the state before the daemon does, and settles nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_damage_took_is_missed_however_often_the_state_is_opened() {

@@ -71,6 +71,71 @@ async fn an_event_whose_letter_was_dropped_is_lost_and_not_delivered() {
     }
 }
 
+/// Which letters damage took nobody knows.
+async fn doubts_deliveries_after(damage: impl FnOnce(&std::path::Path)) {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    damage(&bench.dir.path().join("dead/a"));
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let is_unknown = async |engine: &Engine, seq| {
+        let said = state(&bench, engine, seq).await;
+        assert!(
+            matches!(&said, EventState::Unknown { reason } if reason.contains("dead letter")),
+            "{seq}: {said:?}"
+        );
+    };
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    is_unknown(&engine, 5).await;
+    assert!(status(&engine).dead_trouble.is_some());
+    // What is delivered now surely is.
+    bench.store(6..=6).await;
+    durable(&engine, 6).await;
+    assert_eq!(state(&bench, &engine, 6).await, EventState::Delivered);
+    let id = replay(&engine, 4, 4).await;
+    assert_eq!(replay_done(&engine, &id).await.delivered, 1);
+    until("that is said", async || {
+        state(&bench, &engine, 4).await == EventState::Delivered
+    })
+    .await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    is_unknown(&engine, 5).await;
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_may_be_lost_to_damage_is_not_said_to_be_delivered() {
+    doubts_deliveries_after(|file| std::fs::write(file, vec![b'x'; 5000]).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_went_with_the_file_is_not_said_to_be_delivered() {
+    doubts_deliveries_after(|file| std::fs::remove_file(file).unwrap()).await;
+}
+
+/// Where the file system knows when a file was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_was_cut_off_is_not_said_to_be_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    if std::fs::metadata(dir.path()).unwrap().created().is_err() {
+        return;
+    }
+    doubts_deliveries_after(|file| {
+        let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();

@@ -463,6 +463,7 @@ impl<'a> Worker<'a> {
                 self.record.paused = paused;
                 if !paused {
                     self.record.unmarked = None;
+                    self.record.begun_anew = None;
                 }
                 self.tried_in_vain = false;
                 self.pausing.push(done);

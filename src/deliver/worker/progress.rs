@@ -311,6 +311,8 @@ impl Worker<'_> {
         let next = record.main.as_ref().map(|main| main.next);
         Record {
             last: next.and_then(|next| self.trail.below(next)),
+            // Letters are durable before what passes their events.
+            letters: self.kit.letters.extent(),
             ..record
         }
     }

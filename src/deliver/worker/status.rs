@@ -141,8 +141,9 @@ impl Worker<'_> {
             return Finished::Is(EventState::Waiting);
         }
         match finished(&self.record, &self.kit.letters, seq) {
-            Finished::JudgedBy { rules, .. } => Finished::JudgedBy {
+            Finished::JudgedBy { rules, sure, .. } => Finished::JudgedBy {
                 rules,
+                sure,
                 secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
             },
             known @ (Finished::Is(_) | Finished::Given | Finished::Dead) => known,
@@ -270,7 +271,7 @@ impl Worker<'_> {
         let last_error = self
             .last_error
             .clone()
-            .or_else(|| unmarked(&self.record, self.kit.name()));
+            .or_else(|| to_be_seen(&self.record, self.kit.name()));
         let (last_error, last_error_at) = last_error.unzip();
         // What it has not read yet is counted there, whoever gives it.
         let unread_from = if self.kit.follow { main.next() } else { Seq(u64::MAX) };
@@ -294,7 +295,7 @@ impl Worker<'_> {
             waits_by: self.waits_by(),
             last_error,
             last_error_at,
-            needs_person: self.record.unmarked.is_some(),
+            needs_person: to_be_seen(&self.record, self.kit.name()).is_some(),
             ..empty_status(&self.kit.config)
         };
         let view = View {
@@ -357,10 +358,15 @@ fn said(tries: &Tries, is_parked: bool) -> String {
     tries.reason.clone()
 }
 
-/// What somebody has to see to at the receiver, and since when.
-fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
-    let unmarked = record.unmarked.as_ref()?;
-    Some((unmarked.words(sink), unmarked.at))
+/// What somebody has to see, and since when.
+fn to_be_seen(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
+    if let Some(unmarked) = &record.unmarked {
+        return Some((unmarked.words(sink), unmarked.at));
+    }
+    let words = format!(
+        "its position was lost to damage of the state: it began anew at the oldest event kept, so deliveries repeat, and if it was paused it is no more; `closehook sinks resume {sink}` says that this was seen"
+    );
+    record.begun_anew.map(|at| (words, at))
 }
 
 /// A handle on what is saved of a sink, without a worker behind it. `oldest`: see [`oldest_of`].
@@ -396,7 +402,7 @@ pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letter
     let retrying = open.iter().filter(|item| item.tries.attempts > 0).count();
     let open = open.len();
     let next = record.main.as_ref().map_or(head.next(), |main| main.next);
-    let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
+    let (last_error, last_error_at) = to_be_seen(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
         lag_events: log.places(next, head) + open as u64 + letters.given_before(next) as u64,

@@ -254,11 +254,13 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
         Some(entry) => (entry.json()?, Some(entry.revision)),
         None => (known.clone(), None),
     };
+    record.compare_letters(&kit.letters);
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;
     if kit.follow && record.main.is_none() {
         record.begin = kit.initial.begin;
         record.main.clone_from(&kit.initial.main);
+        record.begun_anew = kit.initial.begun_anew;
         if record.main.is_none()
             && let Start::At(time) = kit.config.start
         {

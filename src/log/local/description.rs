@@ -29,6 +29,9 @@ pub(super) struct Description {
     /// alone. `None`: it never was, or by a closehook that did not note it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_upto: Option<Seq>,
+    /// There was a whole state beside the log once: that there is none is damage, and no first start. Older versions did not note it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub state_begun: bool,
     /// There was no room for it: it is in memory alone.
     #[serde(skip)]
     pub is_owed: bool,
@@ -131,7 +134,10 @@ impl Description {
     /// what they were given.
     fn anew(dir: &Path) -> io::Result<Description> {
         let epoch = hex::encode(&Sha256::digest(what_stands(dir)?)[..16]);
-        Ok(Description::of(epoch, None, None))
+        let mut made = Description::of(epoch, None, None);
+        // A log had a state beside it.
+        made.state_begun = true;
+        Ok(made)
     }
 
     fn of(epoch: String, id: Option<String>, shared_upto: Option<Seq>) -> Description {
@@ -141,6 +147,7 @@ impl Description {
             epoch,
             created_at: Timestamp::now(),
             shared_upto,
+            state_begun: false,
             is_owed: false,
         }
     }
@@ -184,6 +191,7 @@ impl Description {
             epoch: epoch.to_owned(),
             created_at: Timestamp::now(),
             shared_upto: Some(upto),
+            state_begun: false,
             is_owed: false,
         };
         description.store(&dir.join(NAME))
@@ -198,6 +206,32 @@ impl Description {
         framefile::replace_file(path, &json).map_err(fail)?;
         Ok(self)
     }
+}
+
+/// Whether there was a whole state beside the log once.
+pub fn is_state_begun(dir: &Path) -> io::Result<bool> {
+    match read(&dir.join(NAME)) {
+        Ok(description) => Ok(description.state_begun),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        // It is made anew, and notes it then.
+        Err(error) if framefile::is_damage(&error) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes that there is a whole state beside the log, durably. Only for the holder of the directory, and when the state is durable.
+pub fn note_state_begun(dir: &Path) -> io::Result<()> {
+    let path = dir.join(NAME);
+    let mut description = match read(&path) {
+        // It is owed: the one that is written later notes it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || framefile::is_damage(&error) => return Ok(()),
+        read => read?,
+    };
+    if description.state_begun {
+        return Ok(());
+    }
+    description.state_begun = true;
+    framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
 }
 
 fn read(path: &Path) -> io::Result<Description> {
@@ -261,6 +295,26 @@ mod tests {
         );
         Description::open(dir.path(), true).unwrap();
         Description::open(dir.path(), false).unwrap();
+    }
+
+    #[test]
+    fn that_a_state_was_begun_is_noted_and_stays_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_begun = || is_state_begun(dir.path()).unwrap();
+        assert!(!is_begun());
+        let made = Description::open(dir.path(), true).unwrap();
+        assert!(!is_begun());
+        note_state_begun(dir.path()).unwrap();
+        assert!(is_begun());
+        let again = Description::open(dir.path(), true).unwrap();
+        assert_eq!((again.id.clone(), again.epoch.clone()), (made.id, made.epoch));
+        again.note_shared(dir.path(), Some(Seq(3))).unwrap();
+        assert!(is_begun());
+        // Beside a log its loss is no first start.
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        std::fs::remove_file(dir.path().join(NAME)).unwrap();
+        Description::open(dir.path(), true).unwrap();
+        assert!(is_begun());
     }
 
     #[test]

@@ -55,6 +55,7 @@ mod transfer;
 mod varint;
 
 pub use crate::age::Clock;
+pub use description::{is_state_begun, note_state_begun};
 pub use files::raise_limit;
 pub use handle::LocalLog;
 pub use known::{CarriedKeys, KeyFiles};
