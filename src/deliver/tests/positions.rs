@@ -199,6 +199,11 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
     let log = Arc::new(Faulty::on(&bench.log));
     log.broken.store(true, Ordering::SeqCst);
     let engine = bench.engine_with(log.clone(), Some(state)).await;
+    assert_eq!(
+        log.held.load(Ordering::SeqCst),
+        8,
+        "no Seq that was seen is given out again"
+    );
     until("it says why it waits", async || {
         let why = engine.sinks().remove(1).waits_for;
         why.is_some_and(|why| why.contains("too many open files"))
@@ -209,10 +214,11 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
         "and nothing goes before it has begun"
     );
     log.broken.store(false, Ordering::SeqCst);
+    until("the log has gone on", async || *bench.log.head().borrow() == Seq(8)).await;
     bench.store(6..=7).await;
-    until("what is new comes", async || receiver.sorted() == [6, 7]).await;
+    until("what is new comes", async || receiver.sorted() == [9, 10]).await;
     until("the other has begun", async || {
-        engine.sinks().remove(1).cursor == Seq(7)
+        engine.sinks().remove(1).cursor == Seq(10)
     })
     .await;
     engine.shutdown().await;

@@ -113,3 +113,100 @@ async fn nothing_is_stored_until_the_log_has_gone_on_behind_what_was_seen() {
     wait_until("it is ready again", || log.ready().is_ok());
     log.close();
 }
+
+fn visitor(dir: &Path) -> LocalLog {
+    LocalLog::open(Options {
+        read_only: true,
+        ..options(dir)
+    })
+    .unwrap()
+}
+
+/// Each of these is damaged, is named where it is, and stays as it is; all events but these are there all the same.
+fn named_by_a_visitor(dir: &Path, damaged: &[PathBuf], lost: u64) {
+    let before: Vec<Vec<u8>> = damaged.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    let log = visitor(dir);
+    let faults = log.verify(&mut |_, _| ());
+    assert_eq!(faults.len(), damaged.len(), "{faults:?}");
+    for path in damaged {
+        let path = path.display().to_string();
+        assert!(faults.iter().any(|fault| fault.contains(&path)), "{path}: {faults:?}");
+    }
+    let (found, gone) = ids(&log);
+    assert_eq!((found.len() as u64, gone.len() as u64), (20 - lost, lost));
+    assert_eq!(log.stats().gaps.len() as u64, lost, "it is on record, if only here");
+    let after: Vec<Vec<u8>> = damaged.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    assert!(before == after && !dir.join("gaps.json").exists(), "nothing is changed");
+}
+
+/// What only a copy is opened of may be put right in the copy, and is no less damaged for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_only_looks_names_all_that_is_damaged_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    log.close();
+    assert_eq!(visitor(dir.path()).verify(&mut |_, _| ()), [""; 0]);
+    let sealed = segment(dir.path(), 1);
+    let small = |name: &str| {
+        let is_it = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(name);
+        walk(&sealed.join("sled")).into_iter().filter(is_it).max().unwrap()
+    };
+    let mut damaged = Vec::new();
+    for path in [
+        small("conf"),
+        small("snap"),
+        sealed.join("manifest.second"),
+        sealed.join("manifest"),
+    ] {
+        // One of the two manifests has to be left.
+        if path.ends_with("manifest") {
+            std::fs::copy(&path, sealed.join("manifest.second")).unwrap();
+            damaged.pop();
+        }
+        flip(&path, 50);
+        damaged.push(path);
+        named_by_a_visitor(dir.path(), &damaged, 0);
+    }
+    let journal = newest_journal(dir.path());
+    flip(&journal, 0);
+    damaged.push(journal.clone());
+    named_by_a_visitor(dir.path(), &damaged, 0);
+    flip(&journal, 0);
+    flip(&journal, 50);
+    named_by_a_visitor(dir.path(), &damaged, 1);
+}
+
+/// It is named as long as it is damaged, and not for longer than until the keeper has looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_manifest_is_named_and_written_anew_from_the_other_one() {
+    for (name, hundredths) in [
+        ("manifest", 0),
+        ("manifest", 90),
+        ("manifest.second", 5),
+        ("manifest.second", 100),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        store(&log, 1..=10).await;
+        seal(&log).await;
+        log.close();
+        let path = segment(dir.path(), 1).join(name);
+        let whole = std::fs::read(&path).unwrap();
+        flip(&path, hundredths);
+        let faults = visitor(dir.path()).verify(&mut |_, _| ());
+        let is_named = |fault: &String| fault.contains(&path.display().to_string());
+        assert!(
+            faults.len() == 1 && faults.iter().all(is_named),
+            "{name} {hundredths}: {faults:?}"
+        );
+        let log = open(dir.path());
+        log.go_round().await.unwrap();
+        assert_eq!(log.verify(&mut |_, _| ()), [""; 0], "{name} {hundredths}");
+        assert_eq!(std::fs::read(&path).unwrap(), whole, "{name} {hundredths}");
+        assert_eq!(ids(&log), ((1..=10).collect(), vec![]));
+        log.close();
+    }
+}
