@@ -142,7 +142,7 @@ impl Finder<'_> {
         // Before a file of keys gives way to what is read of the journal.
         let reached = self.reached(first, limit);
         if !has_journal {
-            if limit.is_none() && was_only_begun(dir).map_err(fail)? {
+            if limit.is_none() && reached.is_none() && was_only_begun(dir).map_err(fail)? {
                 return Ok(());
             }
             let why = "neither a journal nor a manifest is in the segment";
