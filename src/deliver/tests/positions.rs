@@ -224,6 +224,28 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
     engine.shutdown().await;
 }
 
+/// The log alone does not know how much was in a journal of which nothing is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sink_has_seen_of_a_journal_that_is_gone_is_lost_for_certain() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    std::fs::write(bench.dir.path().join(format!("log/{:020}/journal", 1)), b"").unwrap();
+    for _ in 0..2 {
+        bench.log = open_log(bench.dir.path());
+        let engine = bench.engine(Mode::Follow).await;
+        let gaps = bench.log.stats().gaps;
+        assert_eq!((gaps.len(), gaps[0].certain_to), (1, Some(Seq(5))));
+        engine.shutdown().await;
+        Log::close(&bench.log).await;
+    }
+}
+
 /// Both files of the state are gone, or what is in them is.
 fn ruin_state(bench: &Bench) {
     for entry in std::fs::read_dir(bench.dir.path().join("state")).unwrap() {
