@@ -47,7 +47,7 @@ impl Health {
         gauge!("closehook_log_bytes").set(stats.disk_bytes as f64);
         gauge!("closehook_log_first_seq").set(stats.first.0 as f64);
         gauge!("closehook_log_last_seq").set(stats.last.0 as f64);
-        let lost: u64 = stats.gaps.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
+        let lost: u64 = stats.gaps.iter().map(crate::log::Gap::certain).sum();
         gauge!("closehook_log_lost_events").set(lost as f64);
         gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
         if let Some(certificate) = self.facade.receiving.certificate() {

@@ -322,7 +322,7 @@ fn data_directory(config: &Config) -> Vec<String> {
     match log::LocalLog::open(options) {
         Ok(log) => {
             let stats = log.stats();
-            let lost = |gap: &log::Gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason);
+            let lost = |gap: &log::Gap| format!("{} are lost: {}", gap.told(), gap.reason);
             let mut warnings: Vec<String> = stats.gaps.iter().map(lost).collect();
             warnings.extend(log.damaged_keys());
             warnings.extend(crowded(config, &log));

@@ -419,10 +419,13 @@ fn verdict(verified: &Verified) -> String {
         .iter()
         .map(|fault| format!("fault: {}", plain::line(fault)));
     let more = (verified.faults_more > 0).then(|| format!("fault: and {} more", verified.faults_more));
-    let gaps = verified
-        .gaps
-        .iter()
-        .map(|gap| format!("lost: events {} to {}: {}", gap.from, gap.to, plain::line(&gap.reason)));
+    let gaps = verified.gaps.iter().map(|gap| {
+        format!(
+            "lost: {}: {}",
+            gap.told().trim_end_matches(','),
+            plain::line(&gap.reason)
+        )
+    });
     let lines: Vec<String> = std::iter::once(counts).chain(faults).chain(more).chain(gaps).collect();
     lines.join("\n")
 }

@@ -235,7 +235,7 @@ async fn lost(on: &Facade, gap: &Gap) -> Result<Stretch, Refusal> {
     Ok(Stretch {
         first: Some(gap.from),
         last: Some(gap.to),
-        events: Some(gap.to.0 - gap.from.0 + 1),
+        events: gap.certain_to.is_none().then(|| gap.certain()),
         ..Stretch::new(What::Lost, from, times.1.unwrap_or(from).max(from), gap.reason.clone())
     })
 }

@@ -378,7 +378,7 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
 fn kept(status: &Status, found: &mut Found) {
     for gap in status.log.gaps.iter().filter(|gap| !gap.skipped) {
         found.say(
-            format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason),
+            format!("{} are lost: {}", gap.told(), gap.reason),
             "`closehook backfill` fetches what Close still has; then `closehook events verify`",
         );
     }

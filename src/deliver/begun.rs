@@ -102,7 +102,7 @@ impl Engine {
     }
 
     /// Has the log go on behind what sinks have seen, as soon as it can.
-    fn go_on_later(&self, seen: Seq) {
+    pub(super) fn go_on_later(&self, seen: Seq) {
         let (log, inner) = (self.inner.log.clone(), Arc::downgrade(&self.inner));
         let over = self.inner.stop.child_token();
         task::begin(async move {

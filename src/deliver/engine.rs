@@ -21,6 +21,7 @@ use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
 use super::replay::Jobs;
+use super::setback::skip_past;
 use super::stopping::LeftBehind;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -379,14 +380,19 @@ impl Engine {
             if let Ok(Some((record, _))) = self.record(&key).await
                 && let Some(main) = record.main
             {
-                seen = seen.max(main.next.prev());
+                let by_this = main.next.prev();
+                self.inner.log.note_seen(by_this).await;
+                seen = seen.max(by_this);
             }
         }
         if self.inner.mode == Mode::Follow && seen > head {
-            // Receiving matters more (decision 2): on a full disk, say. Workers go on with whatever comes next.
-            if let Err(error) = self.inner.log.skip_past(seen).await {
+            // An event at a Seq that was given out before would be passed by whoever has seen that.
+            self.inner.log.hold_until_past(seen);
+            if let Err(why) = skip_past(&*self.inner.log, seen).await {
+                // On a full disk, say: the daemon starts all the same (decision 2).
                 let (head, seen) = (head.0, seen.0);
-                tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
+                tracing::error!(head, seen, %why, "nothing is received until the log has gone on; that is tried again and again");
+                self.go_on_later(Seq(seen));
             }
         }
         Ok(())

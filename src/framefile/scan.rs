@@ -78,7 +78,8 @@ pub fn has_header(path: &Path, format: Format) -> Result<bool, FrameError> {
     }
 }
 
-/// Hands every whole frame to `each` of a file whose header is damaged: what it is, its owner knows from elsewhere. The header counts as damage.
+/// Hands every whole frame to `each` of a file whose header is damaged, or which has lost its beginning: what it is, its owner knows from elsewhere.
+/// The header counts as damage.
 pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
     let fail = |source| FrameError::Io {
         path: path.to_owned(),
@@ -87,10 +88,13 @@ pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Sc
     let file = crate::files::open(path).map_err(fail)?;
     let end = file.metadata().map_err(fail)?.len();
     let surface = Surface::new(&file, end);
-    let mut scan = scan_frames(&surface, path, each)?;
+    // Where bytes are missing at the beginning a frame may have moved to where the header was.
+    let moved = find_frame(&surface, 0).map_err(fail)?;
+    let begin = moved.filter(|at| *at < HEADER_LEN).unwrap_or(HEADER_LEN);
+    let mut scan = scan_frames(&surface, path, begin, each)?;
     let header = Damage {
         from: 0,
-        to: HEADER_LEN.min(end),
+        to: begin.min(end),
     };
     scan.damage.insert(0, header);
     Ok(scan)
@@ -107,12 +111,13 @@ pub(super) fn scan_file(
 ) -> Result<Scan, FrameError> {
     let surface = Surface::new(file, end);
     check_header(&surface, path, format)?;
-    scan_frames(&surface, path, each)
+    scan_frames(&surface, path, HEADER_LEN, each)
 }
 
 fn scan_frames(
     surface: &Surface<'_, impl FileExt>,
     path: &Path,
+    begin: u64,
     mut each: impl FnMut(Frame<'_>),
 ) -> Result<Scan, FrameError> {
     let fail = |source| FrameError::Io {
@@ -121,11 +126,11 @@ fn scan_frames(
     };
     let end = surface.end;
     let mut scan = Scan {
-        good_len: HEADER_LEN.min(end),
+        good_len: begin.min(end),
         ..Scan::default()
     };
-    let mut reader = surface.reader(HEADER_LEN);
-    let mut offset = HEADER_LEN;
+    let mut reader = surface.reader(begin);
+    let mut offset = begin;
     let mut payload = Vec::new();
     let mut after_damage = None;
     while offset < end {

@@ -120,9 +120,11 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);
 
-    /// Nothing is stored until the log has gone on behind `seen`, which [`Log::skip_past`] may have to be asked for again and again. A log of this
-    /// machine alone goes on at once, and holds up nobody.
+    /// Nothing is stored until the log has gone on behind `seen`, which [`Log::skip_past`] may have to be asked for again and again.
     fn hold_until_past(&self, _seen: Seq) {}
+
+    /// A sink has seen what stood up to `seen`, before anybody has passed what was lost since: that may be more than the log knows of it.
+    async fn note_seen(&self, _seen: Seq) {}
 
     /// Makes sure that Seqs up to `seen` are never given out again: a sink has seen them, although damage took them from the
     /// log.

@@ -124,6 +124,36 @@ pub struct Gap {
     /// Nothing ever stood there: a restored log leaves out Seqs that the original may have given out since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// Something stood there up to this one for certain (one before `from`: nowhere for certain); nobody knows whether anything did behind it.
+    /// `None`: up to the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certain_to: Option<Seq>,
+}
+
+impl Gap {
+    /// The last Seq at which something stood for certain.
+    pub fn last_certain(&self) -> Seq {
+        self.certain_to.unwrap_or(self.to)
+    }
+
+    /// How many events are gone for certain.
+    pub fn certain(&self) -> u64 {
+        (self.last_certain().0 + 1).saturating_sub(self.from.0)
+    }
+
+    /// Which events are gone, for people: what nobody knows is no number.
+    pub fn told(&self) -> String {
+        let Gap { from, to, .. } = self;
+        match self.certain_to {
+            None => format!("events {from} to {to}"),
+            Some(certain) if certain < *from => {
+                format!("events from {from} on, nobody knows how many (up to {to} at the most),")
+            }
+            Some(certain) => {
+                format!("events {from} to {certain}, and nobody knows how many behind them (up to {to} at the most),")
+            }
+        }
+    }
 }
 
 /// The log in numbers.

@@ -65,11 +65,13 @@ const NOT_HERE: [(&str, &str); 80] = [
     ("status", "log.gaps[].reason"),
     ("status", "log.gaps[].found_at"),
     ("status", "log.gaps[].skipped"),
+    ("status", "log.gaps[].certain_to"),
     ("events verify", "gaps[].from"),
     ("events verify", "gaps[].to"),
     ("events verify", "gaps[].reason"),
     ("events verify", "gaps[].found_at"),
     ("events verify", "gaps[].skipped"),
+    ("events verify", "gaps[].certain_to"),
     // It takes hours of silence; `close.rs` has them.
     ("status", "close.silence.last_delivery"),
     ("status", "close.silence.newest_event"),

@@ -92,6 +92,31 @@ async fn damage_is_named_counted_and_passed() {
     child.wait().unwrap();
 }
 
+/// Also where nothing but the header of a file is damaged, and nobody puts it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_named_without_a_daemon_where_it_is() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=5).await;
+    daemon.stop().await;
+    assert!(daemon.ok(&["events", "verify"]).starts_with("5 events checked"));
+    let path = journal(&daemon);
+    let whole = std::fs::read(&path).unwrap();
+    let lost_at = whole.len() / 2;
+    for (at, lost) in [(3, 0), (lost_at, 1)] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xff;
+        std::fs::write(&path, &bytes).unwrap();
+        let checked = daemon.run_command(&["events", "verify", "--json"]);
+        assert_eq!(checked.status.code(), Some(1), "{at}");
+        let found: Value = serde_json::from_slice(&checked.stdout).unwrap();
+        let faults = found["faults"].as_array().unwrap();
+        assert_eq!(faults.len(), 1, "{found}");
+        assert!(faults[0].as_str().unwrap().contains(path.to_str().unwrap()), "{found}");
+        assert_eq!(found["gaps"].as_array().unwrap().len(), lost, "{found}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "nothing is changed");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_on_the_directory_is_told_so() {
     let daemon = Daemon::start("").await;

@@ -135,7 +135,10 @@ impl Disk {
     fn read_behind_header(&mut self) -> Result<Index, FrameError> {
         let mut index = Index::default();
         let (mut known, mut strange) = (0_u64, 0_u64);
+        let mut is_free = true;
         let scan = framefile::scan_behind_header(&self.path, |frame| {
+            // Where the beginning of the file is missing something else is in the header's place.
+            is_free &= frame.offset >= framefile::HEADER_LEN;
             let counter = if index.take(&frame) { &mut known } else { &mut strange };
             *counter += 1;
         });
@@ -151,7 +154,7 @@ impl Disk {
             return Ok(index);
         }
         let damage = index.damage.clone();
-        let is_header_alone = strange == 0 && self.may("medium").is_ok();
+        let is_header_alone = strange == 0 && is_free && self.may("medium").is_ok();
         let mut index = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
             self.scan()?
         } else {

@@ -199,6 +199,11 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
     let log = Arc::new(Faulty::on(&bench.log));
     log.broken.store(true, Ordering::SeqCst);
     let engine = bench.engine_with(log.clone(), Some(state)).await;
+    assert_eq!(
+        log.held.load(Ordering::SeqCst),
+        8,
+        "no Seq that was seen is given out again"
+    );
     until("it says why it waits", async || {
         let why = engine.sinks().remove(1).waits_for;
         why.is_some_and(|why| why.contains("too many open files"))
@@ -209,13 +214,36 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
         "and nothing goes before it has begun"
     );
     log.broken.store(false, Ordering::SeqCst);
+    until("the log has gone on", async || *bench.log.head().borrow() == Seq(8)).await;
     bench.store(6..=7).await;
-    until("what is new comes", async || receiver.sorted() == [6, 7]).await;
+    until("what is new comes", async || receiver.sorted() == [9, 10]).await;
     until("the other has begun", async || {
-        engine.sinks().remove(1).cursor == Seq(7)
+        engine.sinks().remove(1).cursor == Seq(10)
     })
     .await;
     engine.shutdown().await;
+}
+
+/// The log alone does not know how much was in a journal of which nothing is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sink_has_seen_of_a_journal_that_is_gone_is_lost_for_certain() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    std::fs::write(bench.dir.path().join(format!("log/{:020}/journal", 1)), b"").unwrap();
+    for _ in 0..2 {
+        bench.log = open_log(bench.dir.path());
+        let engine = bench.engine(Mode::Follow).await;
+        let gaps = bench.log.stats().gaps;
+        assert_eq!((gaps.len(), gaps[0].certain_to), (1, Some(Seq(5))));
+        engine.shutdown().await;
+        Log::close(&bench.log).await;
+    }
 }
 
 /// Both files of the state are gone, or what is in them is.

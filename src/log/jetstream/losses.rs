@@ -29,6 +29,7 @@ impl Losses {
             reason: format!("a server says that it has lost {lost} messages"),
             found_at,
             skipped: false,
+            certain_to: None,
         })
     }
 }

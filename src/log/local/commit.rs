@@ -239,8 +239,8 @@ impl Committer {
         let trouble = read_lock(&self.shared.trouble).clone();
         if trouble.is_some() {
             self.heal();
-        } else if self.shared.seems_full.load(Ordering::Relaxed)
-            && let Err(trouble) = check_space(&self.shared)
+        } else if (self.shared.seems_full.load(Ordering::Relaxed) || held_until(&self.shared).is_some())
+            && let Err(trouble) = may_store(&self.shared)
         {
             self.shared.set_trouble(Some(trouble));
         }
@@ -249,7 +249,7 @@ impl Committer {
 
     /// Looks whether events could be stored again.
     fn heal(&mut self) {
-        let healed = self.make_sure().and_then(|()| check_space(&self.shared));
+        let healed = self.make_sure().and_then(|()| may_store(&self.shared));
         let healed = healed.and_then(|()| if self.must_roll() { self.start_segment() } else { Ok(()) });
         if healed.is_ok() {
             self.shared.set_trouble(None);
@@ -352,7 +352,7 @@ impl Committer {
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
     fn store(&mut self, fresh: &[Box<Pending>], body_bytes: usize) -> Result<Seq, AppendError> {
-        check_space(&self.shared)?;
+        may_store(&self.shared)?;
         if self.must_roll() {
             self.start_segment()?;
         }
@@ -401,7 +401,7 @@ impl Committer {
                 seq.prev(),
                 "sinks had already seen these Seqs, so they can't be given out again",
             )
-            .map_err(|error| failing(&error))?;
+            .map_err(|source| classify(&self.shared.gaps.failed(source)))?;
         // On record they are never given out. Where no segment can begin there now, one does with the next event.
         self.next = seq;
         drop(self.start_segment());
@@ -454,6 +454,24 @@ impl Committer {
         (self.events, self.raw_bytes, self.began) = (0, 0, None);
         write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));
         Ok(())
+    }
+}
+
+/// Up to where the log has to go on before anything is stored; `None` where it has.
+fn held_until(shared: &Shared) -> Option<Seq> {
+    let until = Seq(shared.held_until.load(Ordering::Relaxed));
+    (until > *shared.head.borrow()).then_some(until)
+}
+
+/// Why no event can be stored now. Asks the disk.
+fn may_store(shared: &Shared) -> Result<(), AppendError> {
+    check_space(shared)?;
+    match held_until(shared) {
+        None => Ok(()),
+        Some(until) => Err(AppendError::Failing(format!(
+            "sinks have seen events up to {until}, which the log has lost, and it could not go on behind them yet: their Seqs must not be given \
+             out again"
+        ))),
     }
 }
 

@@ -156,6 +156,20 @@ impl Log for LocalLog {
         self.shared.room.store(bytes, Ordering::Relaxed);
     }
 
+    fn hold_until_past(&self, seen: Seq) {
+        self.shared.held_until.fetch_max(seen.0, Ordering::Relaxed);
+    }
+
+    async fn note_seen(&self, seen: Seq) {
+        let noted = self.blocking(move |log| {
+            let proven = log.shared.gaps.prove(seen);
+            proven.map_err(|error| ReadError(error.to_string()))
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "it can't be noted how much of what is lost sinks have seen; the next start tries again");
+        }
+    }
+
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
         LocalLog::skip_past(self, seen).await
     }

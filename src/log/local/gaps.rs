@@ -13,6 +13,17 @@ use crate::framefile::{self, FrameError};
 use crate::log::Gap;
 use crate::sync::{lock, read_lock, write_lock};
 
+/// What stood in a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stood {
+    /// An event at each of its Seqs.
+    All,
+    /// Nothing, ever.
+    Nothing,
+    /// Events up to this Seq for certain (before the gap: at none for certain), and nobody knows whether at those behind it.
+    AtLeastTo(Seq),
+}
+
 /// The list, newest last. Whoever asks never waits for the disk: only who changes it does.
 #[derive(Debug)]
 pub(super) struct Gaps {
@@ -23,13 +34,18 @@ pub(super) struct Gaps {
     is_owed: AtomicBool,
     /// When the newest event was received that was seen when the log was opened, in microseconds.
     newest_us: AtomicI64,
+    /// Whoever only looks keeps what is found to itself.
+    is_owner: bool,
+    /// The list was damaged, and is where it was: a sentence.
+    damage: Option<String>,
 }
 
 impl Gaps {
     /// Reads the list. One that is damaged counts as empty (what it told about is found again where it can be); with `repair` it is
-    /// set aside. One that can't be read now is no empty one.
+    /// set aside, and what is found from now on is stored. One that can't be read now is no empty one.
     pub fn open(dir: &Path, repair: bool) -> io::Result<Gaps> {
         let path = dir.join("gaps.json");
+        let mut damage = None;
         let read = crate::files::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
         let list = match read {
             Ok(list) => list,
@@ -38,6 +54,11 @@ impl Gaps {
                 tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
                 if repair {
                     std::fs::rename(&path, framefile::beside(&path, ".damaged"))?;
+                } else {
+                    damage = Some(format!(
+                        "{}: the list of lost events is damaged: {error}",
+                        path.display()
+                    ));
                 }
                 Vec::new()
             }
@@ -49,12 +70,19 @@ impl Gaps {
             changing: Mutex::new(()),
             is_owed: AtomicBool::new(false),
             newest_us: AtomicI64::new(i64::MIN),
+            is_owner: repair,
+            damage,
         })
     }
 
     /// An event was received then: what is found from now on was found later, whatever the clock of a machine says that has just started.
     pub fn found_after(&self, newest_us: i64) {
         self.newest_us.fetch_max(newest_us, Ordering::Relaxed);
+    }
+
+    /// A sentence where the list itself is damaged.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// Every gap that is on record.
@@ -72,16 +100,21 @@ impl Gaps {
         self.list().iter().filter(|gap| !gap.skipped).cloned().collect()
     }
 
-    /// The parts of a range in which there was ever anything.
+    /// The parts of a range in which there was something for certain.
     pub fn without_skipped(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
         let mut parts = Vec::new();
         let mut at = from;
-        for gap in self.list().iter().filter(|gap| gap.skipped) {
-            if gap.to < at || gap.from > to {
+        for gap in self.list().iter() {
+            let begin = match gap.certain_to {
+                _ if gap.skipped => gap.from,
+                Some(certain) => certain.next().max(gap.from),
+                None => continue,
+            };
+            if gap.to < at || begin > to {
                 continue;
             }
-            if gap.from > at {
-                parts.push((at, gap.from.prev()));
+            if begin > at {
+                parts.push((at, begin.prev()));
             }
             at = gap.to.next();
         }
@@ -111,13 +144,13 @@ impl Gaps {
 
     /// Records a gap durably, unless it is on record, and says so in the log.
     pub fn record(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        self.add(from, to, reason, false)
+        self.add(from, to, reason, Stood::All)
     }
 
     /// The same while the log is opened, where a full disk is no reason not to: what was found is found again at the next start, as
     /// long as [`Gaps::settle`] comes before whatever would take it away.
-    pub fn record_or_owe(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
-        match self.add(from, to, reason, skipped) {
+    pub fn record_or_owe(&self, from: Seq, to: Seq, reason: &str, stood: Stood) -> io::Result<()> {
+        match self.add(from, to, reason, stood) {
             Err(error) if files::is_full(&error) => {
                 tracing::warn!(
                     %error,
@@ -128,11 +161,49 @@ impl Gaps {
                 let _changing = lock(&self.changing);
                 self.is_owed.store(true, Ordering::Relaxed);
                 if !self.covers(from, to) {
-                    *write_lock(&self.list) = Arc::new(self.with(from, to, reason, skipped));
+                    *write_lock(&self.list) = Arc::new(self.with(from, to, reason, stood));
                 }
                 Ok(())
             }
             added => added,
+        }
+    }
+
+    /// Somebody has seen what stood there, which tells something of a gap that nobody knows the end of. Who has passed the whole of it has not seen
+    /// what was in it.
+    pub fn prove(&self, seen: Seq) -> io::Result<()> {
+        let tells = |gap: &Gap| {
+            let is_news = gap.certain_to.is_some_and(|certain| certain < seen);
+            is_news && gap.from <= seen && seen < gap.to
+        };
+        let _changing = lock(&self.changing);
+        let mut list = self.list().to_vec();
+        let mut is_changed = false;
+        for gap in &mut list {
+            if !tells(gap) {
+                continue;
+            }
+            gap.certain_to = Some(seen);
+            is_changed = true;
+            tracing::error!(
+                from = gap.from.0,
+                to = gap.to.0,
+                reason = gap.reason,
+                "{} are lost to damage, as sinks have seen them",
+                gap.told()
+            );
+        }
+        if !is_changed {
+            return Ok(());
+        }
+        match self.keep(list.clone()) {
+            // It is written down before anything is stored behind it.
+            Err(error) if files::is_full(&error) => {
+                self.is_owed.store(true, Ordering::Relaxed);
+                *write_lock(&self.list) = Arc::new(list);
+                Ok(())
+            }
+            kept => kept,
         }
     }
 
@@ -170,7 +241,7 @@ impl Gaps {
         self.keep(list)
     }
 
-    fn add(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
+    fn add(&self, from: Seq, to: Seq, reason: &str, stood: Stood) -> io::Result<()> {
         let _changing = lock(&self.changing);
         if self.covers(from, to) {
             // Whoever asks relies on it.
@@ -180,18 +251,19 @@ impl Gaps {
                 Ok(())
             };
         }
-        if !skipped {
-            tracing::error!(
-                from = from.0,
-                to = to.0,
-                reason,
-                "events {from} to {to} are lost to damage"
-            );
+        let list = self.with(from, to, reason, stood);
+        if let Some(gap) = list.last().filter(|gap| !gap.skipped) {
+            let told = gap.told();
+            if self.is_owner {
+                tracing::error!(from = from.0, to = to.0, reason, "{told} are lost to damage");
+            } else {
+                tracing::warn!(reason, "{told} can't be read");
+            }
         }
-        self.keep(self.with(from, to, reason, skipped))
+        self.keep(list)
     }
 
-    fn with(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> Vec<Gap> {
+    fn with(&self, from: Seq, to: Seq, reason: &str, stood: Stood) -> Vec<Gap> {
         let mut list = self.list().to_vec();
         let newest = Timestamp::from_microsecond(self.newest_us.load(Ordering::Relaxed)).unwrap_or(Timestamp::MIN);
         // Who has seen those before tells by the time that this one is new.
@@ -202,14 +274,20 @@ impl Gaps {
             to,
             reason: reason.to_owned(),
             found_at: Timestamp::now().max(newest).max(later),
-            skipped,
+            skipped: stood == Stood::Nothing,
+            certain_to: match stood {
+                Stood::AtLeastTo(seq) => Some(seq),
+                Stood::All | Stood::Nothing => None,
+            },
         });
         list
     }
 
     /// Only what is durable is on record: else the next one who asks would rely on it.
     fn keep(&self, list: Vec<Gap>) -> io::Result<()> {
-        store(&self.path, &list)?;
+        if self.is_owner {
+            store(&self.path, &list)?;
+        }
         self.is_owed.store(false, Ordering::Relaxed);
         *write_lock(&self.list) = Arc::new(list);
         Ok(())
@@ -231,7 +309,51 @@ mod tests {
             reason: "why".into(),
             found_at: Timestamp::UNIX_EPOCH,
             skipped,
+            certain_to: None,
         }
+    }
+
+    #[test]
+    fn what_nobody_knows_the_end_of_is_as_long_as_somebody_has_seen_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let gaps = Gaps::open(dir.path(), true).unwrap();
+        gaps.record_or_owe(Seq(11), Seq(1000), "why", Stood::AtLeastTo(Seq(10)))
+            .unwrap();
+        let lost = || -> (Vec<(u64, u64)>, u64) {
+            let parts = gaps.without_skipped(Seq(11), Seq(1005)).into_iter();
+            (
+                parts.map(|(from, to)| (from.0, to.0)).collect(),
+                gaps.lost()[0].certain(),
+            )
+        };
+        assert_eq!(lost(), (vec![(1001, 1005)], 0));
+        let told = gaps.lost()[0].told();
+        assert!(told.contains("11") && told.contains("nobody knows how many"), "{told}");
+        // Before it, all of it, and behind it.
+        for seen in [5, 10, 1000, 2000] {
+            gaps.prove(Seq(seen)).unwrap();
+            assert_eq!(lost().1, 0, "{seen}");
+        }
+        for (seen, certain) in [(15, 5), (12, 5), (20, 10)] {
+            gaps.prove(Seq(seen)).unwrap();
+            assert_eq!(lost(), (vec![(11, 10 + certain), (1001, 1005)], certain), "{seen}");
+        }
+        assert_eq!(
+            Gaps::open(dir.path(), true).unwrap().lost(),
+            gaps.lost(),
+            "it is durable"
+        );
+    }
+
+    #[test]
+    fn who_only_looks_knows_what_it_has_found_and_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("gaps.json"), "[{").unwrap();
+        let gaps = Gaps::open(dir.path(), false).unwrap();
+        gaps.record(Seq(5), Seq(9), "why").unwrap();
+        assert_eq!((gaps.lost().len(), gaps.holds(Seq(7))), (1, true));
+        assert!(gaps.damage().is_some_and(|why| why.contains("gaps.json")));
+        assert_eq!(std::fs::read_to_string(dir.path().join("gaps.json")).unwrap(), "[{");
     }
 
     #[test]
@@ -244,13 +366,13 @@ mod tests {
         std::fs::rename(&place, &away).unwrap();
         for _ in 0..2 {
             assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
-            assert!(gaps.add(Seq(10), Seq(19), "why", true).is_err());
+            assert!(gaps.add(Seq(10), Seq(19), "why", Stood::Nothing).is_err());
             assert!(gaps.forget_before(Seq(3), &|_| true).is_err());
             assert_eq!(*gaps.list(), [gap(1, 2, false)]);
         }
         std::fs::rename(&away, &place).unwrap();
         gaps.record(Seq(5), Seq(9), "why").unwrap();
-        gaps.add(Seq(10), Seq(19), "why", true).unwrap();
+        gaps.add(Seq(10), Seq(19), "why", Stood::Nothing).unwrap();
         gaps.forget_before(Seq(3), &|_| true).unwrap();
         let stored = Gaps::open(&place, true).unwrap();
         assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));

@@ -320,7 +320,7 @@ impl LocalLog {
     /// Gives one sentence for each fault. Blocking.
     pub fn verify(&self, progress: &mut dyn FnMut(usize, usize)) -> Vec<String> {
         let segments = self.shared.all_segments();
-        let mut faults = Vec::new();
+        let mut faults = self.shared.damage.clone();
         for (index, (first, _)) in segments.iter().enumerate() {
             let patience = Instant::now() + BETWEEN_FORMS;
             while let Some(segment) = self.shared.segment(*first) {
@@ -389,9 +389,8 @@ impl LocalLog {
 fn verify_segment(segment: &Segment) -> Result<Vec<String>, SegmentError> {
     match segment {
         Segment::Sealed(sealed) => match sealed.verify() {
-            Ok(()) => Ok(Vec::new()),
-            Err(error @ SegmentError::Retired) => Err(error),
-            Err(error) => Ok(vec![error.to_string()]),
+            Err(error) if !matches!(error, SegmentError::Retired) => Ok(vec![error.to_string()]),
+            verified => verified,
         },
         Segment::Open(open) => {
             let mut faults = Vec::new();

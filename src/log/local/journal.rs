@@ -347,8 +347,13 @@ pub(super) fn recover(
             if found.blocks.is_empty() {
                 return Err(error);
             }
-            tracing::error!(%error, "the header of a journal is damaged; its events are whole");
-            if repair && framefile::put_header_back(&path, FORMAT).is_ok() {
+            tracing::error!(%error, "the header of a journal is damaged; what is behind it is read");
+            // Else what is in its place may be what is left of a block.
+            let is_in_place = found
+                .blocks
+                .first()
+                .is_some_and(|block| block.offset == framefile::HEADER_LEN);
+            if repair && is_in_place && framefile::put_header_back(&path, FORMAT).is_ok() {
                 found = Collector::new(first, limit, with_keys);
                 open_journal(&path, repair, &mut found)?
             } else {
@@ -442,16 +447,15 @@ pub(super) fn of_frame(error: FrameError) -> SegmentError {
     }
 }
 
-/// How many events so many bytes may have held at the most: their ids and signatures alone are longer, compressed.
-pub(super) fn events_in(bytes: u64) -> u64 {
-    const EVENT_BYTES_MIN: u64 = 16;
-    bytes.div_ceil(EVENT_BYTES_MIN)
-}
-
 /// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them. Where they can't be read the
 /// whole file is kept under a second name: who can read the disk better may still find them.
 pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
+    // Of what is missing there are no bytes.
+    let mut damage = damage.iter().filter(|range| range.from < range.to).peekable();
+    if damage.peek().is_none() {
+        return Ok(());
+    }
     crate::framefile::make_dir(aside)?;
     let path = dir.join(FILE_NAME);
     let file = std::fs::File::open(&path)?;

@@ -133,11 +133,15 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         newest,
         next,
         mut owed,
+        mut damage,
     } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
     owed.sets = known.take_unsaved();
     owed.description = description.is_owed.then(|| description.clone());
     let trouble = owed.holds_back().filter(|_| repair).map(AppendError::Full);
-    let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
+    damage.extend(gaps.damage().map(str::to_owned));
+    let mut shared = Shared::new(options, description.id, description.epoch, known, gaps);
+    shared.damage = damage;
+    let shared = Arc::new(shared);
     *write_lock(&shared.segments) = segments;
     *lock(&shared.owed) = owed;
     if trouble.is_some() {

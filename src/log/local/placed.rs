@@ -242,6 +242,7 @@ impl Placer {
             reason: "there was nothing in the log of which this one is a copy".into(),
             found_at: Timestamp::now(),
             skipped: true,
+            certain_to: None,
         });
         self.next = before;
     }

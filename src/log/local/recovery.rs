@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::fault::SegmentError;
-use super::gaps::Gaps;
+use super::gaps::{Gaps, Stood};
 use super::journal::{self, Journal, Newest, Recovered, last_possible};
 use super::known::{self, KnownKeys};
 use super::owed::{Aside, Owed, set_segment_aside};
@@ -27,6 +27,8 @@ pub(super) struct Inventory {
     pub next: Seq,
     /// What there was no room for.
     pub owed: Owed,
+    /// What is damaged and stays as it is, since somebody only looks: one sentence each.
+    pub damage: Vec<String>,
 }
 
 /// Whether it was done; `false`: there is no room for it.
@@ -95,28 +97,6 @@ fn was_only_begun(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Bytes in a segment's files that are not zeros at their end, as far as that can be read: what it may have held is in them.
-fn bytes_written(dir: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() {
-            bytes += bytes_written(&entry.path())?;
-            continue;
-        }
-        bytes += match std::fs::read(entry.path()) {
-            Ok(content) => content
-                .iter()
-                .rposition(|byte| *byte != 0)
-                .map_or(0, |at| at as u64 + 1),
-            Err(error) if framefile::is_bad_medium(&error) => metadata.len(),
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(bytes)
-}
-
 struct Finder<'a> {
     log_dir: &'a Path,
     known: &'a mut KnownKeys,
@@ -149,16 +129,25 @@ impl Finder<'_> {
                 Err(SegmentError::Io(source)) => return Err(fail(source)),
                 Err(error) if has_journal => {
                     tracing::warn!(%error, "the segment is sealed again from its journal");
+                    if !self.repair {
+                        inventory.damage.push(error.to_string());
+                    }
                 }
-                Err(error) => return self.lose(first, limit, dir, &error.to_string(), inventory),
+                Err(error) => {
+                    let reached = self.reached(first, limit);
+                    return self.lose(first, limit, reached, dir, &error.to_string(), inventory);
+                }
             }
         }
+        // Before a file of keys gives way to what is read of the journal.
+        let reached = self.reached(first, limit);
         if !has_journal {
-            if limit.is_none() && was_only_begun(dir).map_err(fail)? {
+            if limit.is_none() && reached.is_none() && was_only_begun(dir).map_err(fail)? {
                 return Ok(());
             }
             let why = "neither a journal nor a manifest is in the segment";
-            return self.lose(first, limit, dir, why, inventory);
+            let why = format!("{}: {why}", dir.display());
+            return self.lose(first, limit, reached, dir, &why, inventory);
         }
         // The newest segment takes new events, also where it was complete before and what came behind it is gone.
         if self.repair && limit.is_none() {
@@ -166,13 +155,21 @@ impl Finder<'_> {
         }
         let with_keys = !self.known.has_file(first);
         match journal::recover(dir, first, limit, self.repair, with_keys) {
-            Ok((recovered, journal)) => self.take_open(first, limit, recovered, journal, inventory),
+            Ok((recovered, journal)) => self.take_open(first, limit, reached, recovered, journal, inventory),
             Err(error @ FrameError::Newer { .. }) => Err(OpenError::Unreadable(error.to_string())),
             Err(FrameError::Io { path, source }) if !framefile::is_bad_medium(&source) => {
                 Err(OpenError::Io { path, source })
             }
-            Err(error) => self.lose(first, limit, dir, &error.to_string(), inventory),
+            Err(error) => self.lose(first, limit, reached, dir, &error.to_string(), inventory),
         }
+    }
+
+    /// What the known keys of the segment at the end of the log tell of how far it went; `None` where they tell nothing.
+    fn reached(&self, first: Seq, limit: Option<Seq>) -> Option<Seq> {
+        if limit.is_some() {
+            return None;
+        }
+        self.known.last_in(first, last_possible(first, None))
     }
 
     fn take_sealed(
@@ -244,6 +241,7 @@ impl Finder<'_> {
         &mut self,
         first: Seq,
         limit: Option<Seq>,
+        reached: Option<Seq>,
         recovered: Recovered,
         journal: Option<Journal>,
         inventory: &mut Inventory,
@@ -272,6 +270,18 @@ impl Finder<'_> {
                 "cut off the unfinished last write; nobody was told that it was stored"
             );
         }
+        if !self.repair {
+            let bytes = |damage: &framefile::Damage| {
+                let path = dir.join(journal::FILE_NAME);
+                let (path, from, to) = (path.display(), damage.from, damage.to);
+                if from == to {
+                    format!("{path}: its beginning is missing")
+                } else {
+                    format!("{path}: bytes {from} to {to} are damaged")
+                }
+            };
+            inventory.damage.extend(scan.damage.iter().map(bytes));
+        }
         if self.repair && !scan.damage.is_empty() {
             let aside = Aside {
                 first,
@@ -293,8 +303,12 @@ impl Finder<'_> {
         inventory.next = segment.last().map_or(next, Seq::next).max(inventory.next);
         if unknown > 0 && limit.is_none() {
             let why = "their bytes in the journal can't be read";
-            self.give_up(first, inventory.next, unknown, why, inventory)
+            self.give_up(first, inventory.next, reached, why, inventory)
                 .map_err(fail)?;
+        } else if let Some(reached) = reached.filter(|reached| *reached >= inventory.next) {
+            let why = "their keys are known, and the journal ends before them";
+            self.record_gap(inventory.next, reached, why).map_err(fail)?;
+            inventory.next = reached.next();
         }
         if !keys_are_on_disk {
             *self.known.table(first) = keys;
@@ -319,11 +333,12 @@ impl Finder<'_> {
         Ok(())
     }
 
-    /// A segment of which nothing can be read is moved out of the way, whole.
+    /// A segment of which nothing can be read is moved out of the way, whole. `reached`: it went as far as that at the least.
     fn lose(
         &mut self,
         first: Seq,
         limit: Option<Seq>,
+        reached: Option<Seq>,
         dir: &Path,
         why: &str,
         inventory: &mut Inventory,
@@ -337,8 +352,7 @@ impl Finder<'_> {
             inventory.next = inventory.next.max(limit);
             self.record_gap(first, limit.prev(), why).map_err(fail)?;
         } else {
-            let bytes = bytes_written(dir).map_err(fail)?;
-            self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
+            self.give_up(first, first, reached, why, inventory).map_err(fail)?;
         }
         if !self.repair {
             return Ok(());
@@ -352,33 +366,25 @@ impl Finder<'_> {
         Ok(())
     }
 
-    /// So many bytes at the end of the log, in a segment that begins with `first`, hold nobody knows how many events from `from` on. As
-    /// many as fit into them are lost. Behind those nothing can be proven to have been given out; but no Seq that the segment could
-    /// have held is given out again, in case that more was there than the bytes that are left.
-    fn give_up(&mut self, first: Seq, from: Seq, bytes: u64, why: &str, inventory: &mut Inventory) -> io::Result<()> {
+    /// Nobody can read what is at the end of the log, in a segment that begins with `first`, from `from` on. How many events that were, its bytes
+    /// do not tell: what is there may be no more of what was written than what is missing. What is known from elsewhere is lost for certain; and
+    /// no Seq that the segment could have held is given out again.
+    fn give_up(
+        &self,
+        first: Seq,
+        from: Seq,
+        reached: Option<Seq>,
+        why: &str,
+        inventory: &mut Inventory,
+    ) -> io::Result<()> {
         let end = last_possible(first, None).max(from);
-        let lost_to = Seq(from.0 + journal::events_in(bytes).max(1) - 1).min(end);
-        self.record_gap(from, lost_to, why)?;
-        if lost_to < end && self.repair {
-            self.gaps.record_or_owe(
-                lost_to.next(),
-                end,
-                "a segment at the end of the log could not be read: these Seqs may have been given out",
-                true,
-            )?;
-        }
+        let certain = reached.filter(|reached| *reached >= from).unwrap_or(from.prev());
+        self.gaps.record_or_owe(from, end, why, Stood::AtLeastTo(certain))?;
         inventory.next = inventory.next.max(end.next());
         Ok(())
     }
 
-    fn record_gap(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        if self.repair {
-            return self.gaps.record_or_owe(from, to, reason, false);
-        }
-        // What is on record was said when it was found, or is nothing that ever stood there.
-        if !self.gaps.covers(from, to) {
-            tracing::warn!(reason, "events {from} to {to} can't be read");
-        }
-        Ok(())
+    fn record_gap(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+        self.gaps.record_or_owe(from, to, reason, Stood::All)
     }
 }

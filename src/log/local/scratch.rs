@@ -210,6 +210,12 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+
+    /// What is said of the copy as something said of its original: nobody else can find the copy.
+    pub fn as_of(&self, original: &Path, said: &str) -> String {
+        let copy = self.path().display().to_string();
+        said.replace(&copy, &original.display().to_string())
+    }
 }
 
 /// Makes one for a copy of so many bytes of what is at `original`, and leaves so much free where the log is. As long as it is there nobody

@@ -108,6 +108,10 @@ pub(super) struct Shared {
     pub databases: OpenDatabases,
     /// What there was no room for when it was opened.
     pub owed: Mutex<Owed>,
+    /// What was found damaged by somebody who only looks, and is as it was: one sentence each. Whoever owns the directory puts it right.
+    pub damage: Vec<String>,
+    /// Nothing is stored until the log has gone on behind this Seq.
+    pub held_until: AtomicU64,
     /// Where the keeper is asked.
     pub desk: Desk,
 }
@@ -133,6 +137,8 @@ impl Shared {
             closing: AtomicBool::new(false),
             databases: OpenDatabases::default(),
             owed: Mutex::default(),
+            damage: Vec::new(),
+            held_until: AtomicU64::new(0),
             desk: Desk::default(),
             options,
         }

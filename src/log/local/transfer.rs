@@ -442,6 +442,7 @@ impl Restorer {
             reason: "restored from a backup: the original may have given out these Seqs since".into(),
             found_at: Timestamp::now(),
             skipped: true,
+            certain_to: None,
         });
         Gaps::write(&self.dir, &gaps)?;
         Description::make(&self.dir, self.id.take()).map_err(io::Error::other)?;

@@ -51,7 +51,7 @@ impl Keeper {
             }
         }
         if self.shared.place_of(&Segment::Sealed(sealed.clone())).is_some()
-            && let Err(error) = sealed.keep_small_files()
+            && let Err(error) = sealed.mend_manifests()
         {
             tracing::warn!(%error, first = first.0, "the manifest of a segment could not be brought up to date");
         }

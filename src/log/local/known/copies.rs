@@ -62,6 +62,10 @@ impl OnDisk {
     pub fn verify(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for unit in &self.units {
+            match unit.damaged_twins() {
+                Ok(damaged) => faults.extend(damaged),
+                Err(error) => faults.push(format!("known keys {}: {error}", unit.path().display())),
+            }
             for number in 0..unit.known().pages() {
                 if let Err(error) = unit.known().page(number, &mut |_, _| ()) {
                     faults.push(format!("known keys {}: {error}", unit.path().display()));

@@ -221,6 +221,23 @@ impl KnownKeys {
         units.chain(self.tables.keys().copied()).min()
     }
 
+    /// The last Seq between these of which a key of the segment that begins with the first is on disk, as far as that can be read.
+    pub fn last_in(&self, first: Seq, last: Seq) -> Option<Seq> {
+        let mut found = None;
+        let has_some = |unit: &&Arc<Unit>| unit.segments().contains(&first) || unit.partly().contains(&first);
+        for unit in self.units.iter().filter(has_some) {
+            for number in 0..unit.known().pages() {
+                // What can't be read tells nothing; it is named when somebody asks for it.
+                let _ = unit.known().page(number, &mut |_, seq| {
+                    if first <= seq && seq <= last {
+                        found = found.max(Some(seq));
+                    }
+                });
+            }
+        }
+        found
+    }
+
     /// When the newest event was received whose key is on disk, in microseconds.
     pub fn newest_us(&self) -> Option<i64> {
         self.units.iter().map(|unit| unit.newest_us()).max()

@@ -69,28 +69,41 @@ pub(super) struct Manifest {
 impl Manifest {
     /// Reads the manifest in a directory, or else the second one.
     pub fn load(dir: &Path) -> io::Result<Manifest> {
-        let load = |name: &str| {
-            let mut found = None;
-            framefile::scan(&dir.join(name), MANIFEST, |frame| {
-                found = serde_json::from_slice(frame.payload).ok();
-            })
-            .map_err(|error| match error {
-                framefile::FrameError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    damage("there is no manifest")
-                }
-                framefile::FrameError::Io { source, .. } => source,
-                error @ framefile::FrameError::Newer { .. } => io::Error::other(error.to_string()),
-                other => damage(&other.to_string()),
-            })?;
-            found.ok_or_else(|| damage("its manifest can't be read"))
-        };
-        load(MANIFESTS[1]).or_else(|error| {
+        Manifest::load_one(dir, MANIFESTS[1]).or_else(|error| {
             if is_damage(&error) {
-                load(MANIFESTS[0])
+                Manifest::load_one(dir, MANIFESTS[0])
             } else {
                 Err(error)
             }
         })
+    }
+
+    fn load_one(dir: &Path, name: &str) -> io::Result<Manifest> {
+        let mut found = None;
+        framefile::scan(&dir.join(name), MANIFEST, |frame| {
+            found = serde_json::from_slice(frame.payload).ok();
+        })
+        .map_err(|error| match error {
+            framefile::FrameError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                damage("there is no manifest")
+            }
+            framefile::FrameError::Io { source, .. } => source,
+            error @ framefile::FrameError::Newer { .. } => io::Error::other(error.to_string()),
+            other => damage(&other.to_string()),
+        })?;
+        found.ok_or_else(|| damage("its manifest can't be read"))
+    }
+
+    /// A sentence for each of the two on disk that is damaged.
+    fn faults(dir: &Path) -> io::Result<Vec<String>> {
+        let mut faults = Vec::new();
+        for name in MANIFESTS {
+            match Manifest::load_one(dir, name) {
+                Err(error) if is_damage(&error) => faults.push(format!("{}: {error}", dir.join(name).display())),
+                loaded => drop(loaded?),
+            }
+        }
+        Ok(faults)
     }
 
     /// Whether this is the name of one, below a month's directory.
@@ -194,6 +207,27 @@ impl Month {
         })
     }
 
+    /// A sentence for each of its two manifests that is damaged: as long as the other one is whole, nothing is lost to that.
+    pub fn damaged_manifests(&self) -> io::Result<Vec<String>> {
+        Manifest::faults(&self.dir)
+    }
+
+    /// Writes both anew where one of them is damaged. For the owner; one that can't be written now is still damaged at the next start.
+    pub fn mend_manifests(&self) {
+        let mended = self.damaged_manifests().and_then(|faults| {
+            for fault in &faults {
+                tracing::error!(
+                    fault,
+                    "one of the two manifests of known keys is damaged; the other one is whole, and is written in its place"
+                );
+            }
+            if faults.is_empty() { Ok(()) } else { self.manifest.store(&self.dir) }
+        });
+        if let Err(error) = mended {
+            tracing::warn!(%error, dir = %self.dir.display(), "the manifests of known keys could not be looked at or written anew");
+        }
+    }
+
     /// Compares all its files with what they were, and opens none of them.
     pub fn check(&self) -> io::Result<()> {
         Month::open(&self.dir, true)?;
@@ -275,8 +309,12 @@ impl Month {
             None
         };
         let path = copy.as_ref().map_or(original, |copy| copy.path());
+        let named = |error| match (error, &copy) {
+            (SegmentError::Damaged(why), Some(copy)) => SegmentError::Damaged(copy.as_of(original, &why)),
+            (error, _) => error,
+        };
         Ok(Open {
-            db: Database::open(path).map_err(told)?,
+            db: Database::open(path).map_err(named).map_err(told)?,
             last_used: Instant::now(),
             read: 0,
             _copy: copy,

@@ -74,6 +74,11 @@ pub(super) fn find(dir: &Path, owner: bool, report: &mut dyn FnMut(&Path, &io::E
             }
             continue;
         };
+        if let Ok(Content::Month(month)) = &opened
+            && owner
+        {
+            month.mend_manifests();
+        }
         match opened {
             Ok(content) => found.units.push(Unit::new(content)),
             Err(error) if is_damage(&error) => {

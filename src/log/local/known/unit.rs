@@ -59,6 +59,14 @@ impl Unit {
         }
     }
 
+    /// A sentence for each part of it that is damaged and is there twice.
+    pub(super) fn damaged_twins(&self) -> io::Result<Vec<String>> {
+        match &self.content {
+            Content::File(_) => Ok(Vec::new()),
+            Content::Month(month) => month.damaged_manifests(),
+        }
+    }
+
     /// Compares all of it with its checksums, as it is on disk now.
     pub(super) fn check(&self) -> io::Result<()> {
         match &self.content {

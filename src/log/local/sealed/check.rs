@@ -10,6 +10,13 @@ use super::database::{FileSum, files_below, sum};
 use super::manifest::{Kept, is_gone};
 use crate::framefile::{self, is_bad_medium};
 
+/// What is done about a small file that is not what was sealed.
+pub(super) const PUT_BACK: &str = "a small file of a sealed segment is damaged; it is put back from the manifest";
+
+/// The same by somebody who has only a copy of it.
+pub(super) const READ_FROM_MANIFEST: &str =
+    "a small file of a sealed segment is damaged; what the manifest keeps of it is read instead";
+
 /// One file that is not what was sealed.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -20,9 +27,20 @@ pub(super) struct Fault {
 /// Compares a database's files with what was sealed, before it is opened. An error is no fault: nothing is known then.
 /// `progress` answers `false` to stop.
 pub(super) fn faults(dir: &Path, sums: &[FileSum], progress: &mut dyn FnMut() -> bool) -> io::Result<Vec<Fault>> {
+    faults_of(dir, dir, sums, progress)
+}
+
+/// The same of a copy, whose faults have the original's name: nobody else can find the copy.
+pub(super) fn faults_of(
+    copy: &Path,
+    original: &Path,
+    sums: &[FileSum],
+    progress: &mut dyn FnMut() -> bool,
+) -> io::Result<Vec<Fault>> {
     let mut faults = Vec::new();
     for expected in sums {
-        if let Some(why) = fault(&dir.join(&expected.name), expected, progress)? {
+        let (path, named) = (copy.join(&expected.name), original.join(&expected.name));
+        if let Some(why) = fault(&path, &named, expected, progress)? {
             let name = expected.name.clone();
             faults.push(Fault { name, why });
         }
@@ -30,8 +48,13 @@ pub(super) fn faults(dir: &Path, sums: &[FileSum], progress: &mut dyn FnMut() ->
     Ok(faults)
 }
 
-fn fault(path: &Path, expected: &FileSum, progress: &mut dyn FnMut() -> bool) -> io::Result<Option<String>> {
-    let at = path.display();
+fn fault(
+    path: &Path,
+    named: &Path,
+    expected: &FileSum,
+    progress: &mut dyn FnMut() -> bool,
+) -> io::Result<Option<String>> {
+    let at = named.display();
     let judge = |error: io::Error| {
         if !is_gone(&error) {
             return Err(io::Error::new(error.kind(), format!("{at}: {error}")));
@@ -71,18 +94,15 @@ pub(super) fn judged(faults: Vec<Fault>) -> Result<(), SegmentError> {
     }
 }
 
-/// Puts small files back that are not what was sealed; gives the faults that remain.
-pub(super) fn put_back(dir: &Path, faults: Vec<Fault>, kept: &Kept) -> io::Result<Vec<Fault>> {
+/// Puts small files back that are not what was sealed, and says so; gives the faults that remain.
+pub(super) fn put_back(dir: &Path, faults: Vec<Fault>, kept: &Kept, said: &str) -> io::Result<Vec<Fault>> {
     let mut remaining = Vec::new();
     for fault in faults {
         let Some(content) = kept.get(&fault.name) else {
             remaining.push(fault);
             continue;
         };
-        tracing::error!(
-            fault = fault.why,
-            "a small file of a sealed segment is damaged; it is put back from the manifest"
-        );
+        tracing::error!(fault = fault.why, "{said}");
         match framefile::replace_file(&dir.join(&fault.name), content) {
             Ok(()) => {}
             // The place itself is bad: what is left is saved elsewhere.

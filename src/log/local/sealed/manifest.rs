@@ -79,29 +79,42 @@ impl Manifest {
     pub fn load(dir: &Path) -> Result<Manifest, SegmentError> {
         let first = load_file(&dir.join(MANIFEST_NAME));
         let error = match first {
-            Ok((manifest, _)) => return Ok(manifest),
+            Ok(loaded) => return Ok(loaded.manifest),
             Err(SegmentError::Damaged(why)) => why,
             Err(error) => return Err(error),
         };
         match load_file(&dir.join(SECOND_MANIFEST_NAME)) {
-            Ok((manifest, _)) => {
+            Ok(loaded) => {
                 tracing::error!(
                     error,
                     "a segment's manifest is damaged or missing; the second one is used"
                 );
-                Ok(manifest)
+                Ok(loaded.manifest)
             }
             Err(SegmentError::Damaged(_)) => Err(SegmentError::Damaged(error)),
             Err(error) => Err(error),
         }
     }
 
+    /// A sentence for each of the two on disk that is not whole: as long as the other one is, nothing is lost to that.
+    pub fn faults(&self, dir: &Path) -> Result<Vec<String>, SegmentError> {
+        let mut faults = Vec::new();
+        for name in [MANIFEST_NAME, SECOND_MANIFEST_NAME] {
+            match load_file(&dir.join(name)) {
+                Ok(loaded) => faults.extend(loaded.fault),
+                Err(SegmentError::Damaged(why)) => faults.push(why),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(faults)
+    }
+
     /// The small files that either manifest keeps; those that are whole.
     pub(super) fn kept(&self, dir: &Path) -> Kept {
         let mut kept = Kept::new();
         for name in [SECOND_MANIFEST_NAME, MANIFEST_NAME] {
-            if let Ok((_, files)) = load_file(&dir.join(name)) {
-                kept.extend(files);
+            if let Ok(loaded) = load_file(&dir.join(name)) {
+                kept.extend(loaded.kept);
             }
         }
         kept.retain(|name, content| {
@@ -195,7 +208,15 @@ pub(super) fn bytes_of_manifests(dir: &Path) -> u64 {
     len(MANIFEST_NAME) + len(SECOND_MANIFEST_NAME)
 }
 
-fn load_file(path: &Path) -> Result<(Manifest, Kept), SegmentError> {
+/// A manifest as it is on disk.
+struct Loaded {
+    manifest: Manifest,
+    kept: Kept,
+    /// What is wrong with the rest of it.
+    fault: Option<String>,
+}
+
+fn load_file(path: &Path) -> Result<Loaded, SegmentError> {
     let mut found = None;
     let mut kept = Kept::new();
     let scanned = framefile::scan(path, MANIFEST, |frame| match frame.tag {
@@ -213,7 +234,7 @@ fn load_file(path: &Path) -> Result<(Manifest, Kept), SegmentError> {
         }
         _ => {}
     });
-    scanned.map_err(|error| match error {
+    let scan = scanned.map_err(|error| match error {
         FrameError::Io { source, .. } if !is_gone(&source) => {
             SegmentError::Io(io::Error::new(source.kind(), format!("{}: {source}", path.display())))
         }
@@ -221,7 +242,12 @@ fn load_file(path: &Path) -> Result<(Manifest, Kept), SegmentError> {
         other => SegmentError::Damaged(other.to_string()),
     })?;
     let manifest = found.ok_or_else(|| SegmentError::Damaged(format!("{} can't be read", path.display())))?;
-    Ok((manifest, kept))
+    let is_whole = scan.damage.is_empty() && scan.torn == 0;
+    Ok(Loaded {
+        manifest,
+        kept,
+        fault: (!is_whole).then(|| format!("{}: a part of it is damaged", path.display())),
+    })
 }
 
 /// Whether an error says that the file is not there any more, or not given back by the disk.

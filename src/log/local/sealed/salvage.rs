@@ -146,8 +146,10 @@ impl<'a> Copies<'a> {
         let place = self.copy(&format!("copy-{}", self.made))?;
         self.made += 1;
         let manifest = &self.damaged.manifest;
-        let faults = check::faults(&place, &manifest.files, &mut || true)?;
-        let faults = check::put_back(&place, faults, &manifest.kept(&self.damaged.dir))?;
+        let original = self.damaged.dir.join(DB_NAME);
+        let faults = check::faults_of(&place, &original, &manifest.files, &mut || true)?;
+        let kept = manifest.kept(&self.damaged.dir);
+        let faults = check::put_back(&place, faults, &kept, check::READ_FROM_MANIFEST)?;
         self.is_poor |= faults.iter().any(|fault| fault.name != DATA);
         if let Some(size) = bare {
             strip(&place, size)?;

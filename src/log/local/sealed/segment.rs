@@ -158,7 +158,12 @@ impl SealedSegment {
                 (copy.path().to_owned(), Some(copy))
             }
         };
-        let db = Database::open(&path)?;
+        let db = Database::open(&path).map_err(|error| match (error, &copy) {
+            (SegmentError::Damaged(why), Some(copy)) => {
+                SegmentError::Damaged(copy.as_of(&self.dir.join(DB_NAME), &why))
+            }
+            (error, _) => error,
+        })?;
         Ok(OpenDatabase {
             db,
             last_used: Instant::now(),
@@ -172,13 +177,14 @@ impl SealedSegment {
         let copy = scratch::copy(original, self.manifest.database_bytes(), Left::ReserveTwice, |to| {
             check::copy_files(original, to)
         })?;
-        let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
+        let faults = check::faults_of(copy.path(), original, &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()
         } else {
             self.manifest.kept(&self.dir)
         };
-        check::judged(check::put_back(copy.path(), faults, &kept)?)?;
+        let said = check::READ_FROM_MANIFEST;
+        check::judged(check::put_back(copy.path(), faults, &kept, said)?)?;
         Ok(copy)
     }
 
@@ -212,7 +218,7 @@ impl SealedSegment {
         let faults = check::faults(&dir, &self.manifest.files, progress)?;
         if !faults.is_empty() {
             let kept = self.manifest.kept(&self.dir);
-            check::judged(check::put_back(&dir, faults, &kept)?)?;
+            check::judged(check::put_back(&dir, faults, &kept, check::PUT_BACK)?)?;
             check::judged(check::faults(&dir, &self.manifest.files, progress)?)?;
         }
         place.checked = true;
@@ -227,10 +233,20 @@ impl SealedSegment {
         check::judged(serious.collect())
     }
 
-    /// Has the manifests keep the small files where an older closehook wrote them without. For the keeper.
-    pub fn keep_small_files(&self) -> Result<(), SegmentError> {
-        if self.manifest.keeps_small_files(&self.dir) {
+    /// Writes both manifests anew where one of them is damaged, or where an older closehook wrote them without the small files. For the
+    /// keeper, and for a segment that was found whole.
+    pub fn mend_manifests(&self) -> Result<(), SegmentError> {
+        let faults = self.manifest.faults(&self.dir)?;
+        if faults.is_empty() && self.manifest.keeps_small_files(&self.dir) {
             return Ok(());
+        }
+        for fault in &faults {
+            tracing::error!(
+                first = self.manifest.first.0,
+                last = self.manifest.last.0,
+                fault,
+                "one of the two manifests of a sealed segment is damaged; the other one is whole, and is written in its place"
+            );
         }
         let _nobody_else = lock(&self.database);
         self.manifest.store(&self.dir)
@@ -256,18 +272,39 @@ impl SealedSegment {
         lock(&self.database).retired = false;
     }
 
-    /// Compares every file and every pack with the manifest, whatever was checked before.
-    pub fn verify(&self) -> Result<(), SegmentError> {
-        {
+    /// Compares the manifests, every file and every pack with what was sealed, whatever was checked before; gives a sentence for each fault. All
+    /// of that is of the originals, whose faults a copy may be without; packs are read where the files are whole but for what the manifest
+    /// keeps.
+    pub fn verify(&self) -> Result<Vec<String>, SegmentError> {
+        let mut found = self.manifest.faults(&self.dir)?;
+        let faults = {
             let mut place = lock(&self.database);
+            if place.retired {
+                return Err(SegmentError::Retired);
+            }
             place.open = None;
             place.checked = false;
-        }
-        for index in 0..self.manifest.packs.len() {
-            self.read(index)?;
+            let faults = check::faults(&self.dir.join(DB_NAME), &self.manifest.files, &mut || true)?;
+            place.checked = faults.is_empty();
+            faults
+        };
+        // The owner never opens an original that is not what was sealed; for readers the keeper puts it right first.
+        let is_readable = faults.is_empty()
+            || self.access == Access::Visitor && {
+                let kept = self.manifest.kept(&self.dir);
+                faults.iter().all(|fault| kept.contains_key(&fault.name))
+            };
+        found.extend(faults.into_iter().map(|fault| fault.why));
+        if is_readable {
+            for index in 0..self.manifest.packs.len() {
+                if let Err(error) = self.read(index) {
+                    found.push(told(error)?);
+                    break;
+                }
+            }
         }
         self.close_idle(Duration::ZERO);
-        Ok(())
+        Ok(found)
     }
 }
 
@@ -327,6 +364,14 @@ pub(in crate::log::local) fn rewrite(
         Ok(Some(Block { events }))
     };
     build(staging, next, progress)
+}
+
+/// What is wrong, in a sentence; an error where something else takes the segment's place.
+fn told(error: SegmentError) -> Result<String, SegmentError> {
+    match error {
+        SegmentError::Retired => Err(SegmentError::Retired),
+        error => Ok(error.to_string()),
+    }
 }
 
 /// A time of receipt as the manifest keeps it.

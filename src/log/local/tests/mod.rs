@@ -9,6 +9,7 @@ mod keys;
 mod stopping;
 mod storing;
 mod supervision;
+mod told;
 mod transfer;
 
 use std::fs::OpenOptions;

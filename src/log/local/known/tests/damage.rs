@@ -84,8 +84,16 @@ fn a_damaged_manifest_is_replaced_by_the_second_and_two_of_them_cost_the_month()
     let dir = tempfile::tempdir().unwrap();
     let month = merged_month(dir.path());
     flip(&month.join("manifest"), |len| len / 2);
-    check_known(&open(dir.path()), 0..8_000);
-    flip(&month.join("manifest.second"), |len| len / 2);
+    let visitor = KnownKeys::open(dir.path(), false, |path, error| panic!("{}: {error}", path.display())).unwrap();
+    let said = visitor.on_disk().verify();
+    assert!(said.len() == 1 && said[0].contains("manifest"), "{said:?}");
+    let known = open(dir.path());
+    check_known(&known, 0..8_000);
+    assert_eq!(known.on_disk().verify(), [""; 0], "it was written anew");
+    drop((visitor, known));
+    for manifest in ["manifest", "manifest.second"] {
+        flip(&month.join(manifest), |len| len / 2);
+    }
     let mut reports = 0;
     let known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
     assert_eq!((reports, known.sets()), (1, 0));
