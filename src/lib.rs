@@ -29,6 +29,7 @@ pub mod age;
 pub mod allocator;
 pub mod app;
 pub mod backup;
+mod causes;
 pub mod cli;
 pub mod close;
 pub mod config;

@@ -258,7 +258,8 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
         anyhow::Ok(())
     };
     if let Err(error) = released.await {
-        tracing::error!("events without their data can't be released: {error:#}");
+        let error = crate::causes::said(&error);
+        tracing::error!("events without their data can't be released: {error}");
     }
 }
 

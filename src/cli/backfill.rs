@@ -1,15 +1,19 @@
 //! `closehook backfill`
 
+use std::time::Duration;
+
 use clap::Args;
 use jiff::Timestamp;
 
 use super::connect::{Access, Connection, asking_close, with};
+use super::interrupt::Stop;
 use super::term::{advance, fraction_bar};
 use super::when::when;
 use super::{Failure, Global, Outcome, report};
 use crate::close::{Ask, BackfillStatus, Counts, JobState};
 use crate::config::{Span, time};
 use crate::control::close as asked;
+use crate::control::status::Show;
 use crate::plain;
 
 /// Fetch events from Close's event log that the log lacks
@@ -66,17 +70,76 @@ impl Backfill {
             if self.dry_run {
                 return rehearse(global, connection, ask.clone()).await;
             }
-            let begin = async {
-                if self.resume {
-                    return connection.ask_one(asked::Set { running: true }).await.map(drop);
-                }
-                let ask = Box::new(ask.clone());
-                connection.ask_one(asked::Begin { ask }).await.map(drop)
+            let mut stop = Stop::listen()?;
+            let begun = tokio::select! {
+                begun = self.begin(global, connection, ask.clone()) => begun,
+                () = stop.told() => return Err(undecided(connection)),
             };
-            asking_close(global, &connection.config, begin).await?;
-            watch(global, connection).await
+            let ended = match begun {
+                Ok(()) => watch(global, connection, &mut stop).await,
+                failed => failed,
+            };
+            match ended {
+                Err(Failure::Work(why)) => Err(Failure::Work(format!("{why}; {}", left(connection).await))),
+                ended => ended,
+            }
         })
         .await
+    }
+
+    /// Begins it, or lets the one there is go on.
+    async fn begin(&self, global: &Global, connection: &Connection, ask: Ask) -> Outcome {
+        let begin = async {
+            if self.resume {
+                return connection.ask_one(asked::Set { running: true }).await.map(drop);
+            }
+            let ask = Box::new(ask);
+            connection.ask_one(asked::Begin { ask }).await.map(drop)
+        };
+        let set_back = async || connection.set_back().await;
+        asking_close(global, &connection.config, set_back, begin).await
+    }
+}
+
+/// The command is told to stop before it knows whether a backfill has begun. What a daemon was told to do, it does.
+fn undecided(connection: &Connection) -> Failure {
+    let what = if connection.is_daemon() {
+        "interrupted, and the daemon still begins it as soon as Close lets it: `closehook status` shows whether it did, `closehook backfill \
+         --resume` watches it then, and Ctrl-C there stops it"
+    } else {
+        "interrupted before it was begun: `closehook status` shows whether another one is under way"
+    };
+    Failure::Work(what.to_owned())
+}
+
+/// What there is found out within this, or it is said that it is not known.
+const LOOKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is left where the command ends and the backfill is not done: nobody is to be told that it failed who is left with one that goes on.
+async fn left(connection: &Connection) -> String {
+    let looked = tokio::time::timeout(LOOKED_WITHIN, connection.ask_one(Show {})).await;
+    match looked {
+        Ok(Ok(status)) => remains(status.close.backfill.as_ref(), status.daemon.running),
+        _ => "whether a backfill is left can't be found out now (`closehook status` shows it): what was begun stays, and goes on with the daemon"
+            .to_owned(),
+    }
+}
+
+fn remains(job: Option<&BackfillStatus>, has_daemon: bool) -> String {
+    let Some(job) = job.map(|status| &status.job) else {
+        return "no backfill is under way".to_owned();
+    };
+    let which = format!("the backfill begun at {:.0}", job.begun_at);
+    match (job.state, has_daemon) {
+        (JobState::Done, _) => format!("{which} is done"),
+        (JobState::Interrupted, _) => format!("{which} is stopped, go on with: closehook backfill --resume"),
+        (JobState::Running, true) => format!(
+            "{which} stays, and the daemon goes on with it: `closehook status` shows it, `closehook backfill --resume` watches it, and Ctrl-C \
+             there stops it"
+        ),
+        (JobState::Running, false) => format!(
+            "{which} stays, and a daemon that is started goes on with it, as `closehook backfill --resume` does; Ctrl-C there stops it"
+        ),
     }
 }
 
@@ -86,7 +149,8 @@ async fn rehearse(global: &Global, connection: &Connection, ask: Ask) -> Outcome
     let bar = fraction_bar();
     let mut plan = None;
     // After the first answer the bar tells how it gets on.
-    let mut next = asking_close(global, &connection.config, answers.next()).await?;
+    let set_back = async || connection.set_back().await;
+    let mut next = asking_close(global, &connection.config, set_back, answers.next()).await?;
     while let Some(answer) = next {
         match answer {
             asked::Rehearsal::Progress { fraction, seen } => advance(&bar, fraction, format!("{seen} events read")),
@@ -140,7 +204,7 @@ fn progress(job: &BackfillStatus) -> String {
 }
 
 /// Shows how it gets on, until it is over or the person has seen enough.
-async fn watch(global: &Global, connection: &Connection) -> Outcome {
+async fn watch(global: &Global, connection: &Connection, stop: &mut Stop) -> Outcome {
     let mut answers = connection.ask(asked::Watch {}).await?;
     let bar = fraction_bar();
     let (mut last, mut said) = (None, None);
@@ -159,18 +223,19 @@ async fn watch(global: &Global, connection: &Connection) -> Outcome {
                     last = Some(job);
                 }
             },
-            _ = tokio::signal::ctrl_c() => {
-                connection.ask_one(asked::Set { running: false }).await?;
+            by_hand = stop.told_by_hand() => {
                 bar.abandon();
-                return Err(Failure::Work("interrupted; go on with: closehook backfill --resume".into()));
+                // Whoever else ends the command has not said that the backfill is to end.
+                if by_hand {
+                    connection.ask_one(asked::Set { running: false }).await?;
+                }
+                return Err(Failure::Work("interrupted".into()));
             }
         }
     }
     bar.finish_and_clear();
     let Some(job) = last.filter(|job| job.job.state == JobState::Done) else {
-        return Err(Failure::Work(
-            "the backfill was stopped; go on with: closehook backfill --resume".into(),
-        ));
+        return Err(Failure::Work("it did not come to its end".into()));
     };
     global.print(&job, |job| {
         let counts = job.job.counts;
@@ -182,4 +247,45 @@ async fn watch(global: &Global, connection: &Connection) -> Outcome {
             without_data(counts),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_backfill_is_said_with_what_goes_on_with_it() {
+        let job = |state: &str| -> BackfillStatus {
+            let at = "2024-02-15T12:00:00Z";
+            let spec = json!({ "since": at, "until": at, "types": [], "lead": null });
+            let counts = json!({ "seen": 0, "outside": 0, "known": 0, "stored": 0, "partial": 0 });
+            let job = json!({ "spec": spec, "done_to": at, "counts": counts, "state": state, "begun_at": at, "trouble": null,
+                "fraction": 0.0, "eta_seconds": null });
+            serde_json::from_value(job).unwrap()
+        };
+        assert_eq!(remains(None, true), "no backfill is under way");
+        for (state, has_daemon, said) in [
+            ("running", true, "stays, and the daemon goes on with it"),
+            ("running", false, "stays, and a daemon that is started goes on with it"),
+            (
+                "interrupted",
+                true,
+                "is stopped, go on with: closehook backfill --resume",
+            ),
+            (
+                "interrupted",
+                false,
+                "is stopped, go on with: closehook backfill --resume",
+            ),
+        ] {
+            let left = remains(Some(&job(state)), has_daemon);
+            assert!(
+                left.starts_with("the backfill begun at 2024-02-15T12:00:00Z "),
+                "{left}"
+            );
+            assert!(left.contains(said), "{state}: {left}");
+        }
+    }
 }

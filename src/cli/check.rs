@@ -10,6 +10,7 @@ use super::connect::asking_close;
 use super::{Failure, Global, Outcome, print_line};
 use crate::admin::tokens::Tokens;
 use crate::app;
+use crate::close::Setbacks;
 use crate::config::{Config, Credentials, Engine, Fault};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
@@ -68,7 +69,8 @@ impl Check {
             .collect();
         warnings.extend(Tokens::warnings(&config.admin));
         warnings.extend(data_directory(&config));
-        warnings.extend(crate::close::signature_keys(&config.log.dir).err());
+        let damaged = crate::close::damaged_on_disk(&config.log.dir);
+        warnings.extend(damaged.into_iter().map(|one| one.what));
         let made = if self.create && faults.is_empty() {
             create(&config).await?
         } else {
@@ -230,7 +232,9 @@ async fn probe_close(global: &Global, config: &Config) -> (Vec<Probe>, Option<St
     } else {
         match app::shared_close(config).await {
             Ok(shared) => {
-                let says = asking_close(global, config, crate::close::probe_all(config, shared)).await;
+                let setbacks = Setbacks::default();
+                let probing = crate::close::probe_all(config, shared, &setbacks);
+                let says = asking_close(global, config, async || Ok(setbacks.newest()), probing).await;
                 (says.who.map_err(|error| error.to_string()), says.clock, says.fields)
             }
             Err(error) => (Err(error.to_string()), None, None),

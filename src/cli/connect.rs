@@ -11,10 +11,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::handover::{Own, Said, Saying, may_be_asked_again};
+use super::when::when;
 use super::{Failure, Global, Outcome, report};
 use crate::admin::socket::{self, Unanswered};
 use crate::app;
+use crate::close::Setback;
 use crate::config::Config;
+use crate::control::status::Show;
 use crate::control::{Answer, Question, Request};
 use crate::log;
 
@@ -27,21 +30,62 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Close takes long to answer when it has not after this.
 const LATE_AFTER: Duration = Duration::from_secs(3);
 
-/// Does work for which Close is asked, and says so where that takes long.
-pub(super) async fn asking_close<T>(global: &Global, config: &Config, work: impl Future<Output = T>) -> T {
+/// How Close stands is found out within this, or not said.
+const LOOKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Does work for which Close is asked, and says so where that takes long: what it has answered, once it has. `set_back` finds that out.
+pub(super) async fn asking_close<T>(
+    global: &Global,
+    config: &Config,
+    set_back: impl AsyncFn() -> Result<Option<Setback>, Failure>,
+    work: impl Future<Output = T>,
+) -> T {
+    let host = config.close.base_url.host_str().unwrap_or_default();
     let mut work = std::pin::pin!(work);
-    tokio::select! {
-        done = &mut work => done,
-        () = tokio::time::sleep(LATE_AFTER) => {
-            let host = config.close.base_url.host_str().unwrap_or_default();
-            let waits = format!(
-                "Close's API at {host} has not answered yet: it is waited for, about a minute for each request, and longer where its rate \
-                 limit is used up (`closehook status` says how long)"
-            );
+    let mut told = String::new();
+    loop {
+        let looking = async {
+            tokio::time::sleep(LATE_AFTER).await;
+            let looked = tokio::time::timeout(LOOKED_WITHIN, set_back()).await;
+            looked.ok().and_then(Result::ok)
+        };
+        let newest = tokio::select! {
+            done = &mut work => return done,
+            newest = looking => newest,
+        };
+        if let Some(waits) = late(host, newest.as_ref().map(Option::as_ref), &mut told) {
             report::notice(global.json, &waits);
-            work.await
         }
     }
+}
+
+/// What is said of work that Close has not done after a while; `None`: nothing new. `newest`: what it has answered to a request that is made
+/// again, `None` where that can't be found out. `told`: what was told before.
+#[expect(clippy::option_option, reason = "that there is none is known, or nothing is")]
+fn late(host: &str, newest: Option<Option<&Setback>>, told: &mut String) -> Option<String> {
+    let Some(newest) = newest.flatten() else {
+        if !told.is_empty() {
+            return None;
+        }
+        host.clone_into(told);
+        let stands = match newest {
+            Some(_) => "has not answered yet: it is waited for",
+            None => "is waited for, and what it has answered can't be found out now",
+        };
+        return Some(format!(
+            "Close's API at {host} {stands}, about a minute for each request, and longer where its rate limit is used up (`closehook \
+             status` says how long)"
+        ));
+    };
+    if newest.said == *told {
+        return None;
+    }
+    newest.said.clone_into(told);
+    Some(format!(
+        "{}; the request is made again at {}, and again after that while it may help",
+        newest.said,
+        when(newest.again_at)
+    ))
 }
 
 /// What a command will do to the data.
@@ -260,6 +304,11 @@ impl Connection {
         serde_json::to_value(answer).map_err(|error| not_understood(&error))
     }
 
+    /// What Close has answered to a request that is made again, where that can be found out.
+    pub async fn set_back(&self) -> Result<Option<Setback>, Failure> {
+        Ok(self.ask_one(Show {}).await?.close.set_back)
+    }
+
     /// Lets go of the data directory in good order.
     pub async fn close(self, outcome: Outcome) -> Outcome {
         if self.writes()
@@ -329,4 +378,36 @@ where
     let connection = Connection::open(global, access).await?;
     let outcome = work(&connection).await;
     connection.close(outcome).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_refuses_is_told_as_one_and_once() {
+        let mut told = String::new();
+        let set_back = |said: &str| Setback {
+            said: said.to_owned(),
+            again_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let silent = late("api", Some(None), &mut told).unwrap();
+        assert!(silent.contains("has not answered yet"), "{silent}");
+        let unknown = late("api", None, &mut String::new()).unwrap();
+        assert!(!unknown.contains("answered yet"), "{unknown}");
+        assert_eq!(late("api", Some(None), &mut told), None);
+        let (limited, broken) = (set_back("Close has answered 429"), set_back("Close has answered 500"));
+        let said = late("api", Some(Some(&limited)), &mut told).unwrap();
+        assert!(
+            said.contains("answered 429; the request is made again at 1970-01-01 00:00:00Z"),
+            "{said}"
+        );
+        assert_eq!(late("api", Some(Some(&limited)), &mut told), None);
+        assert_eq!(late("api", Some(None), &mut told), None, "it has answered");
+        assert!(
+            late("api", Some(Some(&broken)), &mut told)
+                .unwrap()
+                .contains("answered 500")
+        );
+    }
 }

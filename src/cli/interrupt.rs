@@ -24,10 +24,15 @@ impl Stop {
 
     /// Waits until one comes.
     pub async fn told(&mut self) {
+        self.told_by_hand().await;
+    }
+
+    /// The same. Whether it is Ctrl-C: then a person is there, who wants it.
+    pub async fn told_by_hand(&mut self) -> bool {
         tokio::select! {
-            _ = self.hangup.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => false,
+            _ = self.interrupt.recv() => true,
+            _ = self.terminate.recv() => false,
         }
     }
 }

@@ -189,7 +189,7 @@ pub(crate) enum Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
-        Failure::Work(format!("{error:#}"))
+        Failure::Work(crate::causes::said(&error))
     }
 }
 

@@ -380,6 +380,13 @@ fn close(close: &CloseStatus) -> Vec<String> {
     if let Some(at) = when_known(close.next_request_at) {
         lines.push(format!("           Close's rate limit: the next request goes at {at}"));
     }
+    if let Some(set_back) = &close.set_back {
+        lines.push(format!(
+            "           {}; the request is made again at {}",
+            text(&set_back.said),
+            when(set_back.again_at)
+        ));
+    }
     lines.extend(close.held.as_ref().map(held));
     lines.extend(close.subscriptions.iter().flat_map(subscription));
     if let Some(checked) = when_known(close.checked_at) {
@@ -407,6 +414,12 @@ fn close(close: &CloseStatus) -> Vec<String> {
             backfill.fraction * 100.0,
             backfill.job.counts.stored,
         ));
+        if let Some(trouble) = &backfill.earlier_trouble {
+            lines.push(format!(
+                "           before this start it did not get on: {}",
+                text(trouble)
+            ));
+        }
     }
     lines
 }

@@ -113,7 +113,8 @@ impl Subscription {
             confirm(&format!("Delete {id} at Close, with everything queued for it?"))?;
         }
         with(global, access, async |connection| {
-            asking_close(global, &connection.config, self.work(global, connection)).await
+            let set_back = async || connection.set_back().await;
+            asking_close(global, &connection.config, set_back, self.work(global, connection)).await
         })
         .await
     }

@@ -14,6 +14,7 @@ use super::api::client::Client;
 use super::api::error::Error;
 use super::api::identity::{Identity, Organization};
 use super::api::patience::Patience;
+use super::api::setbacks::Setbacks;
 use super::api::subscriptions::Subscription;
 use super::completeness::parts::{HoldState, Parts};
 use super::connection::{Connection, connect};
@@ -178,7 +179,7 @@ pub struct Account {
 
 /// Asks Close who we are: for `init`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
-    let probed = probe_as(config, None, false).await;
+    let probed = probe_as(config, None, false, &Setbacks::default()).await;
     let says = probed.who?;
     Ok(probed
         .clock
@@ -197,16 +198,16 @@ pub struct Probed {
 }
 
 /// Asks Close for everything that the configuration uses beside subscriptions. `shared`: where several nodes share what is known, the
-/// OAuth token among it.
-pub async fn probe_all(config: &Config, shared: Option<Arc<Shared>>) -> Probed {
-    probe_as(config, shared, fields::are_wanted(config)).await
+/// OAuth token among it. `setbacks` hears what Close answers meanwhile.
+pub async fn probe_all(config: &Config, shared: Option<Arc<Shared>>, setbacks: &Setbacks) -> Probed {
+    probe_as(config, shared, fields::are_wanted(config), setbacks).await
 }
 
-async fn probe_as(config: &Config, shared: Option<Arc<Shared>>, with_fields: bool) -> Probed {
+async fn probe_as(config: &Config, shared: Option<Arc<Shared>>, with_fields: bool, setbacks: &Setbacks) -> Probed {
     let dir = &config.log.dir;
     let store = Arc::new(CloseStore::open_shared(dir, true, Seams::default(), shared));
     let client = match connect(&config.close, &store, Seams::default()) {
-        Ok(client) => client,
+        Ok(client) => client.telling(setbacks.clone()),
         Err(error) => {
             return Probed {
                 who: Err(error),

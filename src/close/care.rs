@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_retry::strategy::jitter;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +58,12 @@ struct Caring<'a>(&'a Account);
 
 impl<'a> Caring<'a> {
     fn begin(account: &'a Account) -> Caring<'a> {
-        account.seen().got_on();
+        let now = account.now();
+        {
+            let mut seen = account.seen();
+            seen.cares_since = Some(now);
+            seen.got_on();
+        }
         account.is_supervised.store(true, Ordering::Relaxed);
         Caring(account)
     }
@@ -138,6 +144,15 @@ impl Schedule {
         self.check_at.min(self.reconcile_at)
     }
 
+    /// When Close is tried again, where it could not be used; `None`: the next look is a regular one.
+    fn tried_again_at(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.checked.is_some() {
+            return None;
+        }
+        let wait = self.check_at.saturating_duration_since(Instant::now());
+        now.checked_add(wait).ok()
+    }
+
     /// The logs are to be compared then, whatever the interval.
     fn compare_at(&mut self, at: Instant) {
         self.reconcile_at = at;
@@ -197,6 +212,7 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
             }
             () = account.policy_changed.notified() => {
                 schedule.follow(&account.policy());
+                account.seen().tried_again_at = schedule.tried_again_at(account.now());
                 continue;
             }
         }
@@ -211,6 +227,7 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
         let has_compared = compared == Ok(true);
         let is_well = account.note(checked.and(compared.map(drop)));
         schedule.ended(&account.policy(), is_well, has_compared);
+        account.seen().tried_again_at = schedule.tried_again_at(account.now());
         up_to_now &= !has_compared;
     }
 }
@@ -302,7 +319,7 @@ impl Account {
     }
 
     async fn note_job(&self, error: &Error) {
-        let trouble = error.to_string();
+        let (trouble, now) = (error.to_string(), self.now());
         let before = self.job().and_then(|job| job.trouble);
         if before.as_ref() != Some(&trouble) {
             tracing::warn!("the backfill can't go on: {trouble}; it is tried again later");
@@ -311,7 +328,7 @@ impl Account {
             .store
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
-                    job.trouble = Some(trouble);
+                    (job.trouble, job.troubled_at) = (Some(trouble), Some(now));
                 }
             })
             .await;

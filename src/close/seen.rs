@@ -122,6 +122,10 @@ pub(super) struct Sightings {
     pub got_on_at: Option<Instant>,
     /// Why Close can't be used just now.
     pub trouble: Option<Error>,
+    /// When Close is tried again then.
+    pub tried_again_at: Option<Timestamp>,
+    /// Since when this process looks after Close's side; `None`: it does not.
+    pub cares_since: Option<Timestamp>,
     /// When subscriptions were made active again.
     pub resumed: BTreeMap<String, Resumed>,
     /// Up to here the log was searched for a delivery of the new subscription of a rotation.

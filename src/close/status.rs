@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::api::identity::Organization;
+use super::api::setbacks::Setback;
 use super::completeness::marks::{BackfillJob, Complete, JobState, Marks, Withheld};
 use super::completeness::walk::eta;
+use super::damaged::DamagedFile;
 use super::fields::FieldsStatus;
 use super::seen::{Condition, DeliverySilence, FoundSubscription};
 use super::store::Rotation;
@@ -27,6 +29,15 @@ pub struct CloseStatus {
     pub looked_after_by: Option<String>,
     /// Why Close can't be used just now.
     pub trouble: Option<String>,
+    /// When it is tried again then; `None`: it is being tried, or that is not known here.
+    #[serde(default)]
+    pub tried_again_at: Option<Timestamp>,
+    /// What it has answered to a request that is made again.
+    #[serde(default)]
+    pub set_back: Option<Setback>,
+    /// Files of what is known of it that can't be used. Whoever waits for the disk fills it in.
+    #[serde(default)]
+    pub damaged: Vec<DamagedFile>,
     /// For how many seconds a look at it has not got on, where that is overdue; known to the node that looks after it.
     #[serde(default)]
     pub overdue_seconds: Option<u64>,
@@ -96,6 +107,9 @@ pub struct BackfillStatus {
     pub fraction: f64,
     /// Time left at the pace so far; `None` before there is one, and where it is not running.
     pub eta_seconds: Option<u64>,
+    /// Why it did not get on before this process had it to carry out: whether that still holds is not known before it was tried.
+    #[serde(default)]
+    pub earlier_trouble: Option<String>,
 }
 
 /// Two subscriptions of which one takes over from the other.
@@ -169,7 +183,8 @@ impl Claim {
 impl Account {
     /// The newest backfill with its pace, for people who watch it.
     pub fn job_status(&self) -> Option<BackfillStatus> {
-        let job = self.job()?;
+        let mut job = self.job()?;
+        let earlier_trouble = self.earlier_trouble(&mut job);
         let elapsed = Duration::try_from(self.now().duration_since(job.begun_at)).unwrap_or_default();
         let fraction = job.fraction();
         let left = (job.state == JobState::Running)
@@ -178,7 +193,26 @@ impl Account {
         Some(BackfillStatus {
             fraction,
             eta_seconds: left.map(|left| left.as_secs()),
+            earlier_trouble,
             job,
+        })
+    }
+
+    /// Takes out of a backfill why it did not get on, where that is of an earlier process: it may not hold any more.
+    fn earlier_trouble(&self, job: &mut BackfillJob) -> Option<String> {
+        let holds = match self.seen().cares_since {
+            Some(since) => job.troubled_at.is_some_and(|at| at >= since),
+            // Another node may carry it out; where there is none, nobody does.
+            None => self.store.shared().is_some(),
+        };
+        if holds {
+            return None;
+        }
+        let trouble = job.trouble.take()?;
+        let at = job.troubled_at.take();
+        Some(match at {
+            Some(at) => format!("{trouble} (at {at:.0})"),
+            None => trouble,
         })
     }
 
@@ -230,6 +264,9 @@ impl Account {
         let marks = self.store.marks();
         let held = self.held(&marks);
         let is_over = marks.job.as_ref().is_none_or(|job| job.state == JobState::Done);
+        let backfill = if is_over { None } else { self.job_status() };
+        let client = self.connection.client();
+        let now = self.now();
         let seen = self.seen();
         let organization = self.store.organization();
         CloseStatus {
@@ -237,6 +274,9 @@ impl Account {
             looked_after_by: None,
             next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
+            tried_again_at: seen.tried_again_at.filter(|at| seen.trouble.is_some() && *at > now),
+            set_back: client.and_then(|client| client.setbacks().newest()),
+            damaged: Vec::new(),
             overdue_seconds: self.overdue(&seen).map(|overdue| overdue.as_secs()),
             token_unsaved: self.store.unsaved().why(),
             checked_at: seen.checked_at,
@@ -246,7 +286,7 @@ impl Account {
             organization: organization.unwrap_or_default(),
             complete: self.claim(&marks, held.as_ref()),
             held,
-            backfill: if is_over { None } else { self.job_status() },
+            backfill,
             rotation: self.store.keys().rotation.map(Rotating::from),
             custom_fields: self.fields.status(self.now()),
         }

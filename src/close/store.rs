@@ -202,6 +202,8 @@ pub(super) struct CloseStore {
     /// Why the keys file can't be read; then it is not written either.
     fault: Option<Error>,
     marks: Kept<Marks>,
+    /// Why the marks of before could not be read: they are found out anew, and the file is written over.
+    forgotten: Option<Error>,
     /// An error is why it can't be read.
     organization: Kept<Result<Option<Organization>, Error>>,
     /// The newest refresh token, while it can't be written.
@@ -235,8 +237,14 @@ impl<T> Kept<T> {
     }
 }
 
+/// Where keys are kept.
+pub(super) const KEYS: &str = "keys.json";
+
+/// Where it is kept how far the log is complete.
+pub(super) const MARKS: &str = "state.json";
+
 /// Where the organization is remembered.
-const ORGANIZATION: &str = "organization.json";
+pub(super) const ORGANIZATION: &str = "organization.json";
 
 /// A change to what a file keeps. In a box, so that what writes it is compiled once and not for each change.
 type Change<T> = Box<dyn FnOnce(&mut T) + Send>;
@@ -250,16 +258,19 @@ impl CloseStore {
     /// The same where several nodes may share what is there.
     pub fn open_shared(data_dir: &Path, read_only: bool, seams: Seams, shared: Option<Arc<Shared>>) -> CloseStore {
         let dir = data_dir.join("close");
-        let (keys, fault) = match read_json(&dir.join("keys.json")) {
+        let (keys, fault) = match read_json(&dir.join(KEYS)) {
             Ok(keys) => (keys.unwrap_or_default(), None),
             Err(error) => (Keys::default(), Some(error)),
         };
-        let marks = read_json(&dir.join("state.json")).unwrap_or_else(|error| {
-            tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
-            None
-        });
+        let (marks, forgotten) = match read_json::<Marks>(&dir.join(MARKS)) {
+            Ok(marks) => (marks, None),
+            Err(error) => {
+                tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
+                (None, Some(error))
+            }
+        };
         let organization = read_json::<OrganizationFile>(&dir.join(ORGANIZATION));
-        let marks: Marks = marks.unwrap_or_default();
+        let marks = marks.unwrap_or_default();
         CloseStore {
             organization: Kept::new(organization.map(|file| file.map(|file| file.organization))),
             unsaved: Arc::default(),
@@ -270,6 +281,7 @@ impl CloseStore {
             read_only,
             keys: Kept::new(keys),
             fault,
+            forgotten,
             marks: Kept::new(marks.taken_over()),
         }
     }
@@ -277,6 +289,11 @@ impl CloseStore {
     /// Whether the keys are known; nothing about subscriptions can be done otherwise.
     pub fn check(&self) -> Result<(), Error> {
         self.fault.clone().map_or(Ok(()), Err)
+    }
+
+    /// Why the marks of before are forgotten; `None`: they are not.
+    pub fn forgotten(&self) -> Option<&Error> {
+        self.forgotten.as_ref()
     }
 
     /// The directory this is below.
@@ -295,8 +312,8 @@ impl CloseStore {
         let Some(shared) = &self.shared else { return Ok(()) };
         for (name, file) in copied {
             match name.as_str() {
-                "keys.json" => self.take_over(&self.keys, name, file, |keys: Keys| keys).await?,
-                "state.json" => self.take_over(&self.marks, name, file, Marks::taken_over).await?,
+                KEYS => self.take_over(&self.keys, name, file, |keys: Keys| keys).await?,
+                MARKS => self.take_over(&self.marks, name, file, Marks::taken_over).await?,
                 ORGANIZATION => {
                     let known = |file: OrganizationFile| Ok(Some(file.organization));
                     self.take_over(&self.organization, name, file, known).await?;
@@ -336,7 +353,7 @@ impl CloseStore {
     pub fn signature_keys(&self) -> Result<(Vec<Key>, Vec<Key>), Error> {
         self.check()?;
         let keys = self.keys.now.load();
-        keys.for_verifier(&self.dir.join("keys.json")).map_err(Error::Local)
+        keys.for_verifier(&self.dir.join(KEYS)).map_err(Error::Local)
     }
 
     /// The newest refresh token, while it can't be written.
@@ -405,7 +422,7 @@ impl CloseStore {
             keys.version = VERSION;
             change(keys);
         });
-        self.write("keys.json", |store| &store.keys, change).await
+        self.write(KEYS, |store| &store.keys, change).await
     }
 
     /// Changes the state file; on failure nothing has changed.
@@ -424,7 +441,7 @@ impl CloseStore {
             change(marks);
             marks.remember(&before, now);
         });
-        self.write("state.json", |store| &store.marks, change).await
+        self.write(MARKS, |store| &store.marks, change).await
     }
 
     async fn write<T: Clone + Serialize + Send + Sync + 'static>(
@@ -471,9 +488,22 @@ pub(crate) fn has_live_key(data_dir: &Path) -> bool {
 
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
 pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
-    let path = data_dir.join("close").join("keys.json");
+    let path = data_dir.join("close").join(KEYS);
     let keys: Keys = read_json(&path).map_err(|error| error.to_string())?.unwrap_or_default();
     keys.for_verifier(&path)
+}
+
+/// Whether the files in a data directory can be read: keys, marks, organization. Blocking.
+pub(super) fn readable(data_dir: &Path) -> [Result<(), String>; 3] {
+    let dir = data_dir.join("close");
+    let text = |error: Error| error.to_string();
+    [
+        signature_keys(data_dir).map(drop),
+        read_json::<Marks>(&dir.join(MARKS)).map(drop).map_err(text),
+        read_json::<OrganizationFile>(&dir.join(ORGANIZATION))
+            .map(drop)
+            .map_err(text),
+    ]
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use futures::future::join3;
+use futures::future::join4;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
@@ -11,7 +11,7 @@ use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
-use crate::close::CloseStatus;
+use crate::close::{CloseStatus, DamagedFile};
 use crate::event::{Event, Seq};
 use crate::log::{Stats, space};
 use crate::node;
@@ -33,12 +33,17 @@ impl Show {
             Err("no daemon is running".to_owned())
         };
         // What is not said in time is left out: the rest of the picture is worth having at once.
-        let (last_delivery_at, removed_sinks, disk) = join3(
+        let (last_delivery_at, removed_sinks, disk, damaged) = join4(
             timeout(ANSWERS_WITHIN, last_delivery(on)),
             timeout(ANSWERS_WITHIN, on.engine.detached()),
             timeout(ANSWERS_WITHIN, disk(on)),
+            timeout(ANSWERS_WITHIN, on.account.damaged()),
         )
         .await;
+        let damaged = damaged.unwrap_or_else(|_| {
+            let why = format!("it was not read within {} s", ANSWERS_WITHIN.as_secs());
+            vec![DamagedFile::unread(&why)]
+        });
         let removed_sinks = match removed_sinks {
             Ok(found) => found.map_err(text),
             Err(_) => Err(format!("they were not read within {} s", ANSWERS_WITHIN.as_secs())),
@@ -70,6 +75,7 @@ impl Show {
             rules: on.engine.rules().names(),
             close: CloseStatus {
                 looked_after_by: on.others.as_ref().and_then(|others| others.holder(node::CLOSE)),
+                damaged,
                 ..on.account.status()
             },
         };

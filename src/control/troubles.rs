@@ -213,6 +213,9 @@ fn refused(status: &Status, found: &mut Found) {
 
 fn close(status: &Status, found: &mut Found) {
     let close = &status.close;
+    for one in &close.damaged {
+        found.say(one.what.as_str(), one.remedy.as_str());
+    }
     if !close.configured {
         return;
     }
@@ -223,9 +226,14 @@ fn close(status: &Status, found: &mut Found) {
         );
     }
     if let Some(trouble) = &close.trouble {
+        let again = close.tried_again_at;
+        let again = again.map_or_else(
+            || "it is tried again by itself".to_owned(),
+            |at| format!("it is tried again at {at:.0}"),
+        );
         found.say(
             format!("Close's API can't be used: {trouble}"),
-            "`closehook check --probe` tries it; until then nothing is compared and no subscription is looked after",
+            format!("`closehook check --probe` tries it; {again}; until then nothing is compared and no subscription is looked after"),
         );
     }
     if let Some(seconds) = close.overdue_seconds {

@@ -49,6 +49,7 @@ mod close_process;
 mod close_room;
 mod close_rotation;
 mod close_steps;
+mod close_told;
 mod command_socket;
 mod config;
 mod crash;

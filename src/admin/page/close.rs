@@ -63,6 +63,7 @@ struct BackfillCell {
     says: String,
     fraction: f64,
     trouble: Option<String>,
+    earlier_trouble: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -205,6 +206,7 @@ impl BackfillCell {
             says,
             fraction: status.fraction,
             trouble: job.trouble.clone(),
+            earlier_trouble: status.earlier_trouble.clone(),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::budget::{RateBudget, RateLimit};
 use super::error::{Error, rejected};
 use super::oauth::OAuthChain;
 use super::patience::{WORTH_A_WORD, Wait};
+use super::setbacks::{Setback, Setbacks, Trying};
 use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
 use crate::json;
@@ -111,6 +112,7 @@ pub(in crate::close) struct Client {
     has_worked: AtomicBool,
     /// It is known to be for the right organization.
     is_proved: AtomicBool,
+    setbacks: Setbacks,
     seams: Seams,
 }
 
@@ -125,8 +127,21 @@ impl Client {
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
             is_proved: AtomicBool::new(false),
+            setbacks: Setbacks::default(),
             seams,
         })
+    }
+
+    /// The same, whose setbacks are known here too.
+    #[must_use]
+    pub fn telling(mut self, setbacks: Setbacks) -> Client {
+        self.setbacks = setbacks;
+        self
+    }
+
+    /// What Close has answered to requests that are made again.
+    pub fn setbacks(&self) -> &Setbacks {
+        &self.setbacks
     }
 
     /// Whether it is what these settings ask for: the same API, and credentials that have not changed. Credentials that can't be
@@ -178,6 +193,7 @@ impl Client {
     pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
         self.step("before", call).await;
         let began = Instant::now();
+        let trying = self.setbacks.begin();
         let mut delays = delays();
         let mut limited = 0;
         let mut timeouts = 0;
@@ -195,9 +211,10 @@ impl Client {
                 Err(error) => error,
             };
             match (&error, &self.auth) {
-                (Error::RateLimited(_), _) if limited < LIMITED_MAX => {
+                (Error::RateLimited(wait), _) if limited < LIMITED_MAX => {
                     // The budget knows until when; nothing was carried out, so even a POST may go again.
                     limited += 1;
+                    self.tell(&trying, &error, *wait);
                     continue;
                 }
                 // A page may be Close's too: with a new token that is known.
@@ -217,6 +234,7 @@ impl Client {
             {
                 tracing::debug!(%error, "a request to Close is made again");
                 repeated = true;
+                self.tell(&trying, &error, delay);
                 tokio::time::sleep(delay).await;
                 continue;
             }
@@ -227,6 +245,15 @@ impl Client {
                 error => error,
             });
         }
+    }
+
+    /// A request is made again after so long.
+    fn tell(&self, trying: &Trying, error: &Error, after: Duration) {
+        let now = self.seams.now();
+        trying.goes_on(Setback {
+            said: error.answered(),
+            again_at: now.checked_add(after).unwrap_or(now),
+        });
     }
 
     async fn step(&self, when: &str, call: &Call) {

@@ -174,6 +174,22 @@ impl Error {
         is_page || (self.is_transient() && !is_not_done)
     }
 
+    /// What was answered to a request that is made again, or what came in place of an answer, without what to do about it: a sentence
+    /// without its end.
+    pub(in crate::close) fn answered(&self) -> String {
+        match self {
+            Error::RateLimited(_) => "Close has answered 429: its rate limit is used up".to_owned(),
+            Error::Server(status) => format!("Close has answered {status}: it has a problem"),
+            Error::Rejected { status, faults } => format!("Close has answered {status}: {faults}"),
+            Error::NotClose { status, start } => {
+                format!("not Close but something in front of it has answered {status} (\"{start}\")")
+            }
+            Error::Garbled(why) => format!("Close has answered what can't be read ({why})"),
+            Error::TimedOut(after) => format!("Close did not answer within {} s", after.as_secs()),
+            error => error.to_string(),
+        }
+    }
+
     /// Whether it is the same trouble, as far as a log line is concerned.
     pub(in crate::close) fn is_like(&self, other: &Error) -> bool {
         self == other || (self.label() == other.label() && self.label() != "local")

@@ -8,4 +8,5 @@ pub(super) mod fields;
 pub(super) mod identity;
 pub(super) mod oauth;
 pub(super) mod patience;
+pub(super) mod setbacks;
 pub(super) mod subscriptions;

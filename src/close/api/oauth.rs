@@ -12,7 +12,7 @@
 //! node's own first, `oauth.unsaved.json`, with what it follows as well; it goes when the token is shared, or a later one is. Whoever finds
 //! it after a restart goes on with it if what is kept is still what it follows.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -95,6 +95,14 @@ struct Left {
     chain: Chain,
     /// See [`Newer::follows`].
     follows: Option<Place>,
+}
+
+/// Whether the file of the newest token can be read, and that of one that is not shared yet. Blocking.
+pub(in crate::close) fn readable(path: &Path) -> [Result<(), Error>; 2] {
+    [
+        files::read_json::<Chain>(path).map(drop),
+        files::read_json::<Left>(&files::unsaved_path(path)).map(drop),
+    ]
 }
 
 /// The newest refresh token, while it can't be written. It outlives the client that was given it.

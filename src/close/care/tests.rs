@@ -3,6 +3,7 @@ use arc_swap::ArcSwap;
 use super::*;
 use crate::close::api::client::{Auth, Call, Client};
 use crate::close::api::oauth::OAuthChain;
+use crate::close::completeness::marks::{Ask, BackfillJob, Marks};
 use crate::close::connection::READ_WITHIN;
 use crate::close::seams::Seams;
 use crate::close::subscriptions::scope::Scope;
@@ -85,6 +86,50 @@ async fn a_look_that_waits_for_the_rate_limit_is_not_overdue() {
     drop(looking);
     let overdue = account.status().overdue_seconds;
     assert_eq!(overdue, Some(long.as_secs()), "nothing waits for it any more");
+}
+
+/// What kept it from getting on then may be over, and something else keep it now.
+#[tokio::test]
+async fn why_a_backfill_waits_is_of_this_life_or_told_as_of_an_earlier_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = account(dir.path());
+    let ask = Ask {
+        since: None,
+        until: None,
+        types: Vec::new(),
+        lead: None,
+    };
+    let begun_at: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
+    let job = BackfillJob::new(ask.at(begun_at), ("all".into(), "1".into()), begun_at);
+    account.store.change_marks(|marks| marks.job = Some(job)).await.unwrap();
+    let said = |account: &Account| {
+        let backfill = account.status().backfill.unwrap();
+        (backfill.job.trouble, backfill.earlier_trouble)
+    };
+    let caring = Caring::begin(&account);
+    account.note_job(&Error::Server(503)).await;
+    let trouble = Error::Server(503).to_string();
+    assert_eq!(said(&account), (Some(trouble.clone()), None));
+    drop(caring);
+    let note = move |marks: &mut Marks| marks.job.as_mut().unwrap().troubled_at = Some(begun_at);
+    account.store.change_marks(note).await.unwrap();
+    let earlier = Some(format!("{trouble} (at 2024-02-15T12:00:00Z)"));
+    assert_eq!(said(&account), (None, earlier.clone()), "nobody carries it out");
+    let _caring = Caring::begin(&account);
+    assert_eq!(said(&account), (None, earlier), "it was not tried yet");
+    account.note_job(&Error::Server(502)).await;
+    assert_eq!(said(&account), (Some(Error::Server(502).to_string()), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_close_is_tried_again_is_known_where_it_could_not_be_used() {
+    let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
+    let mut schedule = Schedule::begin();
+    schedule.ended(&every(60), true, true);
+    assert_eq!(schedule.tried_again_at(now), None, "the next look is a regular one");
+    schedule.ended(&every(60), false, false);
+    let wait = schedule.check_at.duration_since(Instant::now());
+    assert_eq!(schedule.tried_again_at(now), now.checked_add(wait).ok());
 }
 
 /// Both go by one budget, and what the look waits for is something else.

@@ -128,7 +128,7 @@ impl Account {
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
                     job.state = state;
-                    job.trouble = None;
+                    job.gets_on();
                 }
             })
             .await?;
@@ -183,7 +183,7 @@ impl Account {
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
                     job.state = JobState::Done;
-                    job.trouble = None;
+                    job.gets_on();
                 }
                 marks.join_job();
             })
@@ -222,7 +222,7 @@ impl Account {
                     job.covered = Covered::with(job.covered, from, to, &at);
                     job.done_to = job.done_to.max(to);
                     job.counts.add(counts);
-                    job.trouble = None;
+                    job.gets_on();
                 }
             })
             .await

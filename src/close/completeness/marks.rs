@@ -281,6 +281,9 @@ pub struct BackfillJob {
     pub begun_at: Timestamp,
     /// Why it does not get on just now; `None` while it does.
     pub trouble: Option<String>,
+    /// When that was; `None`: it gets on, or an older closehook has not said.
+    #[serde(default)]
+    pub troubled_at: Option<Timestamp>,
     /// Which events it fetches, for people. Where the rules have come to want others, it begins anew.
     #[serde(default)]
     pub scope: String,
@@ -317,7 +320,13 @@ impl BackfillJob {
             state: JobState::Running,
             begun_at: now,
             trouble: None,
+            troubled_at: None,
         }
+    }
+
+    /// Whatever it waited for is over.
+    pub(in crate::close) fn gets_on(&mut self) {
+        (self.trouble, self.troubled_at) = (None, None);
     }
 
     /// The rules want other events than it has fetched so far: all of it is to be fetched.

@@ -68,6 +68,14 @@ pub fn names_on_disk(config: &Config) -> Names {
     Names::clone(&names)
 }
 
+/// Whether what a data directory holds of them is whole. What a newer closehook has kept is. Blocking.
+pub(super) fn readable(data_dir: &Path) -> Result<(), Error> {
+    match Kept::read(data_dir, None) {
+        Kept::Damaged(error) => Err(error),
+        Kept::Nothing | Kept::Schema(_) | Kept::Newer(_) => Ok(()),
+    }
+}
+
 /// What is known of custom fields.
 #[derive(Debug)]
 pub(super) struct Fields {

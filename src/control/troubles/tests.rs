@@ -45,6 +45,22 @@ fn where_all_is_well_nothing_is_said() {
 fn each_trouble_is_said_with_what_to_do() {
     let cases: Vec<(Box<dyn FnOnce(&mut Value)>, &str, &str)> = vec![
         (
+            Box::new(|s| {
+                s["close"]["configured"] = json!(false);
+                s["close"]["damaged"] = json!([{ "file": "close/keys.json", "what": "the keys can't be read: it is damaged", "do": "put it back" }]);
+            }),
+            "the keys can't be read: it is damaged",
+            "put it back",
+        ),
+        (
+            Box::new(|s| {
+                s["close"]["trouble"] = json!("Close has a problem (500)");
+                s["close"]["tried_again_at"] = json!("2024-02-15T12:31:00Z");
+            }),
+            "Close's API can't be used: Close has a problem (500)",
+            "it is tried again at 2024-02-15T12:31:00Z",
+        ),
+        (
             Box::new(|s| s["stranded"] = json!({ "old": 2 })),
             "2 events wait for sink old, which is not configured",
             "configure old again",
