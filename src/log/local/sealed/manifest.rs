@@ -97,7 +97,7 @@ impl Manifest {
     }
 
     /// A sentence for each of the two on disk that is not whole: as long as the other one is, nothing is lost to that.
-    pub fn faults(&self, dir: &Path) -> Result<Vec<String>, SegmentError> {
+    pub fn faults(dir: &Path) -> Result<Vec<String>, SegmentError> {
         let mut faults = Vec::new();
         for name in [MANIFEST_NAME, SECOND_MANIFEST_NAME] {
             match load_file(&dir.join(name)) {

@@ -236,7 +236,7 @@ impl SealedSegment {
     /// Writes both manifests anew where one of them is damaged, or where an older closehook wrote them without the small files. For the
     /// keeper, and for a segment that was found whole.
     pub fn mend_manifests(&self) -> Result<(), SegmentError> {
-        let faults = self.manifest.faults(&self.dir)?;
+        let faults = Manifest::faults(&self.dir)?;
         if faults.is_empty() && self.manifest.keeps_small_files(&self.dir) {
             return Ok(());
         }
@@ -276,7 +276,7 @@ impl SealedSegment {
     /// of that is of the originals, whose faults a copy may be without; packs are read where the files are whole but for what the manifest
     /// keeps.
     pub fn verify(&self) -> Result<Vec<String>, SegmentError> {
-        let mut found = self.manifest.faults(&self.dir)?;
+        let mut found = Manifest::faults(&self.dir)?;
         let faults = {
             let mut place = lock(&self.database);
             if place.retired {
