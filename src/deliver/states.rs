@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::engine::Engine;
 use super::finished::{Finished, dropped_given};
 use super::judges;
-use super::letters::is_gone;
+use super::letters::{is_gone, is_of};
 use super::mark::record_key;
 use super::reading::aside;
 use super::replay::is_superseded;
@@ -77,7 +77,7 @@ impl Engine {
             Finished::Is(EventState::Waiting) if self.rules().route(sink, event).is_none() => EventState::NotRouted,
             Finished::Is(state) => state,
             Finished::Given => EventState::Waiting,
-            Finished::Dead => self.dead_state(sink, event.seq).await,
+            Finished::Dead => self.dead_state(sink, event).await,
             Finished::JudgedBy { rules, secured, sure } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
                 EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink, sure),
@@ -128,9 +128,14 @@ impl Engine {
     }
 
     /// Why an event is dead, as its letter says.
-    async fn dead_state(&self, sink: &str, seq: Seq) -> EventState {
-        let letters = self.letters_of(sink);
+    async fn dead_state(&self, sink: &str, event: &Event) -> EventState {
+        let (letters, seq) = (self.letters_of(sink), event.seq);
         let reason = match soon(aside(move || letters.get(seq))).await {
+            Ok(Ok(Some(letter))) if !is_of(event, &letter.id) => {
+                return EventState::unknown(
+                    "its Seq has a dead letter of another event, which the log has lost: whether the sink has this one is not known",
+                );
+            }
             Ok(Ok(Some(letter))) => {
                 return EventState::Dead {
                     reason: letter.reason,

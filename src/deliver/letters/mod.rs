@@ -20,6 +20,7 @@
 //! | `carry` | from one to the other, where the log goes |
 //! | `extent` | how much of the file is durable, for the sink's record |
 //! | `dir` | the directory of all sinks' files |
+//! | `traces` | what they tell of events that are lost |
 //! | `names` | what these are called, and what stands beside them |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
@@ -37,6 +38,7 @@ mod names;
 mod reader;
 mod record;
 mod stream;
+mod traces;
 
 #[cfg(test)]
 mod tests;
@@ -56,7 +58,7 @@ use crate::sync::lock;
 pub use carry::Carried;
 pub(super) use carry::{carry_into, fetch_from};
 pub use dir::is_dead_letters;
-pub(super) use dir::{asides, event_of, files, listed, open_all};
+pub(super) use dir::{asides, event_of, files, is_of, listed, open_all};
 use disk::Disk;
 pub(super) use extent::Extent;
 pub(super) use given::undone;
