@@ -103,6 +103,8 @@ struct Shared {
     taking: Mutex<()>,
     /// Bytes that the letters may take up.
     max: AtomicU64,
+    /// Of events up to here damage may have taken letters.
+    lost_upto: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     keeper: Mutex<Box<dyn Keeper>>,
 }
@@ -146,6 +148,7 @@ impl Letters {
                 taking: Mutex::new(()),
                 busy: watch::Sender::new(0),
                 max: AtomicU64::new(u64::MAX),
+                lost_upto: AtomicU64::default(),
                 keeper: Mutex::new(keeper),
                 path,
             }),

@@ -1,5 +1,6 @@
-//! Dead letters of events that the log has lost.
+//! Dead letters of events that the log has lost, and letters that damage took.
 
+use super::diverting::{bench_of, states_of, status_of};
 use super::*;
 use crate::deliver::letters::Letters;
 use crate::deliver::types::dead_letter;
@@ -80,4 +81,56 @@ async fn a_letter_whose_seq_another_event_has_sends_what_was_kept_for_it_or_noth
     assert!(progress.why().unwrap().contains("not kept any more"));
     assert_eq!(*lock(&ids), ["ev_3", "ev_8"]);
     engine.shutdown().await;
+}
+
+/// Whether or not the sink had come to the events themselves by then, which are not for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_and_went_with_the_file_is_not_said_to_be_none_of_the_sink_s() {
+    for is_behind in [false, true] {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        second.says(|_| Err(Unavailable::new("it is closed")));
+        let bench = bench_of(&first, &second, Commit::Acknowledge);
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=1).await;
+        durable(&engine, 1).await;
+        if is_behind {
+            engine.pause("b", true).await.unwrap();
+        }
+        refuse(&first);
+        bench.store(2..=4).await;
+        until("all went there", async || {
+            (status_of(&engine, "a").diverted, status_of(&engine, "b").given) == (3, 3)
+        })
+        .await;
+        if !is_behind {
+            durable(&engine, 4).await;
+        }
+        engine.shutdown().await;
+        std::fs::write(bench.dir.path().join("dead/b"), vec![b'x'; 5000]).unwrap();
+        let is_unknown = |states: &[EventState]| {
+            let is_of_damage =
+                |state: &EventState| matches!(state, EventState::Unknown { reason } if reason.contains("damage"));
+            states[0] == EventState::Diverted && is_of_damage(&states[1])
+        };
+        first.says(|_| Ok(Outcome::Delivered));
+        second.says(|_| Ok(Outcome::Delivered));
+        let engine = bench.engine(Mode::Follow).await;
+        until("that is said", async || {
+            is_unknown(&states_of(&bench, &engine, 3).await)
+        })
+        .await;
+        if is_behind {
+            engine.pause("b", false).await.unwrap();
+        }
+        // What nobody has given it is not for it.
+        bench.store(5..=5).await;
+        durable(&engine, 5).await;
+        assert_eq!(
+            states_of(&bench, &engine, 5).await,
+            [EventState::Delivered, EventState::NotRouted]
+        );
+        engine.shutdown().await;
+        let look = bench.engine(Mode::Look).await;
+        assert!(is_unknown(&states_of(&bench, &look, 3).await), "{is_behind}");
+    }
 }
