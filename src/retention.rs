@@ -175,9 +175,9 @@ struct Sight {
     keep: SignedDuration,
     cuts: Vec<Cut>,
     floor: Floor,
-    /// Bytes of segments.
+    /// Bytes of segments, without those of another form that is being made of one: that is there twice for a while, and no event goes for it.
     events: u64,
-    /// Bytes of everything else in the data directory.
+    /// Bytes of everything else in the data directory, but for that form.
     others: u64,
     /// Of these, known keys.
     keys: u64,
@@ -339,7 +339,7 @@ impl Retention {
     pub fn standing(&self) -> Standing {
         let mut standing = lock(&self.standing).clone();
         let (events, keys) = self.log.disk_bytes();
-        standing.used_bytes += events + keys;
+        standing.used_bytes += events + keys + self.log.reserved_bytes();
         standing
     }
 
@@ -459,11 +459,14 @@ impl Retention {
     async fn look(&self) -> Result<Sight, String> {
         // The floor before the cuts: readers only go forward, so what is cut lies at or behind what was looked at.
         let floor = self.readers.floor().await;
+        let reserved = self.log.reserved_bytes();
         let here = if self.options.on_servers {
             None
         } else {
             Some(self.measure().await?)
         };
+        // What was measured may have gone or come since.
+        let reserved = reserved.max(self.log.reserved_bytes());
         let (events, keys) = self.log.disk_bytes();
         let on_servers = || (events, 0, self.options.max_size.unwrap_or(u64::MAX));
         let (used, letters, cap) = here.unwrap_or_else(on_servers);
@@ -474,7 +477,7 @@ impl Retention {
             cuts: self.log.cuts(),
             floor,
             events,
-            others: used.saturating_sub(events),
+            others: used.saturating_sub(events + reserved),
             keys,
             letters,
             live: self.readers.letters(),

@@ -381,7 +381,8 @@ async fn copy_state(from: &dyn Store, to: &dyn Store) -> anyhow::Result<u64> {
         if key == COPYING || key.starts_with(SEALED) {
             continue;
         }
-        to.put(&key, value.to_vec(), Expected::Anything).await?;
+        let value = deliver::carried_value(&key, value.to_vec());
+        to.put(&key, value, Expected::Anything).await?;
         kept.insert(key);
         count += 1;
     }
@@ -411,4 +412,24 @@ pub async fn reopen(config: &Config) -> anyhow::Result<()> {
         );
     }
     Ok(log::reopen(dir)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::LocalStore;
+
+    #[tokio::test]
+    async fn a_sink_s_record_goes_along_without_what_it_notes_of_a_file_here() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = |dir: &tempfile::TempDir| LocalStore::open(dir.path(), false).unwrap();
+        let (from, to) = (store(&here), store(&there));
+        let record = r#"{"lost":3,"letters":{"ino":1,"made":2,"len":90}}"#;
+        from.put("sink/a", record.into(), Expected::Anything).await.unwrap();
+        from.put("replay/b", "{}".into(), Expected::Anything).await.unwrap();
+        assert_eq!(copy_state(&from, &to).await.unwrap(), 2);
+        let copied = to.get("sink/a").await.unwrap().unwrap();
+        assert_eq!(copied.value, br#"{"lost":3}"#[..]);
+        assert!(to.get("replay/b").await.unwrap().is_some());
+    }
 }

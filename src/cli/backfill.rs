@@ -1,12 +1,11 @@
 //! `closehook backfill`
 
-use std::time::Duration;
-
 use clap::Args;
 use jiff::Timestamp;
 
 use super::connect::{Access, Connection, asking_close, with};
 use super::interrupt::Stop;
+use super::left::{self, Job, Stands};
 use super::term::{advance, fraction_bar};
 use super::when::when;
 use super::{Failure, Global, Outcome, report};
@@ -79,10 +78,7 @@ impl Backfill {
                 Ok(()) => watch(global, connection, &mut stop).await,
                 failed => failed,
             };
-            match ended {
-                Err(Failure::Work(why)) => Err(Failure::Work(format!("{why}; {}", left(connection).await))),
-                ended => ended,
-            }
+            left::told(ended, remaining(connection), "whether a backfill is left", SHOWS).await
         })
         .await
     }
@@ -112,35 +108,29 @@ fn undecided(connection: &Connection) -> Failure {
     Failure::Work(what.to_owned())
 }
 
-/// What there is found out within this, or it is said that it is not known.
-const LOOKED_WITHIN: Duration = Duration::from_secs(10);
+/// The command that shows how a backfill gets on.
+const SHOWS: &str = "closehook status";
 
-/// What is left where the command ends and the backfill is not done: nobody is to be told that it failed who is left with one that goes on.
-async fn left(connection: &Connection) -> String {
-    let looked = tokio::time::timeout(LOOKED_WITHIN, connection.ask_one(Show {})).await;
-    match looked {
-        Ok(Ok(status)) => remains(status.close.backfill.as_ref(), status.daemon.running),
-        _ => "whether a backfill is left can't be found out now (`closehook status` shows it): what was begun stays, and goes on with the daemon"
-            .to_owned(),
-    }
+/// What is left where the command ends and the backfill is not done.
+async fn remaining(connection: &Connection) -> Result<Option<String>, Failure> {
+    let status = connection.ask_one(Show {}).await?;
+    Ok(Some(remains(status.close.backfill.as_ref(), status.daemon.running)))
 }
 
 fn remains(job: Option<&BackfillStatus>, has_daemon: bool) -> String {
     let Some(job) = job.map(|status| &status.job) else {
         return "no backfill is under way".to_owned();
     };
-    let which = format!("the backfill begun at {:.0}", job.begun_at);
-    match (job.state, has_daemon) {
-        (JobState::Done, _) => format!("{which} is done"),
-        (JobState::Interrupted, _) => format!("{which} is stopped, go on with: closehook backfill --resume"),
-        (JobState::Running, true) => format!(
-            "{which} stays, and the daemon goes on with it: `closehook status` shows it, `closehook backfill --resume` watches it, and Ctrl-C \
-             there stops it"
-        ),
-        (JobState::Running, false) => format!(
-            "{which} stays, and a daemon that is started goes on with it, as `closehook backfill --resume` does; Ctrl-C there stops it"
-        ),
-    }
+    let named = Job {
+        which: format!("the backfill begun at {:.0}", job.begun_at),
+        resume: "closehook backfill --resume".to_owned(),
+        shows: SHOWS,
+    };
+    named.remains(match job.state {
+        JobState::Running => Stands::Running { has_daemon },
+        JobState::Interrupted => Stands::Stopped,
+        JobState::Done => Stands::Over,
+    })
 }
 
 async fn rehearse(global: &Global, connection: &Connection, ask: Ask) -> Outcome {

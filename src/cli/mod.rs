@@ -20,6 +20,7 @@ mod init;
 mod interrupt;
 mod introduced;
 mod kinds;
+mod left;
 mod listen;
 mod log;
 mod output;

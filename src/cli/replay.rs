@@ -4,12 +4,15 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
 use super::connect::{Access, Connection, with};
+use super::interrupt::Stop;
+use super::left::{self, Job, Stands};
 use super::pick::{Pick, text_or_file};
 use super::term::{confirm, count_bar, spinner};
 use super::when::when;
 use super::{Failure, Global, Outcome, json_line, print_line, report, table};
 use crate::config::Rate;
 use crate::control::replay as asked;
+use crate::control::status::Show;
 use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;
 use crate::plain;
@@ -79,8 +82,12 @@ impl Replay {
         with(global, access, async |connection| match (&self.command, &self.resume) {
             (Some(Sub::List), _) => list(global, connection).await,
             (None, Some(id)) => {
-                set(connection, id, true).await?;
-                watch(global, connection, id).await
+                let mut stop = Stop::listen()?;
+                let resumed = tokio::select! {
+                    resumed = set(connection, id, true) => resumed,
+                    () = stop.told() => Err(Failure::Work("interrupted".into())),
+                };
+                follow(global, connection, id, resumed, &mut stop).await
             }
             (None, None) => self.start(global, connection).await,
         })
@@ -133,8 +140,14 @@ impl Replay {
             spec: Box::new(plan.spec),
             planned: plan.planned,
         };
-        let begun = connection.ask_one(order).await?;
-        watch(global, connection, &begun.id).await
+        let mut stop = Stop::listen()?;
+        let begun = tokio::select! {
+            begun = connection.ask_one(order) => begun?,
+            () = stop.told() => return Err(Failure::Work(format!(
+                "interrupted while the replay was being begun: `{SHOWS}` shows whether it was"
+            ))),
+        };
+        follow(global, connection, &begun.id, Ok(()), &mut stop).await
     }
 }
 
@@ -159,8 +172,42 @@ async fn set(connection: &Connection, id: &str, running: bool) -> Outcome {
     connection.ask_one(asked::Set { id, running }).await.map(drop)
 }
 
-/// Shows how a replay gets on, until it is over or the person has seen enough.
-async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
+/// The command that shows how replays get on.
+const SHOWS: &str = "closehook replay list";
+
+/// Shows how a replay that was begun gets on, and what came of it; where it can't be followed to its end, what is left of it.
+async fn follow(global: &Global, connection: &Connection, id: &str, begun: Outcome, stop: &mut Stop) -> Outcome {
+    let watched = match begun {
+        Ok(()) => watch(global, connection, id, stop).await,
+        Err(failed) => Err(failed),
+    };
+    let status = match watched {
+        Ok(status) => status,
+        // A refusal that names the command to go on with says it all.
+        Err(Failure::Work(why)) if why.contains("`closehook replay ") => return Err(Failure::Work(why)),
+        Err(failed) => {
+            let what = format!("how replay {id} stands");
+            return left::told(Err(failed), remaining(connection, id), &what, SHOWS).await;
+        }
+    };
+    global.print(&status, |status| {
+        let mut said = format!(
+            "replay {id} {}: {} delivered, {} dead",
+            status.state, status.delivered, status.dead
+        );
+        if status.skipped > 0 {
+            said = format!("{said}, {} skipped by a transform", status.skipped);
+        }
+        match status.lost {
+            0 => said,
+            more => format!("{said}, {more} lost"),
+        }
+    })?;
+    verdict(&status)
+}
+
+/// Shows how a replay gets on, until it is over or the person has seen enough; gives how it stands then.
+async fn watch(global: &Global, connection: &Connection, id: &str, stop: &mut Stop) -> Result<ReplayStatus, Failure> {
     let mut answers = connection.ask(asked::Watch { id: id.to_owned() }).await?;
     let bar = count_bar();
     let mut said_waiting = None;
@@ -179,29 +226,45 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
                     newest = Some(status);
                 }
             },
-            _ = tokio::signal::ctrl_c() => {
-                set(connection, id, false).await?;
+            by_hand = stop.told_by_hand() => {
                 bar.abandon();
-                return Err(Failure::Work(format!("interrupted; go on with: closehook replay --resume {id}")));
+                // Whoever else ends the command has not said that the replay is to end.
+                if by_hand {
+                    set(connection, id, false).await?;
+                }
+                return Err(Failure::Work("interrupted".into()));
             }
         }
     }
     bar.finish_and_clear();
-    let status = newest.ok_or_else(|| Failure::Work(format!("go on with: closehook replay --resume {id}")))?;
-    global.print(&status, |status| {
-        let mut said = format!(
-            "replay {id} {}: {} delivered, {} dead",
-            status.state, status.delivered, status.dead
-        );
-        if status.skipped > 0 {
-            said = format!("{said}, {} skipped by a transform", status.skipped);
+    let ended = newest.filter(|status| status.state != "running");
+    ended.ok_or_else(|| Failure::Work("it did not come to its end".into()))
+}
+
+/// What is left of a replay where the command ends and it does not; `None` where there is none.
+async fn remaining(connection: &Connection, id: &str) -> Result<Option<String>, Failure> {
+    let has_daemon = connection.ask_one(Show {}).await?.daemon.running;
+    let mut answers = connection.ask(asked::List {}).await?;
+    let mut left = None;
+    while let Some(replay) = answers.next().await? {
+        if replay.id == id {
+            left = Some(remains(&replay, has_daemon));
         }
-        match status.lost {
-            0 => said,
-            more => format!("{said}, {more} lost"),
-        }
-    })?;
-    verdict(&status)
+    }
+    Ok(left)
+}
+
+fn remains(replay: &ReplayStatus, has_daemon: bool) -> String {
+    let named = Job {
+        which: format!("replay {}", replay.id),
+        resume: format!("closehook replay --resume {}", replay.id),
+        shows: SHOWS,
+    };
+    named.remains(match replay.state.as_str() {
+        "running" => Stands::Running { has_daemon },
+        "interrupted" => Stands::Stopped,
+        _ => Stands::Over,
+    })
 }
 
 fn verdict(status: &ReplayStatus) -> Outcome {
@@ -268,4 +331,41 @@ async fn list(global: &Global, connection: &Connection) -> Outcome {
     let columns = ["id", "made at", "state", "planned", "delivered", "dead", "lost"];
     print_line(&table(&columns, rows))?;
     notes.iter().try_for_each(|note| print_line(note))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_replay_is_said_with_what_goes_on_with_it() {
+        let replay = |state: &str| -> ReplayStatus {
+            let spec = serde_json::to_value(ReplaySpec::default()).unwrap();
+            let status = serde_json::json!({ "id": "rp_1", "spec": spec, "state": state, "planned": {}, "delivered": 0, "dead": 0,
+                "created_at": "2024-02-15T12:00:00Z" });
+            serde_json::from_value(status).unwrap()
+        };
+        for (state, has_daemon, said) in [
+            (
+                "running",
+                true,
+                "replay rp_1 stays, and the daemon goes on with it: `closehook replay list` shows it, `closehook replay --resume rp_1` watches \
+                 it, and Ctrl-C there stops it",
+            ),
+            (
+                "running",
+                false,
+                "replay rp_1 stays, and a daemon that is started goes on with it, as `closehook replay --resume rp_1` does; Ctrl-C there stops \
+                 it",
+            ),
+            (
+                "interrupted",
+                true,
+                "replay rp_1 is stopped, go on with: closehook replay --resume rp_1",
+            ),
+            ("done", true, "replay rp_1 is over"),
+        ] {
+            assert_eq!(remains(&replay(state), has_daemon), said, "{state}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, Inner};
+use super::letters::Letters;
 use super::mark::{RECORDS, Record};
 use super::setback::{adopt, end_before, seen, skip_past, take_back};
 use super::types::{EngineError, Mode, failed};
@@ -13,6 +14,7 @@ use crate::event::Seq;
 use crate::log::Log;
 use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::supervise;
+use crate::sync::lock;
 use crate::task;
 
 /// A mark that does not fit is saved by another node so often at the most, before this one begins.
@@ -70,7 +72,10 @@ impl Engine {
             }
         }
         let mut most = unskipped.filter(|unskipped| *unskipped > *log.head().borrow());
-        if ahead.is_empty() && most.is_none() {
+        // They may have been put back to a later moment than the log.
+        let by_letters = self.newest_letters().into_iter().max();
+        let by_letters = by_letters.filter(|newest| *newest > *log.head().borrow());
+        if ahead.is_empty() && most.is_none() && by_letters.is_none() {
             return Ok(());
         }
         // One that can't be read now may be ahead too, and have seen less: nothing is skipped before it is known.
@@ -88,6 +93,11 @@ impl Engine {
                 }
             }
         }
+        if let Some(newest) = by_letters
+            && end_before(log, newest).await.map_err(failed)?.is_some()
+        {
+            most = most.max(Some(newest));
+        }
         // Not before all of them are durable: what has not been taken back by then would seem to be right. And nothing is received before it is
         // done, here or by another node that begins: an event at a Seq that was given out before would be taken for the one that was there, and
         // a dead letter of that for its own.
@@ -99,6 +109,12 @@ impl Engine {
             self.go_on_later(most);
         }
         Ok(())
+    }
+
+    /// Of each sink that has letters, as far as they are read, the newest event that they tell of. A letter is durable before the mark that
+    /// passes its event: another event at its Seq would be taken for dead.
+    pub(super) fn newest_letters(&self) -> Vec<Seq> {
+        lock(&self.inner.letters).values().map(Letters::newest).collect()
     }
 
     /// Has the log go on behind what sinks have seen, as soon as it can.

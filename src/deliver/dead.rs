@@ -237,7 +237,8 @@ impl Engine {
         let Some(letter) = letter.map_err(EngineError)?.map_err(failed)?.pop() else {
             return Ok(None);
         };
-        let event = event_of(&letters, &*self.inner.log, seq).await.map_err(EngineError)?;
+        let event = event_of(&letters, &*self.inner.log, seq, &letter.id).await;
+        let event = event.map_err(EngineError)?;
         Ok(Some((letter, event)))
     }
 

@@ -368,7 +368,7 @@ impl Engine {
         self.inner.store.keys(RECORDS).await.map_err(failed)
     }
 
-    /// Seqs that a sink has seen are never given out again, even if damage took them from the log.
+    /// Seqs that a sink has seen, or has letters of, are never given out again, even if damage took them from the log.
     async fn guard_seqs(&self) -> Result<(), EngineError> {
         if self.shares_sinks() {
             return self.fit_all().await;
@@ -384,6 +384,10 @@ impl Engine {
                 self.inner.log.note_seen(by_this).await;
                 seen = seen.max(by_this);
             }
+        }
+        for by_this in self.newest_letters() {
+            self.inner.log.note_seen(by_this).await;
+            seen = seen.max(by_this);
         }
         if self.inner.mode == Mode::Follow && seen > head {
             // An event at a Seq that was given out before would be passed by whoever has seen that.

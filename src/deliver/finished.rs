@@ -108,18 +108,22 @@ fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
     })
 }
 
-/// What is said of an event that is not for the sink by its rules, where another sink had given it up to this one.
-pub(super) fn dropped_given(letters: &Letters, seq: Seq) -> Option<EventState> {
+/// What is said of an event that is not for the sink by its rules, where another sink had given it up to this one, or may have. `givers`: the
+/// letters of the sinks that do so.
+pub(super) fn dropped_given(letters: &Letters, seq: Seq, givers: &[Letters]) -> Option<EventState> {
     if letters.was_given_and_dropped(seq) {
         return Some(lost(
             "another sink gave it up to this one, and that was dropped before it was delivered: by hand, or as one of the oldest beyond dead_max",
         ));
     }
-    (seq <= letters.dropped_given_forgotten_upto()).then(|| {
-        EventState::unknown(
+    if seq <= letters.dropped_given_forgotten_upto() {
+        return Some(EventState::unknown(
             "not for the sink, or given up to it by another sink and dropped: of so old ones it was forgotten which were",
-        )
-    })
+        ));
+    }
+    letters
+        .may_have_lost_given(seq, givers)
+        .then(|| EventState::unknown("not for the sink, or given up to it by another sink and lost to damage"))
 }
 
 /// Whether that an event was delivered just now, by a replay or as a letter, has to be noted, although the rules with this digest, which are

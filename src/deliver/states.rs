@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::engine::Engine;
 use super::finished::{Finished, dropped_given};
 use super::judges;
-use super::letters::is_gone;
+use super::letters::{Letters, is_gone, is_of};
 use super::mark::record_key;
 use super::reading::aside;
 use super::replay::is_superseded;
@@ -17,6 +17,7 @@ use super::types::EventState;
 use super::worker::{self, Command};
 use crate::event::{Event, Kind, Seq};
 use crate::sorted;
+use crate::sync::lock;
 
 /// A worker that does not answer within this is busy with something else; what is saved answers instead.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -77,7 +78,7 @@ impl Engine {
             Finished::Is(EventState::Waiting) if self.rules().route(sink, event).is_none() => EventState::NotRouted,
             Finished::Is(state) => state,
             Finished::Given => EventState::Waiting,
-            Finished::Dead => self.dead_state(sink, event.seq).await,
+            Finished::Dead => self.dead_state(sink, event).await,
             Finished::JudgedBy { rules, secured, sure } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
                 EventState::Delivered => self.delivered_unless_a_letter_is_lost(sink, sure),
@@ -85,7 +86,7 @@ impl Engine {
             },
         };
         if state == EventState::NotRouted
-            && let Some(dropped) = dropped_given(&self.letters_of(sink), event.seq)
+            && let Some(dropped) = dropped_given(&self.letters_of(sink), event.seq, &self.givers_of(sink))
         {
             return dropped;
         }
@@ -97,6 +98,17 @@ impl Engine {
             };
         }
         state
+    }
+
+    /// The letters of the sinks that give this one what they give up, as they are configured.
+    fn givers_of(&self, sink: &str) -> Vec<Letters> {
+        let configured = lock(&self.inner.sinks);
+        let givers = configured
+            .iter()
+            .filter(|config| config.dead_to.as_deref() == Some(sink));
+        let givers: Vec<String> = givers.map(|config| config.name.clone()).collect();
+        drop(configured);
+        givers.iter().map(|giver| self.letters_of(giver)).collect()
     }
 
     /// No letter of the event can be read. Where damage may have taken it, or letters can't be read, that does not say that it was delivered.
@@ -128,9 +140,14 @@ impl Engine {
     }
 
     /// Why an event is dead, as its letter says.
-    async fn dead_state(&self, sink: &str, seq: Seq) -> EventState {
-        let letters = self.letters_of(sink);
+    async fn dead_state(&self, sink: &str, event: &Event) -> EventState {
+        let (letters, seq) = (self.letters_of(sink), event.seq);
         let reason = match soon(aside(move || letters.get(seq))).await {
+            Ok(Ok(Some(letter))) if !is_of(event, &letter.id) => {
+                return EventState::unknown(
+                    "its Seq has a dead letter of another event, which the log has lost: whether the sink has this one is not known",
+                );
+            }
             Ok(Ok(Some(letter))) => {
                 return EventState::Dead {
                     reason: letter.reason,
@@ -170,6 +187,7 @@ impl Engine {
         match read.and_then(|read| read.map_err(|error| error.to_string())) {
             Ok(()) => {
                 record.compare_letters(&letters);
+                letters.note_lost_upto(record.letters_lost_upto);
                 worker::saved_state(&record, &letters, seq)
             }
             Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),

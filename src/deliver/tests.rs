@@ -38,6 +38,7 @@ mod kept;
 mod lanes;
 mod leased;
 mod letters;
+mod lost;
 mod positions;
 mod reloading;
 mod rendering;

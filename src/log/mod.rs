@@ -116,6 +116,12 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// Bytes on disk: of events, and of the keys by which they are known. Cheap.
     fn disk_bytes(&self) -> (u64, u64);
 
+    /// Bytes that may be being written beside those: another form of what is there, in whose place it soon is. It takes up the log's room for
+    /// that long, and is no reason for an event to go.
+    fn reserved_bytes(&self) -> u64 {
+        0
+    }
+
     /// Bytes that the log may take up, keys included; beyond, appends are refused as full until there is room again. Set by whoever knows
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);

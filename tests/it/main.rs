@@ -121,6 +121,7 @@ mod redis_server;
 mod reload;
 mod render;
 mod render_sinks;
+mod replays;
 mod restart;
 mod retention;
 mod rules_test;

@@ -119,6 +119,10 @@ impl Log for GatedLog {
         self.inner().disk_bytes()
     }
 
+    fn reserved_bytes(&self) -> u64 {
+        self.inner().reserved_bytes()
+    }
+
     fn set_room(&self, bytes: u64) {
         self.inner().set_room(bytes);
     }

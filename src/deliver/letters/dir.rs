@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Letters, is_gone, names};
 use crate::deliver::reading::{aside, detached, within};
 use crate::deliver::types::DEAD;
-use crate::event::{Event, Seq};
+use crate::event::{Event, Kind, Seq};
 use crate::log::Log;
 use crate::sorted;
 
@@ -87,18 +87,33 @@ pub(in crate::deliver) fn files(dir: &Path, sinks: &[String]) -> std::io::Result
     Ok(files)
 }
 
-/// The event of a letter: the log's, and where that has dropped it, its copy. An error is not an absence.
+/// Whether an event at a letter's Seq is the letter's, which has this id, as far as both say what they are of. Where the log has lost that one
+/// its Seq may have been given out again.
+pub(in crate::deliver) fn is_of(event: &Event, id: &str) -> bool {
+    match event.kind {
+        // Nothing is left of it that would tell.
+        Kind::Erased => true,
+        _ if id.is_empty() => true,
+        Kind::Quarantined => false,
+        Kind::Event | Kind::Partial => event.view().is_none_or(|view| view.id == id),
+    }
+}
+
+/// The event of a letter with this id: the log's, and where that has dropped it, or has another one there, its copy. An error is not an
+/// absence.
 pub(in crate::deliver) async fn event_of(
     letters: &Letters,
     log: &dyn Log,
     seq: Seq,
+    id: &str,
 ) -> Result<Option<Arc<Event>>, String> {
-    if let Some(event) = within(log.get(seq)).await.map_err(|error| error.to_string())? {
+    let event = within(log.get(seq)).await.map_err(|error| error.to_string())?;
+    if let Some(event) = event.filter(|event| is_of(event, id)) {
         return Ok(Some(detached(event)));
     }
     let letters = letters.clone();
     match aside(move || letters.copy(seq)).await? {
-        Ok(copy) => Ok(copy),
+        Ok(copy) => Ok(copy.filter(|copy| is_of(copy, id))),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
     }

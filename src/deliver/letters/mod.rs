@@ -20,6 +20,7 @@
 //! | `carry` | from one to the other, where the log goes |
 //! | `extent` | how much of the file is durable, for the sink's record |
 //! | `dir` | the directory of all sinks' files |
+//! | `traces` | what they tell of events that are lost |
 //! | `names` | what these are called, and what stands beside them |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
@@ -37,6 +38,7 @@ mod names;
 mod reader;
 mod record;
 mod stream;
+mod traces;
 
 #[cfg(test)]
 mod tests;
@@ -56,7 +58,7 @@ use crate::sync::lock;
 pub use carry::Carried;
 pub(super) use carry::{carry_into, fetch_from};
 pub use dir::is_dead_letters;
-pub(super) use dir::{asides, event_of, files, listed, open_all};
+pub(super) use dir::{asides, event_of, files, is_of, listed, open_all};
 use disk::Disk;
 pub(super) use extent::Extent;
 pub(super) use given::undone;
@@ -101,6 +103,8 @@ struct Shared {
     taking: Mutex<()>,
     /// Bytes that the letters may take up.
     max: AtomicU64,
+    /// Of events up to here damage may have taken letters.
+    lost_upto: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     keeper: Mutex<Box<dyn Keeper>>,
 }
@@ -144,6 +148,7 @@ impl Letters {
                 taking: Mutex::new(()),
                 busy: watch::Sender::new(0),
                 max: AtomicU64::new(u64::MAX),
+                lost_upto: AtomicU64::default(),
                 keeper: Mutex::new(keeper),
                 path,
             }),

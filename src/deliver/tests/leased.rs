@@ -197,7 +197,19 @@ impl Pair {
         receiver: &Arc<Receiver>,
         sink: SinkConfig,
     ) -> Result<Node, EngineError> {
-        let (leases, dir) = (ByHand::new(name), tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        self.try_node_in(dir, log, name, receiver, sink).await
+    }
+
+    async fn try_node_in(
+        &self,
+        dir: tempfile::TempDir,
+        log: Arc<dyn Log>,
+        name: &'static str,
+        receiver: &Arc<Receiver>,
+        sink: SinkConfig,
+    ) -> Result<Node, EngineError> {
+        let leases = ByHand::new(name);
         let options = Options {
             log,
             store: self.store.clone(),

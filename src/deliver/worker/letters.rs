@@ -64,7 +64,7 @@ impl Worker<'_> {
         let Some(letter) = letter.filter(|_| self.kit.letters.has(seq)) else {
             return Ok(Err(None));
         };
-        let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
+        let event = event_of(&self.kit.letters, &*self.kit.log, seq, &letter.id).await;
         let Some(event) = event.map_err(|error| format!("its event can't be read: {error}"))? else {
             return Ok(Err(Some("its event is not kept any more")));
         };
@@ -97,7 +97,8 @@ impl Worker<'_> {
             Err(error) => Err(error),
         };
         let letter = letter.map_err(|error| self.stumble(&format!("a letter can't be read: {error}")))?;
-        let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
+        let id = letter.as_ref().map_or("", |letter| letter.id.as_str());
+        let event = event_of(&self.kit.letters, &*self.kit.log, seq, id).await;
         let event = event.map_err(|error| self.stumble(&format!("the event of a letter can't be read: {error}")))?;
         let Some(event) = event else {
             self.count_lost(&[(seq, seq)]);

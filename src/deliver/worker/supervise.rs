@@ -255,6 +255,7 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
         None => (known.clone(), None),
     };
     record.compare_letters(&kit.letters);
+    kit.letters.note_lost_upto(record.letters_lost_upto);
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;
     if kit.follow && record.main.is_none() {

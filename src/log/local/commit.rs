@@ -483,7 +483,7 @@ pub(super) fn check_space(shared: &Shared) -> Result<(), AppendError> {
             "the data directory {} is at log.max_size: the event log has grown to {} and known keys to {}, and {} are theirs \
              until old events may go",
             options.dir.display(),
-            crate::config::Size(shared.segment_bytes()),
+            crate::config::Size(shared.segment_bytes() + shared.reserved_bytes()),
             crate::config::Size(shared.key_bytes()),
             crate::config::Size(shared.room.load(Ordering::Relaxed)),
         )));

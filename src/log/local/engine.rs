@@ -152,6 +152,10 @@ impl Log for LocalLog {
         (self.shared.segment_bytes(), self.shared.key_bytes())
     }
 
+    fn reserved_bytes(&self) -> u64 {
+        self.shared.reserved_bytes()
+    }
+
     fn set_room(&self, bytes: u64) {
         self.shared.room.store(bytes, Ordering::Relaxed);
     }

@@ -308,7 +308,7 @@ impl LocalLog {
             last: *self.shared.head.borrow(),
             events,
             received_bytes,
-            disk_bytes: self.shared.segment_bytes() + self.shared.key_bytes(),
+            disk_bytes: self.shared.segment_bytes() + self.shared.reserved_bytes() + self.shared.key_bytes(),
             segments: segments.len(),
             unsealed,
             oldest_at: oldest_us.map(sealed::time),

@@ -296,11 +296,14 @@ impl Shared {
         segments
     }
 
-    /// Bytes on disk of segments, what the keeper may be writing included.
+    /// Bytes on disk of segments, without what the keeper may be writing beside them.
     pub fn segment_bytes(&self) -> u64 {
-        let segments = read_lock(&self.segments);
-        let bytes: u64 = segments.values().map(Segment::disk_bytes).sum();
-        bytes + self.reserved.load(Ordering::Relaxed)
+        read_lock(&self.segments).values().map(Segment::disk_bytes).sum()
+    }
+
+    /// Bytes that the keeper may be writing beside what it is to replace.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     /// Bytes on disk of keys.
@@ -310,7 +313,7 @@ impl Shared {
 
     /// Bytes that the log may still take up.
     pub fn left(&self) -> u64 {
-        let used = self.segment_bytes().saturating_add(self.key_bytes());
+        let used = self.segment_bytes() + self.reserved_bytes() + self.key_bytes();
         self.room.load(Ordering::Relaxed).saturating_sub(used)
     }
 

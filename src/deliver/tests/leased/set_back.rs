@@ -1,6 +1,7 @@
 //! A log that was set back behind what sinks had seen, and nodes that begin on it.
 
 use super::*;
+use crate::deliver::letters::Letters;
 
 /// With three events in the log.
 async fn begins_not_and_skips_nothing(pair: &Pair, receiver: &Arc<Receiver>) {
@@ -86,6 +87,27 @@ async fn nothing_is_received_before_a_log_that_was_set_back_goes_on_behind_what_
     for node in &nodes {
         node.engine.shutdown().await;
     }
+}
+
+/// Letters may have been put back to a later moment than the log and the marks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_goes_on_behind_what_has_letters() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    pair.saved("a", &saved_long_ago(4)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let letters = Letters::open(&dir.path().join("dead"), "a", false).unwrap();
+    letters.divert(&[Seq(50)], None).unwrap();
+    drop(letters);
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(&receiver, Commit::Acknowledge);
+    let node = pair.try_node_in(dir, log, "one", &receiver, sink).await.unwrap();
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(50));
+    node.leases.gets(2);
+    pair.bench.store(4..=4).await;
+    until("what is new is delivered", async || receiver.sorted() == [51]).await;
+    node.engine.shutdown().await;
 }
 
 /// The log was set back while nodes run: whoever takes the sink over finds it out.

@@ -10,6 +10,7 @@ use crate::log::local::journal::{self, OpenSegment};
 use crate::log::local::scratch;
 use crate::log::local::sealed::{self, SealedSegment, swap};
 use crate::log::local::shared::Segment;
+use crate::log::local::space::{self, Left};
 use crate::log::{Doomed, Erased, Narrow};
 use crate::sync::{lock, write_lock};
 
@@ -111,6 +112,7 @@ impl Keeper {
             sealed.close_idle(std::time::Duration::ZERO);
             return Ok(());
         }
+        self.have_room_for(sealed.disk_bytes)?;
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let mut change = |event: Event| if doomed(&event) { event.erased() } else { event };
         let built = self.with_reserve(sealed.disk_bytes, |keeper| {
@@ -142,6 +144,7 @@ impl Keeper {
         if seqs.is_empty() {
             return Ok(());
         }
+        self.have_room_for(open.disk_bytes())?;
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let built = self.with_reserve(open.disk_bytes(), |keeper| {
             journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, Work::Erasing))
@@ -171,6 +174,12 @@ impl Keeper {
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// An error where there is no room for a segment's new form beside the old one: then nothing of it is begun. It may go below the
+    /// log's reserve, as somebody waits for it, but never fill the disk.
+    fn have_room_for(&self, bytes: u64) -> Result<(), SegmentError> {
+        Ok(space::have_room(&self.shared.options.dir, bytes, Left::Little)?)
     }
 
     /// Counts bytes that are being written as taken up.

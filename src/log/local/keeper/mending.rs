@@ -9,7 +9,7 @@ use crate::log::local::fault::SegmentError;
 use crate::log::local::journal::{BlockRef, OpenSegment};
 use crate::log::local::sealed::{self, Access, Manifest, SealedSegment, swap};
 use crate::log::local::shared::Segment;
-use crate::log::local::space;
+use crate::log::local::space::{self, Left};
 use crate::sync::write_lock;
 
 impl Keeper {
@@ -100,9 +100,7 @@ impl Keeper {
         );
         let log_dir = self.shared.log_dir.clone();
         // A copy of it and what is built anew, at the least.
-        if space::of(&self.shared.options.dir)?.free < damaged.disk_bytes * 2 + (1 << 20) {
-            return Err(SegmentError::Io(std::io::ErrorKind::StorageFull.into()));
-        }
+        space::have_room(&self.shared.options.dir, damaged.disk_bytes * 2, Left::Little)?;
         let staging = swap::begin(&log_dir, first)?;
         let saved = self.with_reserve(damaged.disk_bytes, |keeper| {
             sealed::salvage(damaged, &staging, &mut || keeper.attend(first, Work::Mending))

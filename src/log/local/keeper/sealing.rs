@@ -14,7 +14,7 @@ use crate::log::local::known;
 use crate::log::local::owed::set_segment_aside;
 use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
-use crate::log::local::space;
+use crate::log::local::space::{self, Left};
 use crate::sync::{lock, read_lock, write_lock};
 
 /// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
@@ -117,9 +117,9 @@ impl Keeper {
                 );
                 return Ok(());
             }
-            if space::of(&self.shared.options.dir)?.free < needed {
-                return Err(SegmentError::Io(ErrorKind::StorageFull.into()));
-            }
+            // Its journal can be read just as well, and below the reserve no event would be taken.
+            let options = &self.shared.options;
+            space::have_room(&options.dir, needed, Left::Reserve(options.reserve))?;
             self.shared.reserved.store(needed, Ordering::Relaxed);
             let sealed = self.seal_what_is_whole(open);
             self.shared.reserved.store(0, Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! Erasing, beside everybody else.
 
+use std::sync::atomic::AtomicU64;
+
 use super::*;
+use crate::retention::{self, Floor, Readers, Retention};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_erased_is_in_no_file_any_more() {
@@ -359,4 +362,48 @@ fn ids_or_erased_from(log: &LocalLog, first: u64) -> usize {
     let batch = log.read(Seq(first), 1000, 1 << 20).unwrap();
     assert_eq!(batch.lost, []);
     batch.events.len()
+}
+
+/// A reader that is done with nothing, and up to where events are to become dead letters for it.
+#[derive(Debug, Default)]
+struct Behind(AtomicU64);
+
+#[async_trait::async_trait]
+impl Readers for Behind {
+    async fn floor(&self) -> Floor {
+        Floor::Known(Seq(1))
+    }
+
+    fn bury(&self, upto: Seq) {
+        self.0.store(upto.0, Ordering::SeqCst);
+    }
+
+    async fn secure_letters(&self, _before: Seq) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// While a segment is built anew it is there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_erasure_is_writing_makes_no_event_a_dead_letter() {
+    const BEING_WRITTEN: u64 = 13 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_sealed(dir.path()).await;
+    let readers = Arc::new(Behind::default());
+    let options = retention::Options {
+        dir: dir.path().to_owned(),
+        keep: Duration::from_secs(86_400),
+        max_size: Some(16 << 20),
+        on_servers: false,
+        round: Duration::from_secs(3600),
+    };
+    let clock = crate::age::Clock::new(Timestamp::now);
+    let retention = Retention::new(options, Arc::new(log.clone()), readers.clone(), clock);
+    let staging = dir.path().join("log/beside");
+    std::fs::write(&staging, vec![1; BEING_WRITTEN as usize]).unwrap();
+    log.shared.reserved.store(BEING_WRITTEN, Ordering::SeqCst);
+    retention.round().await.unwrap();
+    assert_eq!(readers.0.load(Ordering::SeqCst), 0);
+    assert!(log.shared.left() < 2 << 20, "new events find as much less room");
+    log.close();
 }

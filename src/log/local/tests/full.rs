@@ -290,6 +290,57 @@ async fn keys_are_merged_where_that_leaves_the_reserve() {
     log.close();
 }
 
+/// Below its reserve the log stores nothing, and a journal can be read just as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_is_sealed_where_that_leaves_the_reserve() {
+    const RESERVE: u64 = 32 << 20;
+    let Some(disk) = Disk::of_mib(64) else { return };
+    let data = disk.data();
+    let log = LocalLog::open(Options {
+        reserve: Some(RESERVE),
+        ..options(&data)
+    })
+    .unwrap();
+    store(&log, 1..=5).await;
+    log.roll().await.unwrap();
+    // A database alone would fit.
+    disk.fill_but(RESERVE + (256 << 10));
+    log.go_round().await.unwrap();
+    assert_eq!(log.stats().unsealed, 2);
+    store(&log, 6..=6).await;
+    disk.heal();
+    log.go_round().await.unwrap();
+    assert_eq!(log.stats().unsealed, 1);
+    log.close();
+}
+
+/// An erasure that would fill the disk says how much it needs, and has begun with nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_is_begun_where_there_is_room_for_the_new_form() {
+    let Some(disk) = Disk::of_mib(32) else { return };
+    let data = disk.data();
+    let log = open(&data);
+    store_noise(&log, 1..=80, 100_000).await;
+    seal(&log).await;
+    let takes = sealed_segment(&log, 1).disk_bytes;
+    assert!(takes > 4 << 20, "{takes}");
+    disk.fill_but(3 << 20);
+    let erase = async || {
+        let doomed = Arc::new(|event: &Event| event.seq == Seq(3));
+        LocalLog::erase(&log, Narrow::default(), doomed).await
+    };
+    let why = erase().await.map(|erased| erased.seqs).unwrap_err().to_string();
+    assert!(why.contains("have to be free"), "{why}");
+    let begun = walk(&data.join("log"));
+    let is_begun = |path: &PathBuf| path.display().to_string().contains("/new-");
+    assert!(!begun.iter().any(is_begun), "{begun:?}");
+    assert_eq!(log.get(Seq(3)).unwrap().unwrap().kind, Kind::Event);
+    disk.heal();
+    assert_eq!(erase().await.unwrap().seqs, [Seq(3)]);
+    assert_eq!(log.get(Seq(3)).unwrap().unwrap().kind, Kind::Erased);
+    log.close();
+}
+
 /// Names the data directory to the process that opens it.
 const DAMAGED_MONTH: &str = "CLOSEHOOK_TEST_DAMAGED_MONTH";
 
