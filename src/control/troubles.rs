@@ -450,7 +450,9 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             0 => "it is tried again by itself".to_owned(),
             waiting => format!("{} tried again by itself", several(waiting, "event is", "events are")),
         };
-        let remedy = if is_about_room(error) {
+        let remedy = if is_to_be_seen(sink) {
+            format!("`closehook sinks resume {name}` says that somebody has seen to it")
+        } else if is_about_room(error) {
             format!("make room on that file system (of this machine's, `df -h` shows the full one); {again}")
         } else if is_about_a_program(error) {
             format!(
@@ -492,6 +494,11 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
 /// Whether the newest failure is one that lasts: something waits, or somebody has to see to it. What failed and is over is a dead letter.
 fn is_troubled(sink: &SinkStatus) -> bool {
     sink.lag_events > 0 || sink.waits_for.is_some() || sink.breaker != "closed" || sink.needs_person
+}
+
+/// Whether what is said of a sink asks somebody to see to it, and keeps it from nothing.
+fn is_to_be_seen(sink: &SinkStatus) -> bool {
+    sink.needs_person && sink.waits_for.is_none() && sink.breaker == "closed"
 }
 
 /// Whether an error is about a template or a transform of the configuration, as rendering words it.

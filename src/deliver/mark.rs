@@ -103,6 +103,9 @@ pub(super) struct Record {
     /// Of what the sink is finished with up to here letters were lost to damage, and nobody knows which.
     #[serde(default, skip_serializing_if = "is_zero_seq")]
     pub letters_lost_upto: Seq,
+    /// By what the damage is told that this was noted of: the same is not noted again as long as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters_doubted: Option<u64>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -218,18 +221,43 @@ impl Record {
     }
 
     /// Compares the letters, which were read, with what was noted of them. Where damage has taken some it may be that of any event before
-    /// where the main feed goes on; what comes behind is delivered if it has no letter.
-    pub fn compare_letters(&mut self, letters: &Letters) {
-        if let Some(noted) = self.letters
-            && !letters.is_shared()
-        {
-            letters.compare(noted);
-        }
-        if !letters.is_damaged() {
-            return;
-        }
+    /// where the main feed goes on; what comes behind is delivered if it has no letter. `true`: that is news, and has to be saved. Blocking.
+    pub fn compare_letters(&mut self, letters: &Letters) -> bool {
+        let noted = self.letters.filter(|_| !letters.is_shared());
+        let is_cut = noted.is_some_and(|noted| letters.lacks(noted));
         let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
+        let is_damaged = self.doubt_letters(letters, upto);
+        if is_cut {
+            // What is saved next says how much there is now.
+            self.letters_lost_upto = self.letters_lost_upto.max(upto);
+        }
+        is_cut || is_damaged
+    }
+
+    /// Notes damage that was found where the letters are, once: of what comes before here some letter may be lost. `true`: that is news.
+    pub fn doubt_letters(&mut self, letters: &Letters, upto: Seq) -> bool {
+        let mark = letters.damage_mark();
+        if mark.is_none() || mark == self.letters_doubted {
+            return false;
+        }
+        self.letters_doubted = mark;
         self.letters_lost_upto = self.letters_lost_upto.max(upto);
+        true
+    }
+
+    /// The newest durable record, with what people have ordered since: a part of what is to be saved, which waits for nothing.
+    pub fn with_orders_of(&self, now: &Record) -> Record {
+        Record {
+            paused: now.paused,
+            unmarked: now.unmarked.clone(),
+            begun_anew: now.begun_anew,
+            ..self.clone()
+        }
+    }
+
+    /// Whether what people have ordered is in both the same.
+    pub fn has_orders_of(&self, now: &Record) -> bool {
+        (self.paused, &self.unmarked, self.begun_anew) == (now.paused, &now.unmarked, now.begun_anew)
     }
 
     /// Whether the sink is finished with an event.
@@ -342,6 +370,8 @@ impl Record {
             commits: theirs.commits,
             remove: remove.into_iter().collect(),
             buried: self.buried.max(theirs.buried),
+            // What the receiver had got before that goes on where it was.
+            begun_anew: self.begun_anew.filter(|_| self.begun_anew == theirs.begun_anew),
             delivered: Seqs::default(),
             ..self.clone()
         };
@@ -724,6 +754,29 @@ mod tests {
         // The other way around nobody has read further than the receiver's transaction was made with.
         theirs.main = Some(saved(15, &[11, 12]));
         assert_eq!(settle(&ours, &theirs, &[]).main.unwrap().open.len(), 1);
+    }
+
+    #[test]
+    fn a_sink_whose_receiver_kept_its_position_has_not_begun_anew() {
+        let at = Some(Timestamp::UNIX_EPOCH);
+        let lost = Record {
+            begun_anew: at,
+            ..record(1, &[])
+        };
+        let mut theirs = Record {
+            commits: 7,
+            ..record(50, &[])
+        };
+        let settled = settle(&lost, &theirs, &[]);
+        assert_eq!((settled.cursor(), settled.begun_anew), (Some(Seq(49)), None));
+        // What it has got since then it has got again.
+        theirs.begun_anew = at;
+        assert_eq!(settle(&lost, &theirs, &[]).begun_anew, at);
+        let seen = Record {
+            begun_anew: None,
+            ..lost
+        };
+        assert_eq!(settle(&seen, &theirs, &[]).begun_anew, None, "somebody has seen it");
     }
 
     #[test]

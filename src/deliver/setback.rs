@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::mark::Record;
 use super::reading::{end_of, within};
@@ -58,6 +58,7 @@ pub(super) fn adopt(log: &dyn Log, sink: &str, record: &mut Record) -> bool {
             position: record.position.take(),
             detached_at: record.detached_at,
             fence: record.fence,
+            begun_anew: main.map(|_| Timestamp::now()),
             log_id: Some(log.id().to_owned()),
             ..Record::default()
         };

@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 
 use super::engine::Engine;
 use super::mark::{Record, record_key};
@@ -260,6 +261,7 @@ impl Engine {
         let start = self.settle(config, is_lost).await.map_err(|error| error.to_string())?;
         found.record.begin_at(start);
         found.record.log_id = Some(self.inner.log.id().to_owned());
+        found.record.begun_anew = is_lost.then(Timestamp::now);
         if is_gone {
             // Where it can't be saved now, it must not begin later for that.
             outset.see(name, &found.record);

@@ -16,6 +16,7 @@ use super::replay::is_superseded;
 use super::types::EventState;
 use super::worker::{self, Command};
 use crate::event::{Event, Kind, Seq};
+use crate::framefile::FrameError;
 use crate::sorted;
 use crate::sync::lock;
 
@@ -113,14 +114,10 @@ impl Engine {
 
     /// No letter of the event can be read. Where damage may have taken it, or letters can't be read, that does not say that it was delivered.
     fn delivered_unless_a_letter_is_lost(&self, sink: &str, sure: bool) -> EventState {
-        // Of a file that is on this machine the record says which events that may be.
-        let is_noted = self.inner.desk.is_none();
-        match self.letters_of(sink).trouble().filter(|_| !is_noted) {
+        match self.letters_of(sink).unread() {
             None if sure => EventState::Delivered,
             None => EventState::unknown("delivered, or a dead letter that was lost to damage"),
-            Some(trouble) => EventState::unknown(&format!(
-                "delivered, or a dead letter that can't be read any more: {trouble}"
-            )),
+            Some(why) => EventState::unknown(&format!("delivered, or a dead letter that can't be read now: {why}")),
         }
     }
 
@@ -182,14 +179,17 @@ impl Engine {
             Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
             Err(error) => return unknown(format!("the sink's position can't be read now: {error}")),
         };
-        let (letters, read) = (self.letters_of(sink), self.letters_of(sink));
-        let read = aside(move || read.read()).await;
-        match read.and_then(|read| read.map_err(|error| error.to_string())) {
-            Ok(()) => {
-                record.compare_letters(&letters);
-                letters.note_lost_upto(record.letters_lost_upto);
-                worker::saved_state(&record, &letters, seq)
-            }
+        let letters = self.letters_of(sink);
+        let read = letters.clone();
+        let compare = move || {
+            read.read()?;
+            record.compare_letters(&read);
+            read.note_lost_upto(record.letters_lost_upto);
+            Ok::<_, FrameError>(record)
+        };
+        let compared = aside(compare).await;
+        match compared.and_then(|compared| compared.map_err(|error| error.to_string())) {
+            Ok(record) => worker::saved_state(&record, &letters, seq),
             Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),
         }
     }

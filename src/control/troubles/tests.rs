@@ -361,11 +361,17 @@ fn a_failure_is_a_trouble_while_something_waits_or_somebody_has_to_look() {
         ("lag_events", json!(1), "1 event is tried again"),
         ("waits_for", json!("it is being opened"), "it is tried again"),
         ("breaker", json!("open"), "it is tried again"),
-        ("needs_person", json!(true), "it is tried again"),
+        ("needs_person", json!(true), "`closehook sinks resume crm`"),
     ] {
         let said = with(&|sink| sink[key] = value.clone());
         assert!(said.len() == 1 && said[0].contains(again), "{key}: {said:?}");
     }
+    // What keeps it is put right first.
+    let waiting = with(&|sink| {
+        sink["needs_person"] = json!(true);
+        (sink["waits_for"], sink["lag_events"]) = (json!("it answered 400; it is tried again soon"), json!(2));
+    });
+    assert!(waiting[0].contains("put its receiver right"), "{waiting:?}");
     let of_program = with(&|sink| {
         sink["last_error"] = json!("its transform failed: x (line 3)");
         sink["lag_events"] = json!(2);

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::damage::Damage;
 use super::extent::Extent;
 use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
@@ -39,6 +40,10 @@ pub(super) struct Disk {
     is_unsure: bool,
     /// The file took its name, and whether that outlasts a power cut is not known.
     is_name_new: bool,
+    /// Something in it is damaged.
+    is_damaged: bool,
+    /// How much of a file can be read that is looked at only.
+    looked_at: u64,
     /// The step at which a test makes the disk fail.
     #[cfg(test)]
     fails_at: Option<&'static str>,
@@ -53,6 +58,8 @@ impl Disk {
             is_old: false,
             is_unsure: false,
             is_name_new: false,
+            is_damaged: false,
+            looked_at: 0,
             #[cfg(test)]
             fails_at: None,
         }
@@ -111,7 +118,9 @@ impl Disk {
             self.file = Some(file);
             (scan, reader)
         };
-        if !scan.damage.is_empty() {
+        self.is_damaged = !scan.damage.is_empty();
+        self.looked_at = scan.good_len;
+        if self.is_damaged {
             self.tell_damage(&mut index, &scan.damage);
         }
         index.reader = Some(Arc::new(reader));
@@ -123,10 +132,12 @@ impl Disk {
         let kept = index.places.len();
         let file = self.path.display();
         tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
-        index.damage = Some(format!(
+        let words = format!(
             "{bytes} bytes of {file} are damaged, in {} place(s); the {kept} letter(s) that can be read are kept",
             damage.len()
-        ));
+        );
+        let of = Extent::of(&self.path, 0).map(Extent::file);
+        index.damage = Some(Damage::in_file(words, of.unwrap_or_default(), damage));
     }
 
     /// The name says what the file is, so a damaged header costs no letter. Where there is more than letters behind it, or the medium is
@@ -151,17 +162,21 @@ impl Disk {
         self.tell_damage(&mut index, &scan.damage);
         index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
         if self.read_only {
+            self.looked_at = scan.good_len;
             return Ok(index);
         }
-        let damage = index.damage.clone();
         let is_header_alone = strange == 0 && is_free && self.may("medium").is_ok();
-        let mut index = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
+        let mut mended = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
             self.scan()?
         } else {
             self.salvage(&index)?
         };
-        index.damage = damage;
-        Ok(index)
+        // What the next start will find is told by what is still there.
+        if let (Some(all), Some(left)) = (&mut index.damage, &mended.damage) {
+            all.mark = left.mark;
+        }
+        mended.damage = index.damage;
+        Ok(mended)
     }
 
     /// Writes the letters that can be read into a new file, which takes the old one's name; the old one is set aside first, under a second
@@ -207,7 +222,7 @@ impl Disk {
             aside.display()
         );
         Ok(Index {
-            damage: Some(damage),
+            damage: Some(Damage::said(damage)),
             ..Index::default()
         })
     }
@@ -255,17 +270,25 @@ impl Disk {
         self.is_name_new = true;
         std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
         let reader = file.reader().map_err(|source| self.io(source))?;
-        let damage = lock(index).as_mut().and_then(|index| index.damage.take());
-        *lock(index) = Some(Index {
+        let mut known = lock(index);
+        let before = known.take().unwrap_or_default();
+        *known = Some(Index {
             reader: Some(Arc::new(reader)),
-            damage,
+            damage: before.damage,
+            missing: before.missing,
             ..Index::default()
         });
+        drop(known);
         self.file = Some(file);
         Ok(())
     }
 
     fn compact(&mut self, index: &Known) -> Result<(), FrameError> {
+        // What shows damage stays until the sink's record says what it may have taken.
+        let is_shown = |index: &Index| index.damage.as_ref().is_some_and(|damage| !damage.is_noted);
+        if self.is_damaged && lock(index).as_ref().is_some_and(is_shown) {
+            return Ok(());
+        }
         let len = self.file.as_ref().map_or(0, FrameFile::len);
         let needed = |index: &Index| index.live_bytes + index.notes_len();
         let live = lock(index).as_ref().map_or(0, needed);
@@ -328,6 +351,7 @@ impl Disk {
         self.file = Some(file);
         self.is_old = false;
         self.is_unsure = false;
+        self.is_damaged = false;
         self.is_name_new = true;
         fresh.extent = self.extent();
         *lock(index) = Some(fresh);
@@ -361,10 +385,11 @@ impl Disk {
         Ok(())
     }
 
-    /// All of the file, where it is durable.
+    /// All of the file, where it is durable; of one that is looked at only, what can be read.
     fn extent(&self) -> Option<Extent> {
-        let file = self.file.as_ref()?;
-        Extent::of(&self.path, file.len())
+        let looked_at = Some(self.looked_at).filter(|_| self.read_only);
+        let len = self.file.as_ref().map(FrameFile::len).or(looked_at)?;
+        Extent::of(&self.path, len)
     }
 
     fn io(&self, source: io::Error) -> FrameError {
@@ -459,6 +484,28 @@ impl Keeper for Disk {
         Ok(())
     }
 
+    fn look_again(&mut self, known: &Known) -> Result<(), FrameError> {
+        if self.read_only {
+            let mut read = self.load()?;
+            read.extent = self.extent();
+            *lock(known) = Some(read);
+        }
+        Ok(())
+    }
+
+    fn heal(&mut self, known: &Known) -> Result<(), FrameError> {
+        if self.read_only {
+            return Ok(());
+        }
+        if self.is_damaged {
+            self.rewrite(known, &|| ())?;
+        }
+        if let Some(index) = &mut *lock(known) {
+            (index.damage, index.missing) = (None, None);
+        }
+        Ok(())
+    }
+
     fn mend(&mut self, known: &Known) -> Result<(), FrameError> {
         if self.is_doubtful() {
             self.writer(known)?;
@@ -502,6 +549,7 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
     };
     let mut fresh = Index {
         damage: known.damage.clone(),
+        missing: known.missing.clone(),
         ..Index::default()
     };
     copy_ended(file, known, &mut fresh)?;

@@ -32,6 +32,11 @@ impl Extent {
         })
     }
 
+    /// The file's number, and when it was made.
+    pub fn file(self) -> (u64, u64) {
+        (self.ino, self.made)
+    }
+
     /// How many bytes of it are missing now. Of another file, as after one was written anew or restored, nothing is known.
     pub fn lacks(&self, now: Extent) -> u64 {
         let is_same = self.made > 0 && (self.ino, self.made) == (now.ino, now.made);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::damage::Damage;
 use super::extent::Extent;
 use super::reader::Reader;
 use super::record::{
@@ -55,8 +56,10 @@ pub(super) struct Index {
     pub replayed: BTreeMap<String, Seqs>,
     /// Who has the sink, where several nodes write; see [`TAG_FENCE`](super::record::TAG_FENCE).
     pub fence: u64,
-    /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
-    pub damage: Option<String>,
+    /// What is damaged; since it was found, whether or not the file was written anew meanwhile.
+    pub damage: Option<Damage>,
+    /// What is missing of what the sink's record has noted of the file, one sentence.
+    pub missing: Option<String>,
     /// How much of the file is durable; `None` where that is not known, and where nodes share the letters.
     pub extent: Option<Extent>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.

@@ -41,6 +41,16 @@ pub(super) trait Keeper: Debug + Send {
         decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
     ) -> Result<(), FrameError>;
 
+    /// Reads once more what is looked at only, and may have been written by others since.
+    fn look_again(&mut self, _known: &Known) -> Result<(), FrameError> {
+        Ok(())
+    }
+
+    /// Has no damage in it any more, where it can be written anew.
+    fn heal(&mut self, _known: &Known) -> Result<(), FrameError> {
+        Ok(())
+    }
+
     /// Has nothing in it but what is known of it.
     fn mend(&mut self, known: &Known) -> Result<(), FrameError>;
 

@@ -19,6 +19,7 @@
 //! | `import` | from the file of an older version into it |
 //! | `carry` | from one to the other, where the log goes |
 //! | `extent` | how much of the file is durable, for the sink's record |
+//! | `damage` | what damage has taken, and by what that is told |
 //! | `dir` | the directory of all sinks' files |
 //! | `traces` | what they tell of events that are lost |
 //! | `names` | what these are called, and what stands beside them |
@@ -27,6 +28,7 @@
 //! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
 
 mod carry;
+mod damage;
 mod dir;
 mod disk;
 mod extent;
@@ -415,45 +417,6 @@ impl Letters {
     /// Up to here it was forgotten which letters were dropped.
     pub fn forgotten_upto(&self) -> Seq {
         self.index(|index| index.forgotten)
-    }
-
-    /// What is wrong with the file, one sentence; `None` where nothing is.
-    pub fn trouble(&self) -> Option<String> {
-        let damage = self.index(|index| index.damage.clone());
-        damage.or_else(|| lock(&self.shared.unread).clone())
-    }
-
-    /// How much of the file is durable; `None` where there is none, or that is not known.
-    pub fn extent(&self) -> Option<Extent> {
-        self.index(|index| index.extent)
-    }
-
-    /// Compares the file that was read with what was noted of it: what is missing was taken by damage.
-    pub fn compare(&self, noted: Extent) {
-        let file = self.shared.path.display();
-        self.index(|index| {
-            if index.damage.is_some() {
-                return;
-            }
-            let kept = index.places.len();
-            let damage = if index.reader.is_none() {
-                format!("{file} is gone, with the letters that were in it")
-            } else {
-                match index.extent.map_or(0, |now| noted.lacks(now)) {
-                    0 => return,
-                    lacking => format!(
-                        "{lacking} bytes are missing at the end of {file}; the {kept} letter(s) before that are kept"
-                    ),
-                }
-            };
-            tracing::error!(damage, "dead letters are lost to damage");
-            index.damage = Some(damage);
-        });
-    }
-
-    /// Whether damage has taken letters.
-    pub fn is_damaged(&self) -> bool {
-        self.index(|index| index.damage.is_some())
     }
 
     /// The Seqs from `from` on, at most `max`; without those that are to be delivered for another sink.

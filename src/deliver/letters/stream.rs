@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::damage::Damage;
 use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
 use super::reader::Frame;
@@ -242,10 +243,9 @@ impl Stream {
             place,
             "a record of its dead letters is damaged and can't be read any more"
         );
-        index.damage = Some(format!(
-            "the record at {place} of {} is damaged",
-            self.desk.journal.name()
-        ));
+        let words = format!("the record at {place} of {} is damaged", self.desk.journal.name());
+        // All are found again in order: the last place tells them from one that comes later.
+        index.damage = Some(Damage::marked(words, place));
     }
 
     /// Of records that something may have been the end of, those that nothing refers to any more.

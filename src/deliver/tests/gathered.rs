@@ -103,3 +103,33 @@ async fn what_was_gathered_is_handed_over_when_the_log_has_to_drop_it() {
     assert_eq!((status(&engine).dead, status(&engine).buried), (0, 0));
     engine.shutdown().await;
 }
+
+/// What is gathered goes back with a checkpoint that fails, and not what somebody has said meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_somebody_has_seen_what_was_lost_is_kept_whatever_becomes_of_what_is_gathered() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![gathers(&receiver)]);
+    bench.engine(Mode::Follow).await.shutdown().await;
+    for entry in std::fs::read_dir(bench.dir.path().join("state")).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"nonsense").unwrap();
+    }
+    let engine = bench.engine(Mode::Follow).await;
+    until("it is said", async || status(&engine).needs_person).await;
+    bench.store(1..=3).await;
+    gathered(&receiver, 3).await;
+    engine.pause("a", false).await.unwrap();
+    let key = crate::deliver::mark::record_key("a");
+    let (saved, _) = engine.record(&key).await.unwrap().unwrap();
+    assert_eq!(saved.begun_anew, None, "that is durable when it is answered");
+    *lock(&receiver.fail_checkpoint) = Some("the disk failed".into());
+    let opened = receiver.opened.load(Ordering::SeqCst);
+    receiver.full_at.store(4, Ordering::SeqCst);
+    bench.store(4..=4).await;
+    until("it has gone back, and is open again", async || {
+        receiver.opened.load(Ordering::SeqCst) > opened
+    })
+    .await;
+    until("all is secured", async || receiver.synced.load(Ordering::SeqCst) == 4).await;
+    assert!(!status(&engine).needs_person);
+    engine.shutdown().await;
+}

@@ -14,6 +14,8 @@ use crate::state::journal::{Content, Journal, JournalError, Kept, Page, Record};
 struct Silent {
     records: Mutex<Vec<Record>>,
     is_cut: AtomicBool,
+    /// The record at this place can't be read any more.
+    damaged: AtomicU64,
     /// Records that were asked for since.
     asked: AtomicU64,
     speaks: tokio::sync::Notify,
@@ -22,11 +24,16 @@ struct Silent {
 impl Silent {
     fn kept(&self) -> Vec<Kept> {
         let records = lock(&self.records);
+        let damaged = self.damaged.load(Ordering::SeqCst);
         let kept = |(at, record): (usize, &Record)| Kept {
             place: at as u64 + 1,
             len: 1,
             tag: record.tag,
-            content: Content::Whole(Bytes::clone(&record.payload)),
+            content: if at as u64 + 1 == damaged {
+                Content::Damaged
+            } else {
+                Content::Whole(Bytes::clone(&record.payload))
+            },
         };
         records.iter().enumerate().map(kept).collect()
     }
@@ -186,4 +193,55 @@ async fn what_is_just_being_given_to_another_sink_is_not_delivered_by_the_next_w
     until("the first goes on", async || status_of(&engine, "a").cursor == Seq(2)).await;
     assert_eq!(first.seqs(), [2]);
     engine.shutdown().await;
+}
+
+/// Which event the letter was of nobody knows; what is delivered from then on surely is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_nodes_share_and_that_is_damaged_leaves_later_deliveries_delivered() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    let journal = Arc::new(Silent::default());
+    let begin = async || {
+        let options = Options {
+            log: Arc::new(bench.log.clone()),
+            store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+                .await
+                .unwrap(),
+            dir: bench.dir.path().to_owned(),
+            rules: bench.rules.clone(),
+            sinks: bench.sinks.clone(),
+            mode: Mode::Follow,
+            names: Arc::default(),
+            clock: crate::age::Clock::new(jiff::Timestamp::now),
+        };
+        let leases = Arc::new(Alone::default());
+        Engine::start_among(options, leases, Some(journal.clone()))
+            .await
+            .unwrap()
+    };
+    refuse(&receiver);
+    bench.store(1..=3).await;
+    let engine = begin().await;
+    until("all are dead", async || status(&engine).dead == 3).await;
+    durable(&engine, 3).await;
+    engine.shutdown().await;
+    let at = lock(&journal.records).iter().position(|record| record.name == "2");
+    journal.damaged.store(at.unwrap() as u64 + 1, Ordering::SeqCst);
+    receiver.says(|_| Ok(Outcome::Delivered));
+    for upto in [4, 5] {
+        let engine = begin().await;
+        bench.store(upto..=upto).await;
+        durable(&engine, upto).await;
+        let lost = state(&bench, &engine, 2).await;
+        assert!(
+            matches!(&lost, EventState::Unknown { reason } if reason.contains("lost to damage")),
+            "{lost:?}"
+        );
+        for seq in 4..=upto {
+            assert_eq!(state(&bench, &engine, seq).await, EventState::Delivered, "{seq}");
+        }
+        assert!(status(&engine).dead_trouble.is_some());
+        engine.shutdown().await;
+    }
 }

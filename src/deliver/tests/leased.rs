@@ -571,6 +571,7 @@ async fn a_mark_of_another_log_is_none_of_this_one() {
     one.leases.gets(5);
     let durable = pair.durable(5).await;
     assert_eq!(receiver.sorted(), [1, 2, 3, 4, 5]);
+    assert!(durable.begun_anew.is_some(), "somebody has to see it");
     assert_eq!(serde_json::to_value(durable).unwrap()["log_id"], pair.bench.log.id());
     one.engine.shutdown().await;
 }
@@ -590,7 +591,7 @@ async fn a_sink_whose_position_is_lost_begins_at_the_oldest_event_also_when_that
     pair.store.broken.store(false, Ordering::SeqCst);
     pair.store.refuses.store(false, Ordering::SeqCst);
     pair.bench.store(6..=6).await;
-    pair.durable(6).await;
+    assert!(pair.durable(6).await.begun_anew.is_some(), "somebody has to see it");
     assert_eq!(first.sorted(), [1, 2, 3, 4, 5, 6]);
     until("that is noted", async || {
         pair.store.get("begun").await.unwrap().is_some()

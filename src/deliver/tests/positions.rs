@@ -288,8 +288,15 @@ async fn a_state_that_is_gone_is_damage_and_no_first_start() {
             status.needs_person && said.contains("lost to damage")
         };
         until("it is said", async || is_said(status(&engine))).await;
+        // Also where something was rejected since, which keeps nothing.
+        refuse(&receiver);
+        bench.store(9..=9).await;
+        until("it is dead", async || status(&engine).dead == 1).await;
+        until("it is said all the same", async || is_said(status(&engine))).await;
+        receiver.says(|_| Ok(Outcome::Delivered));
         engine.pause("a", false).await.unwrap();
-        until("it is said no more", async || status(&engine).last_error.is_none()).await;
+        until("it is said no more", async || !is_said(status(&engine))).await;
+        assert!(!status(&engine).needs_person);
         engine.shutdown().await;
     }
 }

@@ -136,6 +136,50 @@ async fn an_event_whose_letter_was_cut_off_is_not_said_to_be_delivered() {
     .await;
 }
 
+/// One damage costs what came before it was found, and nothing of what comes later, however often the file is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_damage_ends() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    let file = bench.dir.path().join("dead/a");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    receiver.says(|_| Ok(Outcome::Delivered));
+
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(6..=6).await;
+    durable(&engine, 6).await;
+    let trouble = status(&engine).dead_trouble.unwrap_or_default();
+    assert!(trouble.contains("are damaged"), "{trouble}");
+    let check = async |engine: &Engine| {
+        until("the sink is open", async || status(engine).waits_for.is_none()).await;
+        assert_eq!(state(&bench, engine, 6).await, EventState::Delivered);
+        let lost = state(&bench, engine, 3).await;
+        assert!(matches!(&lost, EventState::Unknown { .. }), "{lost:?}");
+    };
+    check(&engine).await;
+    let mut changed = bench.sinks.clone();
+    changed[0].timeout = Span::secs(21);
+    engine.reload(bench.rules.clone(), &changed).await.unwrap();
+    check(&engine).await;
+    engine.shutdown().await;
+    for _ in 0..2 {
+        let engine = bench.engine(Mode::Follow).await;
+        check(&engine).await;
+        assert_eq!((status(&engine).dead_trouble, status(&engine).dead), (None, 4));
+        engine.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();

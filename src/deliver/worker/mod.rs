@@ -471,7 +471,11 @@ impl<'a> Worker<'a> {
                     self.lanes.letters.fail_waiting("the sink was paused");
                 }
             }
-            Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
+            Command::EventState(seq, answer) => {
+                // They were just read.
+                self.doubt_letters();
+                drop(answer.send(self.event_state(seq)));
+            }
             Command::Replay(job) => {
                 self.lanes.begin(&job, self.kit.config.order);
                 self.record.unmarked = None;

@@ -317,6 +317,15 @@ impl Worker<'_> {
         }
     }
 
+    /// Notes what was found to be damaged of letters that nodes share, which are read as they come.
+    pub(super) fn doubt_letters(&mut self) {
+        let letters = &self.kit.letters;
+        if letters.is_shared() {
+            let upto = self.lanes.main.next().prev();
+            self.progress.dirty |= self.record.doubt_letters(letters, upto);
+        }
+    }
+
     /// Whether progress has to be saved before more is made.
     pub(super) fn save_is_due(&self) -> bool {
         self.progress.dirty
@@ -326,6 +335,7 @@ impl Worker<'_> {
     }
 
     pub(super) fn save_if_due(&mut self) {
+        self.doubt_letters();
         if self.lanes.finish_replays() {
             self.progress.dirty = true;
             self.progress.hurry = true;
@@ -334,12 +344,9 @@ impl Worker<'_> {
             return;
         }
         if !self.pausing.is_empty() && self.drive.commit == Commit::Checkpoint && self.sink.is_some() {
-            // What is durable stays what it is, but for the pause: nothing has to be waited for.
-            let paused = Record {
-                paused: self.record.paused,
-                ..self.durable.clone()
-            };
-            let securing = self.securing(paused, None);
+            // What is durable stays what it is, but for what was ordered: nothing has to be waited for.
+            let ordered = self.durable.with_orders_of(&self.record);
+            let securing = self.securing(ordered, None);
             return self.save(Securing {
                 whole: false,
                 ..securing
@@ -381,10 +388,7 @@ impl Worker<'_> {
         Securing {
             store: self.kit.store.clone(),
             key: record_key(self.kit.name()),
-            before: Record {
-                paused: record.paused,
-                ..self.durable.clone()
-            },
+            before: self.durable.with_orders_of(&record),
             record,
             expected: self.revision.map_or(Expected::Nothing, Expected::Revision),
             is_shared: self.kit.lease.fence() > 0,
@@ -435,7 +439,8 @@ impl Worker<'_> {
             if !gone.is_empty() {
                 self.remove_letters(&gone).await;
             }
-            if self.durable.paused == self.record.paused {
+            self.kit.letters.damage_is_noted(self.durable.letters_doubted);
+            if self.durable.has_orders_of(&self.record) {
                 self.pausing.drain(..).for_each(|done| drop(done.send(Ok(()))));
             }
         }
@@ -471,12 +476,10 @@ impl Worker<'_> {
     /// Nothing since the last durable mark is believed.
     fn go_back(&mut self, reason: &str) {
         self.lanes.letters.go_back(&self.durable.remove, reason);
-        let (paused, held_since) = (self.record.paused, self.record.held_since);
         let asked = std::mem::take(&mut self.lanes.letters);
         self.record = Record {
-            paused,
-            held_since,
-            ..self.durable.clone()
+            held_since: self.record.held_since,
+            ..self.durable.with_orders_of(&self.record)
         };
         self.lanes = self.kit.lanes(&self.record);
         self.settle_anew(schedule::now());
@@ -575,6 +578,12 @@ impl Worker<'_> {
                     theirs = settled.commits,
                     "the receiver's mark differs from ours, and is taken over"
                 );
+                if ours.begun_anew.is_some() && settled.begun_anew.is_none() {
+                    tracing::warn!(
+                        sink = self.kit.name(),
+                        "its position was lost to damage of the state, and the receiver kept it: nothing repeats; if the sink was paused it is no more"
+                    );
+                }
                 let mut asked = std::mem::take(&mut self.lanes.letters);
                 asked.adopt(&settled.remove, "the receiver was set back");
                 self.lanes = self.kit.lanes(&settled);

@@ -268,10 +268,15 @@ impl Worker<'_> {
             Some(cursor) if gathered > 0 => (cursor, self.progress.unsecured_since),
             _ => (main.cursor(), None),
         };
-        let last_error = self
-            .last_error
-            .clone()
-            .or_else(|| to_be_seen(&self.record, self.kit.name()));
+        let waits_for = self.waits_for();
+        let asks = to_be_seen(&self.record, self.kit.name());
+        let needs_person = asks.is_some();
+        // What keeps it comes first, and else what somebody has to see: what failed and is over is a dead letter.
+        let last_error = if waits_for.is_some() || !self.breaker.is_closed() {
+            self.last_error.clone().or(asks)
+        } else {
+            asks.or_else(|| self.last_error.clone())
+        };
         let (last_error, last_error_at) = last_error.unzip();
         // What it has not read yet is counted there, whoever gives it.
         let unread_from = if self.kit.follow { main.next() } else { Seq(u64::MAX) };
@@ -291,11 +296,11 @@ impl Worker<'_> {
             given: self.kit.letters.given_len() as u64,
             breaker: self.breaker.state().to_owned(),
             paused: self.record.paused,
-            waits_for: self.waits_for(),
+            waits_for,
             waits_by: self.waits_by(),
             last_error,
             last_error_at,
-            needs_person: to_be_seen(&self.record, self.kit.name()).is_some(),
+            needs_person,
             ..empty_status(&self.kit.config)
         };
         let view = View {
@@ -364,7 +369,7 @@ fn to_be_seen(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
         return Some((unmarked.words(sink), unmarked.at));
     }
     let words = format!(
-        "its position was lost to damage of the state: it began anew at the oldest event kept, so deliveries repeat, and if it was paused it is no more; `closehook sinks resume {sink}` says that this was seen"
+        "its position was lost to damage of the state, or was of another log: it began anew at the oldest event kept, so deliveries repeat, and it may have been paused before; `closehook sinks resume {sink}` says that this was seen"
     );
     record.begun_anew.map(|at| (words, at))
 }

@@ -250,11 +250,11 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
     read.flatten()
         .map_err(|error| format!("its dead letters can't be read: {error}"))?;
     let entry = kit.store.get(&record_key(kit.name())).await;
-    let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
+    let (record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
         Some(entry) => (entry.json()?, Some(entry.revision)),
         None => (known.clone(), None),
     };
-    record.compare_letters(&kit.letters);
+    let mut record = compare_letters(kit, record, revision.is_some()).await?;
     kit.letters.note_lost_upto(record.letters_lost_upto);
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;
@@ -275,6 +275,24 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
         }
     }
     Ok((record, revision))
+}
+
+/// A record with what damage may have taken of the letters. What the durable record says of it already needs not be found again.
+async fn compare_letters(kit: &Kit, mut record: Record, is_durable: bool) -> Result<Record, String> {
+    let (letters, name) = (kit.letters.clone(), kit.name().to_owned());
+    let compare = move || {
+        let is_news = record.compare_letters(&letters);
+        if !is_news
+            && is_durable
+            && letters.is_damaged()
+            && let Err(error) = letters.heal()
+        {
+            tracing::warn!(sink = name, %error, "what is damaged of the dead letters can't be left out of their file now; this is tried again");
+        }
+        record
+    };
+    let compared = aside(compare).await;
+    compared.map_err(|error| format!("its dead letters can't be compared with its position: {error}"))
 }
 
 fn show(kit: &Kit, error: &str) {

@@ -1,0 +1,225 @@
+//! What damage has taken of letters: said as long as the process runs, and counted once.
+//!
+//! What was counted is told by a mark, which the sink's record has. A file that is damaged stays so, and is found so at each start, until it is
+//! written anew; which it is as soon as the record has the mark durably, and not before: a crash would lose what shows the damage.
+
+use sha2::{Digest, Sha256};
+
+use super::Letters;
+use super::extent::Extent;
+use crate::framefile::{self, FrameError};
+use crate::sync::lock;
+
+/// Damage that was found where letters are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// One sentence.
+    pub words: String,
+    /// The same each time that this is found, and another one of any other damage.
+    pub mark: u64,
+    /// The sink's record has the mark durably: what shows the damage may go.
+    pub is_noted: bool,
+}
+
+impl Damage {
+    /// What is told by nothing but its words.
+    pub fn said(words: String) -> Damage {
+        let mark = mark_of(&words);
+        Damage::marked(words, mark)
+    }
+
+    /// Ranges of bytes of a file, which goes by its number and when it was made.
+    pub fn in_file(words: String, (ino, made): (u64, u64), ranges: &[framefile::Damage]) -> Damage {
+        let ranges: Vec<String> = ranges
+            .iter()
+            .map(|range| format!("{}-{}", range.from, range.to))
+            .collect();
+        let mark = mark_of(&format!("{ino} {made} {}", ranges.join(" ")));
+        Damage::marked(words, mark)
+    }
+
+    /// What was found by this mark.
+    pub fn marked(words: String, mark: u64) -> Damage {
+        Damage {
+            words,
+            mark,
+            is_noted: false,
+        }
+    }
+}
+
+fn mark_of(text: &str) -> u64 {
+    let digest = Sha256::digest(text.as_bytes());
+    digest[..8].iter().fold(0, |mark, byte| mark << 8 | u64::from(*byte))
+}
+
+impl Letters {
+    /// What is wrong with what keeps them, one sentence; `None` where nothing is.
+    pub fn trouble(&self) -> Option<String> {
+        let found = self.index(|index| {
+            let damage = index.damage.as_ref().map(|damage| damage.words.clone());
+            let found: Vec<String> = damage.into_iter().chain(index.missing.clone()).collect();
+            found.join("; ")
+        });
+        Some(found).filter(|found| !found.is_empty()).or_else(|| self.unread())
+    }
+
+    /// Why they can't be read now, one sentence; `None` where they can.
+    pub fn unread(&self) -> Option<String> {
+        lock(&self.shared.unread).clone()
+    }
+
+    /// How much of the file is durable; `None` where there is none, or that is not known.
+    pub fn extent(&self) -> Option<Extent> {
+        self.index(|index| index.extent)
+    }
+
+    /// Whether damage has taken letters.
+    pub fn is_damaged(&self) -> bool {
+        self.index(|index| index.damage.is_some() || index.missing.is_some())
+    }
+
+    /// By what the damage is told that was found where they are kept; `None` where there is none.
+    pub fn damage_mark(&self) -> Option<u64> {
+        self.index(|index| index.damage.as_ref().map(|damage| damage.mark))
+    }
+
+    /// Whether something is missing of what was noted of the file: that was taken by damage. Blocking.
+    pub fn lacks(&self, noted: Extent) -> bool {
+        if self.missing(noted).is_none() {
+            return false;
+        }
+        // Whoever writes it may have gone on since it was looked at.
+        if let Err(error) = lock(&self.shared.keeper).look_again(&self.shared.index) {
+            tracing::warn!(%error, "dead letters can't be looked at again");
+        }
+        let Some(missing) = self.missing(noted) else {
+            return false;
+        };
+        self.index(|index| {
+            if index.missing.as_ref() != Some(&missing) {
+                tracing::error!(damage = missing, "dead letters are lost to damage");
+                index.missing = Some(missing);
+            }
+        });
+        true
+    }
+
+    /// What is missing, one sentence.
+    fn missing(&self, noted: Extent) -> Option<String> {
+        let file = self.shared.path.display();
+        self.index(|index| {
+            if index.reader.is_none() {
+                // One that was set aside says so itself.
+                let is_gone = index.damage.is_none();
+                return is_gone.then(|| format!("{file} is gone, with the letters that were in it"));
+            }
+            let lacking = index.extent.map_or(0, |now| noted.lacks(now));
+            let kept = index.places.len();
+            (lacking > 0).then(|| {
+                format!("{lacking} bytes are missing at the end of {file}; the {kept} letter(s) before that are kept")
+            })
+        })
+    }
+
+    /// The sink's record has the mark of this damage durably.
+    pub fn damage_is_noted(&self, mark: Option<u64>) {
+        self.index(|index| {
+            if let Some(damage) = &mut index.damage {
+                damage.is_noted |= mark == Some(damage.mark);
+            }
+        });
+    }
+
+    /// Has no damage any more, and says nothing of it: what it may have taken is noted durably. Blocking.
+    pub fn heal(&self) -> Result<(), FrameError> {
+        self.keeper()?.heal(&self.shared.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::disk::COMPACT_LEN;
+    use super::super::tests::letter;
+    use super::*;
+    use crate::event::Seq;
+
+    fn opened(dir: &Path, read_only: bool) -> Letters {
+        Letters::open(dir, "a", read_only).unwrap()
+    }
+
+    fn add(letters: &Letters, seqs: std::ops::RangeInclusive<u64>) {
+        letters.add(&seqs.map(letter).collect::<Vec<_>>()).unwrap();
+    }
+
+    /// A bit in the middle is another one.
+    fn flip(file: &Path) {
+        let mut bytes = std::fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(file, bytes).unwrap();
+    }
+
+    #[test]
+    fn the_same_damage_has_the_same_mark_until_the_file_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        add(&opened(dir.path(), false), 1..=3);
+        flip(&dir.path().join("a"));
+        let letters = opened(dir.path(), false);
+        let mark = letters.damage_mark();
+        add(&letters, 4..=4);
+        drop(letters);
+        let letters = opened(dir.path(), false);
+        assert!(mark.is_some() && letters.damage_mark() == mark);
+        letters.heal().unwrap();
+        let again = opened(dir.path(), false);
+        for letters in [letters, again] {
+            assert_eq!((letters.trouble(), letters.damage_mark()), (None, None));
+            assert_eq!(letters.seqs(Seq(1), 9), [1, 3, 4].map(Seq));
+        }
+    }
+
+    /// Else a crash would have nobody know that there were more letters.
+    #[test]
+    fn a_file_that_shows_damage_is_not_made_smaller_before_that_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        add(&opened(dir.path(), false), 1..=400);
+        flip(&file);
+        let letters = opened(dir.path(), false);
+        let len = || std::fs::metadata(&file).unwrap().len();
+        letters.remove(&(1..=390).map(Seq).collect::<Vec<_>>()).unwrap();
+        assert!(len() > COMPACT_LEN);
+        letters.damage_is_noted(Some(0));
+        letters.remove(&[Seq(391)]).unwrap();
+        assert!(len() > COMPACT_LEN, "that was another damage");
+        letters.damage_is_noted(letters.damage_mark());
+        letters.remove(&[Seq(392)]).unwrap();
+        assert!(len() < COMPACT_LEN);
+        assert!(letters.trouble().is_some(), "it is said as long as the process runs");
+    }
+
+    #[test]
+    fn who_only_looks_sees_what_was_cut_off_and_not_what_came_since() {
+        let dir = tempfile::tempdir().unwrap();
+        if std::fs::metadata(dir.path()).unwrap().created().is_err() {
+            return;
+        }
+        let letters = opened(dir.path(), false);
+        add(&letters, 1..=3);
+        let look = opened(dir.path(), true);
+        add(&letters, 4..=4);
+        let noted = letters.extent().unwrap();
+        assert!(!look.lacks(noted), "it was written to meanwhile");
+        assert_eq!((look.len(), look.trouble()), (4, None));
+        drop(letters);
+        let file = std::fs::File::options().write(true).open(dir.path().join("a")).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        let look = opened(dir.path(), true);
+        assert!(look.lacks(noted));
+        assert!(look.trouble().unwrap().contains("bytes are missing"));
+        assert_eq!(look.seqs(Seq(1), 9), [Seq(1)]);
+    }
+}
