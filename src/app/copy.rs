@@ -194,7 +194,7 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     copied.state = copy_state(&*source_state(dir).await?, &*stores.state).await?;
     deliver::note_begun(&*stores.state, &origin.id).await?;
     copied.close = close::shared::carry(dir, &*stores.sealed).await? as u64;
-    copied.take(deliver::carry_dead_letters(dir, stores.letters.clone()).await?);
+    copied.take(deliver::carry_dead_letters(dir, &*stores.state, stores.letters.clone()).await?);
     refuse_running(&stores).await?;
     log::note_moved(dir, &to, origin.last)?;
     target.finish().await.map_err(|error| anyhow!(error))?;

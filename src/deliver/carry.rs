@@ -1,20 +1,47 @@
 //! What a log's copy takes along of deliveries: dead letters, and of the state what is not of one machine alone.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::letters;
 pub use super::letters::Carried;
-use super::mark::RECORDS;
-use super::types::{DEAD, EngineError, failed};
+use super::letters::{self, Letters};
+use super::mark::{RECORDS, Record, record_key};
+use super::stored::open_store;
+use super::types::{DEAD, EngineError, Mode, failed};
 use crate::state::journal::Journal;
+use crate::state::{Expected, Revision, Store, put_json};
 use crate::task;
 
 /// Puts the dead letters of a data directory into a journal that holds nothing but what an earlier try has left of them. They stay where
-/// they are as well, with the log that they are of.
-pub async fn carry_dead_letters(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Carried, EngineError> {
+/// they are as well, with the log that they are of. `state`: the copy's, with the records of sinks as they are in the directory; what damage has
+/// taken of the letters is noted there.
+pub async fn carry_dead_letters(
+    data_dir: &Path,
+    state: &dyn Store,
+    journal: Arc<dyn Journal>,
+) -> Result<Carried, EngineError> {
     let dir = data_dir.join(DEAD);
-    carried(move || letters::carry_into(&dir, &letters::Desk::new(journal).map_err(text)?)).await
+    let (mut records, revisions) = records_in(state).await?;
+    let before = records.clone();
+    // What is noted of a file is not of the copy.
+    let (noted, _) = records_in(&*open_store(data_dir, Mode::Look).await?).await?;
+    for (sink, record) in &mut records {
+        record.letters = noted.get(sink).and_then(|noted| noted.letters);
+    }
+    let work = move || -> Result<(Carried, BTreeMap<String, Record>), String> {
+        let mut carried = letters::carry_into(&dir, &letters::Desk::new(journal).map_err(text)?)?;
+        compare(&dir, &mut records, &mut carried)?;
+        Ok((carried, records))
+    };
+    let (carried, records) = carried(work).await?;
+    for (sink, record) in records.iter().filter(|(sink, record)| before[*sink] != **record) {
+        let expected = Expected::Revision(revisions[sink]);
+        put_json(state, &record_key(sink), record, expected)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(carried)
 }
 
 /// Puts the dead letters of a journal into a data directory that holds nothing but what an earlier try has left of them.
@@ -47,7 +74,40 @@ pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
     serde_json::to_vec(&record).unwrap_or(value)
 }
 
-async fn carried(work: impl FnOnce() -> Result<Carried, String> + Send + 'static) -> Result<Carried, EngineError> {
+/// The records of sinks that can be made out, and their revisions.
+async fn records_in(state: &dyn Store) -> Result<(BTreeMap<String, Record>, BTreeMap<String, Revision>), EngineError> {
+    let (mut records, mut revisions) = (BTreeMap::new(), BTreeMap::new());
+    for key in state.keys(RECORDS).await.map_err(failed)? {
+        let sink = key.trim_start_matches(RECORDS);
+        if let Some(entry) = state.get(&key).await.map_err(failed)?
+            && let Ok(record) = entry.json::<Record>()
+        {
+            records.insert(sink.to_owned(), record);
+            revisions.insert(sink.to_owned(), entry.revision);
+        }
+    }
+    Ok((records, revisions))
+}
+
+/// Notes and says what the files of letters lack of what their sinks have noted. Of where they go to nothing is noted yet. Blocking.
+fn compare(dir: &Path, records: &mut BTreeMap<String, Record>, carried: &mut Carried) -> Result<(), String> {
+    for (sink, record) in records {
+        let letters = Letters::new(dir, sink, true);
+        let of_sink = format!("dead letters of sink \"{sink}\"");
+        letters.read().map_err(|error| format!("{of_sink}: {error}"))?;
+        record.compare_letters(&letters);
+        record.letters = None;
+        if let Some(trouble) = letters.trouble() {
+            carried.damaged.retain(|said| !said.starts_with(&of_sink));
+            carried.damaged.push(format!("{of_sink}: {trouble}"));
+        }
+    }
+    Ok(())
+}
+
+async fn carried<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, EngineError> {
     task::begin_blocking(work).await.map_err(failed)?.map_err(EngineError)
 }
 
@@ -57,10 +117,10 @@ fn text(error: impl std::fmt::Display) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::letters::{Extent, Letters};
-    use super::super::mark::{Record, record_key};
+    use super::super::letters::Extent;
     use super::*;
-    use crate::event::Seq;
+    use crate::deliver::types::dead_letter;
+    use crate::event::{Event, Kind, Seq, Source};
 
     /// All letters of the sink have gone from its file by the time the log is copied: there is none where it goes.
     #[test]
@@ -94,5 +154,38 @@ mod tests {
         ] {
             assert_eq!(carried_value(key, value.into()), value.as_bytes());
         }
+    }
+
+    #[test]
+    fn what_the_letters_lack_is_said_and_noted_where_they_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let event = Event::new(
+            Seq(3),
+            jiff::Timestamp::UNIX_EPOCH,
+            Source::Webhook,
+            Kind::Event,
+            None,
+            r#"{"event":{"id":"ev_3"}}"#.into(),
+        );
+        let mut records = BTreeMap::new();
+        for sink in ["gone", "kept"] {
+            let letters = Letters::open(dir.path(), sink, false).unwrap();
+            letters.add(&[dead_letter(sink, &event, "no".into(), 1, None)]).unwrap();
+            let mut record = Record {
+                letters: letters.extent(),
+                ..Record::default()
+            };
+            record.begin_at(Seq(9));
+            records.insert(sink.to_owned(), record);
+        }
+        std::fs::remove_file(dir.path().join("gone")).unwrap();
+        let mut carried = Carried::default();
+        compare(dir.path(), &mut records, &mut carried).unwrap();
+        assert_eq!(carried.damaged.len(), 1, "{carried:?}");
+        let said = &carried.damaged[0];
+        assert!(said.contains("sink \"gone\"") && said.contains("is gone"), "{said}");
+        let noted = |sink: &str| (records[sink].letters_lost_upto, records[sink].letters);
+        assert_eq!(noted("gone"), (Seq(8), None));
+        assert_eq!(noted("kept"), (Seq::ZERO, None));
     }
 }

@@ -322,7 +322,10 @@ impl Worker<'_> {
         let letters = &self.kit.letters;
         if letters.is_shared() {
             let upto = self.lanes.main.next().prev();
-            self.progress.dirty |= self.record.doubt_letters(letters, upto);
+            if self.record.doubt_letters(letters, upto) {
+                letters.note_lost_upto(self.record.letters_lost_upto);
+                self.progress.dirty = true;
+            }
         }
     }
 

@@ -103,22 +103,30 @@ impl Description {
         }
     }
 
-    /// Makes one with an epoch of its own; `id`: of the log it is a copy of.
+    /// Makes one with an epoch of its own; `id`: of the log it is a copy of. With the state that is beside it.
     pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
-        Description::make_with(dir, id, None)
-    }
-
-    /// Makes one of the same log, in another life; see `shared_upto`.
-    pub fn make_another(dir: &Path, id: String, shared_upto: Option<Seq>) -> Result<Description, OpenError> {
-        Description::make_with(dir, Some(id), shared_upto)
-    }
-
-    fn make_with(dir: &Path, id: Option<String>, shared_upto: Option<Seq>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let made = Description::fresh(id, shared_upto).map_err(|source| OpenError::Io {
+        let make = || -> io::Result<Description> {
+            let mut made = Description::fresh(id, None)?;
+            made.state_begun = is_state_beside(dir)?;
+            Ok(made)
+        };
+        let made = make().map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
+        made.store(&path)
+    }
+
+    /// Makes one of the same log, in another life, which has what the one before had.
+    pub fn make_another(dir: &Path, before: Description) -> Result<Description, OpenError> {
+        let path = dir.join(NAME);
+        let state_begun = before.state_begun;
+        let mut made = Description::fresh(Some(before.id), before.shared_upto).map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        made.state_begun = state_begun;
         made.store(&path)
     }
 
@@ -219,6 +227,27 @@ pub fn is_state_begun(dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// Where the state is, below the data directory.
+const STATE: &str = "state";
+
+/// Whether a state was put beside a log that is made.
+fn is_state_beside(dir: &Path) -> io::Result<bool> {
+    match std::fs::read_dir(dir.join(STATE)) {
+        Ok(mut listing) => listing.next().transpose().map(|first| first.is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same where it was put beside a log that was made before it.
+pub(super) fn note_state_beside(dir: &Path) -> io::Result<()> {
+    if is_state_beside(dir)? {
+        note_state_begun(dir)
+    } else {
+        Ok(())
+    }
+}
+
 /// Notes that there is a whole state beside the log, durably. Only for the holder of the directory, and when the state is durable.
 pub fn note_state_begun(dir: &Path) -> io::Result<()> {
     let path = dir.join(NAME);
@@ -308,13 +337,40 @@ mod tests {
         assert!(is_begun());
         let again = Description::open(dir.path(), true).unwrap();
         assert_eq!((again.id.clone(), again.epoch.clone()), (made.id, made.epoch));
-        again.note_shared(dir.path(), Some(Seq(3))).unwrap();
+        let shared = again.note_shared(dir.path(), Some(Seq(3))).unwrap();
         assert!(is_begun());
+        let another = Description::make_another(dir.path(), shared.clone()).unwrap();
+        assert_eq!((&another.id, another.shared_upto), (&shared.id, Some(Seq(3))));
+        assert!(another.epoch != shared.epoch && is_begun());
         // Beside a log its loss is no first start.
         std::fs::create_dir(dir.path().join("log")).unwrap();
         std::fs::remove_file(dir.path().join(NAME)).unwrap();
         Description::open(dir.path(), true).unwrap();
         assert!(is_begun());
+    }
+
+    #[test]
+    fn a_state_that_comes_along_with_a_log_was_begun() {
+        let is_begun = |dir: &Path| is_state_begun(dir).unwrap();
+        let put_state = |dir: &Path| {
+            std::fs::create_dir(dir.join(STATE)).unwrap();
+            std::fs::write(dir.join(STATE).join("1"), b"").unwrap();
+        };
+        // As a backup is restored: the log comes last.
+        let dir = tempfile::tempdir().unwrap();
+        Description::make(dir.path(), None).unwrap();
+        assert!(!is_begun(dir.path()), "none came along");
+        put_state(dir.path());
+        Description::make(dir.path(), None).unwrap();
+        assert!(is_begun(dir.path()));
+        // As another engine's log is put here: the state comes last.
+        let dir = tempfile::tempdir().unwrap();
+        Description::make_as(dir.path(), "id", "epoch", Seq(9)).unwrap();
+        note_state_beside(dir.path()).unwrap();
+        assert!(!is_begun(dir.path()), "none came along");
+        put_state(dir.path());
+        note_state_beside(dir.path()).unwrap();
+        assert!(is_begun(dir.path()));
     }
 
     #[test]

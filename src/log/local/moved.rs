@@ -85,7 +85,7 @@ fn write_note(note: &Path, to: &str) -> io::Result<()> {
 pub fn reopen(dir: &Path) -> Result<(), OpenError> {
     let before = Description::open(dir, false)?;
     // In one step: what comes here from now on is not there.
-    Description::make_another(dir, before.id, before.shared_upto)?;
+    Description::make_another(dir, before)?;
     let note = dir.join(NAME);
     let remove = || {
         std::fs::remove_file(&note)?;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::block::Encoder;
-use super::description::Description;
+use super::description::{self, Description};
 use super::gaps::Gaps;
 use super::journal::{self, Journal};
 use super::keeper;
@@ -316,6 +316,7 @@ impl Placer {
 
 /// Puts a log into force that was made here.
 pub fn commit(dir: &Path) -> io::Result<()> {
+    description::note_state_beside(dir)?;
     remove(&dir.join(MARKER))?;
     framefile::sync_dir(dir)
 }

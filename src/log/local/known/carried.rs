@@ -1,4 +1,5 @@
-//! Known keys that pass by in a stream: whether a month's are what they were, without a place to put them.
+//! Known keys that pass by in a stream: whether a month's, and those of a segment that are in no month's, are what they were, without a place
+//! to put them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::{damage, is_damage};
+use super::file;
 use super::month::{self, Manifest};
 use super::opening::is_month;
 
@@ -15,12 +17,21 @@ const BEGIN_LEN: usize = 64;
 /// No manifest is longer: what names itself so need not be one.
 const MANIFEST_LEN_MAX: usize = 16 << 20;
 
+/// No file of a segment's keys is longer. It is kept while it passes by, and judged when it has.
+const SEGMENT_LEN_MAX: usize = 512 << 20;
+
 /// Files of known keys, one after the other.
 #[derive(Debug, Default)]
 pub struct CarriedKeys {
     months: BTreeMap<OsString, BTreeMap<PathBuf, Part>>,
     /// The file that is passing by.
     current: Option<(OsString, PathBuf)>,
+    /// The same where it is a segment's: its name, and what has passed of it.
+    segment: Option<(String, Vec<u8>)>,
+    /// A sentence for each segment's that is not what it was.
+    segments: Vec<String>,
+    /// A newer closehook has made one.
+    newer: Option<io::Error>,
 }
 
 /// What is kept of a file.
@@ -49,6 +60,11 @@ impl Part {
 impl CarriedKeys {
     /// A file begins; `path` is below the directory of known keys. `None`: it is none of them.
     pub fn file(&mut self, path: Option<&Path>) {
+        self.judge_segment();
+        self.segment = path.and_then(|path| {
+            let name = path.to_str().filter(|name| name.parse::<u64>().is_ok())?;
+            Some((name.to_owned(), Vec::new()))
+        });
         self.current = path.and_then(|path| {
             let mut names = path.iter();
             let month = names.next().filter(|name| name.to_str().is_some_and(is_month))?;
@@ -62,6 +78,11 @@ impl CarriedKeys {
 
     /// More of its content.
     pub fn data(&mut self, bytes: &[u8]) {
+        if let Some((_, content)) = &mut self.segment {
+            // What is cut off is found to be damaged.
+            let room = (SEGMENT_LEN_MAX - content.len()).min(bytes.len());
+            content.extend_from_slice(&bytes[..room]);
+        }
         let Some((month, name)) = &self.current else { return };
         let part = self.months.get_mut(month).and_then(|parts| parts.get_mut(name));
         if let Some(part) = part {
@@ -69,9 +90,26 @@ impl CarriedKeys {
         }
     }
 
-    /// All have passed: a sentence for each month that is not what it was; an error where a newer closehook has made one.
-    pub fn damaged(&self) -> io::Result<Vec<String>> {
-        let mut found = Vec::new();
+    /// A segment's file has passed.
+    fn judge_segment(&mut self) {
+        let Some((name, content)) = self.segment.take() else {
+            return;
+        };
+        match file::check_bytes(&content) {
+            Ok(()) => {}
+            Err(error) if is_damage(&error) => self.segments.push(format!("known keys {name}: {error}")),
+            Err(error) => self.newer = Some(error),
+        }
+    }
+
+    /// All have passed: a sentence for each month, and each segment's file, that is not what it was; an error where a newer closehook has made
+    /// one.
+    pub fn damaged(&mut self) -> io::Result<Vec<String>> {
+        self.file(None);
+        if let Some(error) = self.newer.take() {
+            return Err(error);
+        }
+        let mut found = self.segments.clone();
         for (month, parts) in &self.months {
             match month::judge(parts) {
                 Err(error) if is_damage(&error) => {

@@ -114,7 +114,13 @@ impl Head {
         }
         let mut bytes = vec![0; head_len as usize];
         read_at(file, &mut bytes, 0)?;
-        if crc32c::crc32c(&bytes[16..]) != word(fixed, 12) {
+        Ok((Head::decode(&bytes)?, head_len))
+    }
+
+    /// From its bytes, all of them: no fewer than are always there.
+    fn decode(bytes: &[u8]) -> io::Result<Head> {
+        let field = |index: usize| long(bytes, 16 + index * 8);
+        if crc32c::crc32c(&bytes[16..]) != word(bytes, 12) {
             return Err(damage("its checksum is wrong"));
         }
         let short = || damage("it is shorter than it says");
@@ -133,14 +139,13 @@ impl Head {
                 .map(|bytes| u64::from_le_bytes(*bytes))
                 .collect()
         };
-        let head = Head {
+        Ok(Head {
             count: field(2),
             newest_us: field(3).cast_signed(),
             filter: Filter::decode(filter).ok_or_else(short)?,
             firsts: longs(firsts),
             ends: longs(ends),
-        };
-        Ok((head, head_len))
+        })
     }
 }
 
@@ -246,6 +251,39 @@ impl KeyFile {
             content: Content::Left(left),
         })
     }
+}
+
+/// Checks a file that was read, all of it.
+pub(super) fn check_bytes(bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() < 12 || bytes[..8] != MAGIC {
+        return Err(damage("it is not a file of known keys"));
+    }
+    match word(bytes, 8) {
+        1 => V1::decode(bytes).map(drop),
+        VERSION => check_pages(bytes),
+        _ if V1::decode(bytes).is_ok() || check_pages(bytes).is_ok() => Err(damage("its version is damaged")),
+        _ => Err(io::Error::other("it was written by a newer closehook")),
+    }
+}
+
+fn check_pages(bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() < FIXED_LEN {
+        return Err(damage("it is too short"));
+    }
+    let (head_len, len) = (long(bytes, 16), long(bytes, 24));
+    if head_len < FIXED_LEN as u64 || head_len > len || len != bytes.len() as u64 {
+        return Err(damage("its length is wrong"));
+    }
+    let (head, pages) = bytes.split_at(head_len as usize);
+    let mut begin = 0;
+    for (number, end) in Head::decode(head)?.ends.into_iter().enumerate() {
+        let end = end as usize;
+        let page = pages.get(begin..end);
+        let page = page.ok_or_else(|| damage("it is shorter than it says"))?;
+        page::for_each(page, number, |_, _| ())?;
+        begin = end;
+    }
+    Ok(())
 }
 
 /// Whether a file whose version is unknown is whole as one of a known version: then the version is what is damaged.

@@ -37,13 +37,18 @@ impl V1 {
     pub fn open(file: &File) -> io::Result<V1> {
         let mut content = vec![0; file.metadata()?.len() as usize];
         read_at(file, &mut content, 0)?;
+        V1::decode(&content)
+    }
+
+    /// The same of one that was read.
+    pub fn decode(content: &[u8]) -> io::Result<V1> {
         if content.len() < HEAD_LEN {
             return Err(damage("it is too short"));
         }
-        if crc32c::crc32c(&content[16..]) != word(&content, 12) {
+        if crc32c::crc32c(&content[16..]) != word(content, 12) {
             return Err(damage("its checksum is wrong"));
         }
-        let count = long(&content, 16);
+        let count = long(content, 16);
         let entries = (count as usize)
             .checked_mul(ENTRY_LEN)
             .and_then(|len| content.get(HEAD_LEN..HEAD_LEN.checked_add(len)?))
@@ -54,7 +59,7 @@ impl V1 {
         }
         Ok(V1 {
             count,
-            newest_us: long(&content, 24).cast_signed(),
+            newest_us: long(content, 24).cast_signed(),
             filter,
         })
     }

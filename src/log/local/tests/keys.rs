@@ -320,6 +320,38 @@ async fn damage_is_found_in_a_month_that_passes_by() {
     log.close();
 }
 
+/// Older backups have a file for each segment, and newer ones for those that are in no month yet.
+#[test]
+fn damage_is_found_in_a_segment_s_keys_that_pass_by() {
+    let mut table = Table::default();
+    for id in 1..=600 {
+        let key = EventKey {
+            id: format!("ev_{id}"),
+            updated: Updated::parse("2024-02-15T12:48:23.395"),
+        };
+        table.insert(&Identity::of_event(&key), Seq(id), Timestamp::now());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    known::write_file(&dir.path().join("new"), &table).unwrap();
+    let path = crate::log::key_file(Seq(1));
+    let found = |content: &[u8]| {
+        let mut carried = CarriedKeys::default();
+        carried.file(Restorer::below_keys(&path));
+        content.chunks(7).for_each(|bytes| carried.data(bytes));
+        carried.damaged().unwrap()
+    };
+    for whole in [std::fs::read(dir.path().join("new")).unwrap(), old::encode(&table)] {
+        assert_eq!(found(&whole), [""; 0]);
+        for at in [0, 20, whole.len() / 2, whole.len() - 1] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            let said = found(&damaged);
+            assert!(said.len() == 1 && said[0].contains("known keys 0"), "{at}: {said:?}");
+        }
+        assert_eq!(found(&whole[..whole.len() - 1]).len(), 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_came_along_damaged_are_left_out_and_what_is_kept_is_known() {
     let dir = tempfile::tempdir().unwrap();
