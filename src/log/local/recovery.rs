@@ -271,16 +271,9 @@ impl Finder<'_> {
             );
         }
         if !self.repair {
-            let bytes = |damage: &framefile::Damage| {
-                let path = dir.join(journal::FILE_NAME);
-                let (path, from, to) = (path.display(), damage.from, damage.to);
-                if from == to {
-                    format!("{path}: its beginning is missing")
-                } else {
-                    format!("{path}: bytes {from} to {to} are damaged")
-                }
-            };
-            inventory.damage.extend(scan.damage.iter().map(bytes));
+            let path = dir.join(journal::FILE_NAME);
+            let told = scan.damage.iter().map(|damage| format!("{}: {damage}", path.display()));
+            inventory.damage.extend(told);
         }
         if self.repair && !scan.damage.is_empty() {
             let aside = Aside {
