@@ -248,6 +248,7 @@ async fn what_is_stored_without_a_daemon_behind_a_lost_end_is_delivered() {
     assert_eq!(*bench.log.head().borrow(), Seq(5));
     let engine = bench.engine(Mode::Jobs).await;
     bench.store(11..=13).await;
+    assert_eq!(*bench.log.head().borrow(), Seq(13), "behind what was seen");
     engine.shutdown().await;
     Log::close(&bench.log).await;
     bench.log = open_log(bench.dir.path());

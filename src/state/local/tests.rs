@@ -131,7 +131,7 @@ async fn a_damaged_header_costs_nothing_of_what_is_behind_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_has_lost_its_beginning_is_damaged_and_keeps_what_was_saved_before() {
     let original = tempfile::tempdir().unwrap();
-    for (round, keys) in [(1_u32, &["a", "b"][..]), (2, &["b"])] {
+    for (round, keys) in [(1_u32, &["a", "b"][..]), (2, &["b"][..])] {
         let state = LocalStore::open(original.path(), false).unwrap();
         for key in keys {
             put(&state, key, &round).await.unwrap();
