@@ -7,7 +7,9 @@ use super::disk::{COMPACT_LEN, copy_live};
 use super::record::{FORMAT, TAG_REMOVE, TAG_WITH_COPY, version_of};
 use super::*;
 use crate::event::{Kind, Source};
-use crate::framefile::{Format, FrameFile, HEADER_LEN};
+use crate::framefile::{Format, FrameFile};
+
+mod beginnings;
 
 pub(super) fn letter(seq: u64) -> DeadLetter {
     DeadLetter {
@@ -303,27 +305,6 @@ fn a_damaged_header_costs_no_letter() {
     let store = Letters::open(dir.path(), "a", false).unwrap();
     assert_eq!(store.len(), 4);
     assert!(asides(dir.path()).unwrap().is_empty());
-}
-
-/// Nothing that is there is damaged.
-#[test]
-fn a_header_that_is_missing_is_said_to_be_missing() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a");
-    let store = Letters::open(dir.path(), "a", false).unwrap();
-    store.add(&letters(1..=3)).unwrap();
-    drop(store);
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[HEADER_LEN as usize..]).unwrap();
-    for read_only in [true, false] {
-        let store = Letters::open(dir.path(), "a", read_only).unwrap();
-        assert_eq!(store.len(), 3);
-        let told = store.trouble().unwrap();
-        assert!(
-            told.contains("its beginning is missing") && !told.contains(" bytes of "),
-            "{told}"
-        );
-    }
 }
 
 /// What no other frame tells from letters is set aside, and the letters go on.

@@ -57,7 +57,7 @@ impl Gaps {
                 tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
                 is_incomplete = true;
                 if repair {
-                    std::fs::rename(&path, framefile::beside(&path, ".damaged"))?;
+                    set_aside(&path)?;
                 } else {
                     damage = Some(format!(
                         "{}: the list of lost events is damaged: {error}",
@@ -72,7 +72,8 @@ impl Gaps {
             path,
             list: RwLock::new(Arc::new(list)),
             changing: Mutex::new(()),
-            is_owed: AtomicBool::new(false),
+            // As long as the damaged one is in its place, it is known that something is not known.
+            is_owed: AtomicBool::new(repair && is_incomplete),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
             damage,
@@ -294,6 +295,22 @@ impl Gaps {
     }
 }
 
+/// Gives a damaged list a second name. It goes from its place when the next one takes that.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = framefile::beside(path, ".damaged");
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    match std::fs::hard_link(path, &aside) {
+        Err(error) if files::is_full(&error) => {
+            tracing::warn!(%error, "there is no room to set the damaged list of lost events aside");
+            Ok(())
+        }
+        linked => linked,
+    }
+}
+
 /// The parts of a range that are in none of these others, in order.
 fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
     // A list is in the order in which it was found.
@@ -375,6 +392,22 @@ mod tests {
         assert_eq!((gaps.lost().len(), gaps.holds(Seq(7))), (1, true));
         assert!(gaps.damage().is_some_and(|why| why.contains("gaps.json")));
         assert_eq!(std::fs::read_to_string(dir.path().join("gaps.json")).unwrap(), "[{");
+    }
+
+    /// Else nobody would know after a crash that something is not known.
+    #[test]
+    fn a_damaged_list_is_in_its_place_until_the_next_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
+        std::fs::write(&path, "[{").unwrap();
+        for _ in 0..2 {
+            let gaps = Gaps::open(dir.path(), true).unwrap();
+            assert!(gaps.is_incomplete() && gaps.is_owed());
+            assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
+        }
+        Gaps::open(dir.path(), true).unwrap().settle().unwrap();
+        assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
+        assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
     }
 
     #[test]

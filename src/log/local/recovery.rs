@@ -67,7 +67,12 @@ pub(super) fn take_inventory(
         swap::recover(&log_dir).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
-    take_listed(&log_dir, &dirs, known, gaps, repair)
+    let inventory = take_listed(&log_dir, &dirs, known, gaps, repair)?;
+    if gaps.is_incomplete() {
+        // What its place says from now on is all that was found.
+        unless_full(gaps.settle(), "the list of what is lost", inventory.next).map_err(fail)?;
+    }
+    Ok(inventory)
 }
 
 /// The same of the directories that were listed a moment ago.
@@ -368,6 +373,7 @@ impl Finder<'_> {
                 .map_err(fail)?;
         }
         inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
+        let proves = reached.is_some_and(|reached| reached >= inventory.next);
         if unknown > 0 && limit.is_none() {
             let why = "their bytes in the journal can't be read";
             self.give_up(first, inventory.next, reached, why, inventory)
@@ -377,8 +383,10 @@ impl Finder<'_> {
             self.record_gap(inventory.next, reached, why).map_err(fail)?;
             inventory.next = reached.next();
         }
-        // A file of keys gives way to what is read of the journal, and may be all that proves what was behind its end: that is on record before.
-        if self.takes_more(limit) && !self.gaps.is_owed() {
+        // A file of keys gives way to what is read of the journal; where it is all that proves what was behind its end, not before that is on
+        // record.
+        let is_needed = proves && self.gaps.is_owed();
+        if self.takes_more(limit) && !is_needed {
             self.known.reopen(first).map_err(fail)?;
         }
         let keys_are_on_disk = self.known.has_file(first);
