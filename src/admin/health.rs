@@ -49,6 +49,8 @@ impl Health {
         gauge!("closehook_log_last_seq").set(stats.last.0 as f64);
         let lost: u64 = stats.gaps.iter().map(crate::log::Gap::certain).sum();
         gauge!("closehook_log_lost_events").set(lost as f64);
+        // Of a journal that is gone as a whole nobody knows how many events it held: none of them is counted, and it is a loss all the same.
+        gauge!("closehook_log_gaps").set(stats.gaps.len() as f64);
         gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
         if let Some(certificate) = self.facade.receiving.certificate() {
             if let Some(not_after) = certificate.not_after {

@@ -191,7 +191,11 @@ pub(super) fn unreadable(unread: &Unread) -> String {
     let ranges = unread.unread.iter().map(|lost| format!("{} to {}", lost.from, lost.to));
     let more = (unread.unread_more > 0).then(|| format!("{} more ranges", unread.unread_more));
     let ranges: Vec<String> = ranges.chain(more).collect();
-    format!("events {} can't be read", ranges.join(", "))
+    let certain = (!ranges.is_empty()).then(|| format!("events {} can't be read", ranges.join(", ")));
+    let uncertain = unread.uncertain.iter();
+    let uncertain = uncertain.map(|gap| format!("{} can't be read", gap.told()));
+    let told: Vec<String> = certain.into_iter().chain(uncertain).collect();
+    told.join("; ")
 }
 
 /// What the log keeps.

@@ -15,6 +15,7 @@ use super::back::Back;
 use super::events::Line;
 pub use super::looked::{Ended, LOST_MAX, Looked, Lost, Work};
 use super::pick::Pick;
+use super::walk::{meets, uncertain};
 use crate::deliver::EventState;
 use crate::event::{Event, Seq};
 
@@ -78,6 +79,9 @@ pub struct Page {
     pub head: Seq,
     /// What of the part that was looked at can't be read any more, newest first: damaged, or expired. At most [`LOST_MAX`].
     pub lost: Vec<Lost>,
+    /// Gaps in that part of which nobody knows how many events they held: which, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uncertain: Vec<String>,
 }
 
 /// A page ends when its lines come to so many bytes: ids are other people's text.
@@ -107,12 +111,22 @@ impl Browse {
             }
             events.push(line);
         }
+        let cursor = back.cursor();
+        let reached = if cursor.is_none() && self.after.is_none() && self.pick.since.is_none() {
+            // Also what was lost before the oldest event kept.
+            Seq::ZERO
+        } else {
+            back.looked.to
+        };
+        let gaps = uncertain(on).into_iter().filter(|gap| meets(gap, reached, before));
+        let told = gaps.map(|gap| gap.told().trim_end_matches(',').to_owned());
         let page = Page {
             events,
             went: self.sinks.then_some(went),
             looked: back.looked,
-            next: back.cursor(),
-            ended: match (back.ended, back.cursor()) {
+            next: cursor,
+            uncertain: told.take(LOST_MAX).collect(),
+            ended: match (back.ended, cursor) {
                 (Some(ended), _) => ended,
                 (None, Some(_)) => Ended::Full,
                 (None, None) => Ended::Beginning,

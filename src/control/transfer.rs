@@ -136,7 +136,9 @@ impl Export {
         // Of an erased event there is nothing to hand on.
         let render = |event: &Event| (event.kind != Kind::Erased).then(|| Line::Event(Box::new(Exported::of(event))));
         let selection = self.pick.compile()?;
-        let unread = walk(on, &selection, range, render, &out).await?;
+        let mut unread = walk(on, &selection, range, render, &out).await?;
+        // What was lost before the oldest event kept is as little missing from it as what has expired.
+        unread.keep(on.log.first(), Seq(u64::MAX));
         match missing(on, &selection, unread).await? {
             Some(unread) => out.say(&Line::Unread(unread)).await,
             None => Ok(()),

@@ -6,7 +6,7 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::looked::{LOST_MAX, Lost};
 use crate::event::{Event, Seq};
-use crate::log::{Narrow, Take};
+use crate::log::{Gap, Narrow, Take};
 use crate::rules::selection::Selection;
 
 /// Bytes of events that are read at a time.
@@ -37,12 +37,27 @@ pub struct Unread {
     pub unread: Vec<Lost>,
     /// How many there are beside them.
     pub unread_more: u64,
+    /// Gaps on the way of which nobody knows how many events they held: what is certain of them is among the ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uncertain: Vec<Gap>,
+}
+
+/// The gaps of which nobody knows how many events they held.
+pub(super) fn uncertain(on: &Facade) -> Vec<Gap> {
+    let mut gaps = on.log.stats().gaps;
+    gaps.retain(|gap| gap.last_certain() < gap.to);
+    gaps
+}
+
+/// Whether some of a gap is among the places from the first to before the second.
+pub(super) fn meets(gap: &Gap, first: Seq, upto: Seq) -> bool {
+    gap.to >= first && gap.from < upto
 }
 
 impl Unread {
     /// Whether everything could be read.
     pub fn is_empty(&self) -> bool {
-        self.unread.is_empty() && self.unread_more == 0
+        self.unread.is_empty() && self.unread_more == 0 && self.uncertain.is_empty()
     }
 
     /// Adds what a reading that begins where the last one ended says of what is before a place.
@@ -57,9 +72,19 @@ impl Unread {
         }
     }
 
+    /// Adds those of some gaps that are among the places from the first to before the second.
+    fn pass(&mut self, gaps: &[Gap], first: Seq, upto: Seq) {
+        for gap in gaps.iter().filter(|gap| meets(gap, first, upto)) {
+            if !self.uncertain.contains(gap) {
+                self.uncertain.push(gap.clone());
+            }
+        }
+    }
+
     /// Without what is not among the places from the first to before the second.
     pub(super) fn keep(&mut self, first: Seq, upto: Seq) {
         self.unread.retain(|lost| lost.to >= first && lost.from < upto);
+        self.uncertain.retain(|gap| meets(gap, first, upto));
     }
 }
 
@@ -73,7 +98,10 @@ pub(super) async fn missing(on: &Facade, selection: &Selection, mut unread: Unre
         Some(until) => on.log.seq_at(until).await.map_err(text)?,
         None => on.log.head().borrow().next(),
     };
+    let gaps = std::mem::take(&mut unread.uncertain);
     unread.keep(on.log.first(), upto);
+    // One that is on record has not expired, also where nothing is left before it.
+    unread.pass(&gaps, Seq::ZERO, upto);
     Ok((!unread.is_empty()).then_some(unread))
 }
 
@@ -109,6 +137,13 @@ pub(super) async fn walk_on<T: Serialize>(
     let mut skip = range.skip;
     let mut begins = Seq::ZERO;
     let mut unread = Unread::default();
+    let gaps = uncertain(on);
+    // Whoever begins with the oldest event kept begins with what was lost in front of it.
+    let mut passed = if range.follow || selection.since.is_some() {
+        next
+    } else {
+        range.from.unwrap_or_default()
+    };
     if left == 0 {
         return Ok(unread);
     }
@@ -125,6 +160,7 @@ pub(super) async fn walk_on<T: Serialize>(
             }
             if is_behind(event.seq) {
                 unread.add(&batch.lost, event.seq);
+                unread.pass(&gaps, passed, event.seq);
                 unread.keep(begins, Seq(u64::MAX));
                 return Ok(unread);
             }
@@ -132,11 +168,14 @@ pub(super) async fn walk_on<T: Serialize>(
             out.say(&rendered).await?;
             if left == 0 {
                 unread.add(&batch.lost, event.seq);
+                unread.pass(&gaps, passed, event.seq);
                 unread.keep(begins, Seq(u64::MAX));
                 return Ok(unread);
             }
         }
         unread.add(&batch.lost, batch.next);
+        unread.pass(&gaps, passed, batch.next);
+        passed = batch.next;
         if batch.next != next && !is_behind(batch.next) {
             next = batch.next;
             continue;
@@ -233,13 +272,18 @@ pub(super) async fn tail(on: &Facade, selection: &Selection, limit: u64) -> Resu
             step = step.saturating_mul(4);
         }
     }
+    if wanted > 0 && selection.since.is_none() {
+        // All there is.
+        tail.from = Seq::ZERO;
+    }
     Ok(tail)
 }
 
 /// Shows `see` the newest events, at least so many if there are, in Seq order.
 pub(super) async fn look_back(on: &Facade, least: u64, see: impl FnMut(&Event)) -> Result<(), Refusal> {
     let tail = tail(on, &Selection::default(), least).await?;
-    visit(on, &Narrow::default(), tail.from, tail.to.next(), see).await
+    let from = tail.from.max(on.log.first());
+    visit(on, &Narrow::default(), from, tail.to.next(), see).await
 }
 
 /// Shows `see` what may be meant between two places, the second one not included; no more than a batch is in memory.

@@ -389,7 +389,8 @@ impl Engine {
             self.inner.log.note_seen(by_this).await;
             seen = seen.max(by_this);
         }
-        if self.inner.mode == Mode::Follow && seen > head {
+        // A command without a daemon stores events, too: what it fetches or imports.
+        if self.inner.mode.drives() && seen > head {
             // An event at a Seq that was given out before would be passed by whoever has seen that.
             self.inner.log.hold_until_past(seen);
             if let Err(why) = skip_past(&*self.inner.log, seen).await {

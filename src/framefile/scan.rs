@@ -18,6 +18,18 @@ pub struct Damage {
     pub to: u64,
 }
 
+impl std::fmt::Display for Damage {
+    /// What is wrong with a file, to be said behind its name.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Damage { from, to } = self;
+        if from == to {
+            f.write_str("its beginning is missing")
+        } else {
+            write!(f, "bytes {from} to {to} are damaged")
+        }
+    }
+}
+
 /// What a scan found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scan {

@@ -396,9 +396,14 @@ fn read_generation(path: &Path) -> Result<Content, FrameError> {
         Ok(scan) => content.damaged = !scan.damage.is_empty(),
         Err(error) if is_damage(&error) => {
             content = Content::default();
-            let scanned = framefile::scan_behind_header(path, |frame| content.take(&frame));
+            let mut has_moved = false;
+            let scanned = framefile::scan_behind_header(path, |frame| {
+                has_moved |= frame.offset < framefile::HEADER_LEN;
+                content.take(&frame);
+            });
             content.damaged = match scanned {
-                Ok(scan) => scan.damage.len() > 1 || !content.complete,
+                // What has moved there need not be the first change: nobody knows how many are missing before it.
+                Ok(scan) => has_moved || scan.damage.len() > 1 || !content.complete,
                 Err(error) if is_damage(&error) => true,
                 Err(error) => return Err(error),
             };

@@ -214,7 +214,12 @@ const EVENT_LOG: &[Metric] = &[
     gauge(
         "closehook_log_lost_events",
         Begins::Bare,
-        "Events that damage took from the log.",
+        "Events that damage took from the log, as far as it is certain how many.",
+    ),
+    gauge(
+        "closehook_log_gaps",
+        Begins::Bare,
+        "Places of the log from which damage took events, those included of which nobody knows how many.",
     ),
     gauge("closehook_ready", Begins::Bare, "1 while events can be stored."),
 ];

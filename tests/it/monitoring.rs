@@ -161,3 +161,36 @@ async fn every_metric_of_rules_and_dashboard_is_one_that_the_daemon_gives() {
         assert!(is_given || comes_later, "{name} is no metric of closehook");
     }
 }
+
+/// Of a journal that is gone as a whole nobody knows how many events it held: that is said wherever a loss is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_is_gone_is_told_of_without_a_number() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=5).await;
+    daemon.stop().await;
+    let segments = std::fs::read_dir(daemon.data().join("log")).unwrap();
+    let newest = segments.map(|entry| entry.unwrap().path()).max().unwrap();
+    std::fs::write(newest.join("journal"), b"nonsense").unwrap();
+    daemon.run().await;
+    let said = |daemon: &Daemon, arguments: &[&str]| {
+        let listed = daemon.run_command(arguments);
+        assert!(listed.status.success());
+        String::from_utf8(listed.stderr).unwrap()
+    };
+    for has_more in [false, true] {
+        if has_more {
+            daemon.store(6..=6).await;
+        }
+        let said = said(&daemon, &["events", "list"]);
+        assert!(said.contains("nobody knows how many"), "{said}");
+    }
+    assert_eq!(
+        said(&daemon, &["events", "list", "--limit", "1"]),
+        "",
+        "it is before that one"
+    );
+    let given = daemon.metrics().await;
+    for line in ["closehook_log_gaps 1", "closehook_log_lost_events 0"] {
+        assert!(given.lines().any(|given| given == line), "{line}");
+    }
+}

@@ -46,6 +46,7 @@ struct Piece {
     /// How many columns there are.
     columns: u8,
     losses: Vec<Lost>,
+    uncertain: Vec<String>,
     /// Where it goes on, as the end of a URL.
     next: String,
     has_more: bool,
@@ -237,6 +238,7 @@ impl Piece {
             },
             columns: if went.is_some() { 6 } else { 5 },
             losses: page.lost.clone(),
+            uncertain: page.uncertain.clone(),
             has_more: next.is_some(),
             next: next.unwrap_or_default(),
             goes_on,
@@ -291,6 +293,7 @@ mod tests {
             ended,
             head: Seq(100),
             lost: Vec::new(),
+            uncertain: Vec::new(),
         }
     }
 

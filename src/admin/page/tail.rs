@@ -261,6 +261,7 @@ mod tests {
             ended,
             head: Seq(head),
             lost: Vec::new(),
+            uncertain: Vec::new(),
         }
     }
 

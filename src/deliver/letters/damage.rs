@@ -3,6 +3,8 @@
 //! What was counted is told by a mark, which the sink's record has. A file that is damaged stays so, and is found so at each start, until it is
 //! written anew; which it is as soon as the record has the mark durably, and not before: a crash would lose what shows the damage.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use super::Letters;
@@ -46,6 +48,17 @@ impl Damage {
             is_noted: false,
         }
     }
+}
+
+/// What is damaged of a file. Of what is missing at its beginning there are no bytes.
+pub(super) fn told(file: &Path, ranges: &[framefile::Damage]) -> String {
+    let file = file.display();
+    let (missing, bad): (Vec<_>, Vec<_>) = ranges.iter().partition(|range| range.from == range.to);
+    let missing = missing.first().map(|missing| format!("{file}: {missing}"));
+    let bytes: u64 = bad.iter().map(|range| range.to - range.from).sum();
+    let bad = (!bad.is_empty()).then(|| format!("{bytes} bytes of {file} are damaged, in {} place(s)", bad.len()));
+    let told: Vec<String> = missing.into_iter().chain(bad).collect();
+    told.join("; ")
 }
 
 fn mark_of(text: &str) -> u64 {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::damage::Damage;
+use super::damage::{self, Damage};
 use super::extent::Extent;
 use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
@@ -133,8 +133,8 @@ impl Disk {
         let file = self.path.display();
         tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
         let words = format!(
-            "{bytes} bytes of {file} are damaged, in {} place(s); the {kept} letter(s) that can be read are kept",
-            damage.len()
+            "{}; the {kept} letter(s) that can be read are kept",
+            damage::told(&self.path, damage)
         );
         let of = Extent::of(&self.path, 0).map(Extent::file);
         index.damage = Some(Damage::in_file(words, of.unwrap_or_default(), damage));

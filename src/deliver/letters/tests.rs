@@ -9,6 +9,8 @@ use super::*;
 use crate::event::{Kind, Source};
 use crate::framefile::{Format, FrameFile};
 
+mod beginnings;
+
 pub(super) fn letter(seq: u64) -> DeadLetter {
     DeadLetter {
         sink: "a".into(),

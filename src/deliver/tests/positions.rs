@@ -224,6 +224,40 @@ async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
     engine.shutdown().await;
 }
 
+/// The daemon is not the only one that stores: a command without one fetches or imports, into a log that has lost its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_without_a_daemon_behind_a_lost_end_is_delivered() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let log = bench.dir.path().join("log");
+    bench.store(1..=5).await;
+    Log::close(&bench.log).await;
+    let older = tempfile::tempdir().unwrap();
+    copy_dir(&log, older.path());
+    bench.log = open_log(bench.dir.path());
+    bench.store(6..=10).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 10).await;
+    durable(&engine, 10).await;
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    std::fs::remove_dir_all(&log).unwrap();
+    copy_dir(older.path(), &log);
+
+    bench.log = open_log(bench.dir.path());
+    assert_eq!(*bench.log.head().borrow(), Seq(5));
+    let engine = bench.engine(Mode::Jobs).await;
+    bench.store(11..=13).await;
+    assert_eq!(*bench.log.head().borrow(), Seq(13), "behind what was seen");
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    bench.log = open_log(bench.dir.path());
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 13).await;
+    assert_eq!(receiver.sorted(), (1..=13).collect::<Vec<_>>(), "all of it, each once");
+    engine.shutdown().await;
+}
+
 /// The log alone does not know how much was in a journal of which nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_sink_has_seen_of_a_journal_that_is_gone_is_lost_for_certain() {

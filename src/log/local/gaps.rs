@@ -38,6 +38,8 @@ pub(super) struct Gaps {
     is_owner: bool,
     /// The list was damaged, and is where it was: a sentence.
     damage: Option<String>,
+    /// The list was damaged: nobody knows what it told.
+    is_incomplete: bool,
 }
 
 impl Gaps {
@@ -46,14 +48,16 @@ impl Gaps {
     pub fn open(dir: &Path, repair: bool) -> io::Result<Gaps> {
         let path = dir.join("gaps.json");
         let mut damage = None;
+        let mut is_incomplete = false;
         let read = crate::files::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
         let list = match read {
             Ok(list) => list,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) if framefile::is_damage(&error) => {
                 tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
+                is_incomplete = true;
                 if repair {
-                    std::fs::rename(&path, framefile::beside(&path, ".damaged"))?;
+                    set_aside(&path)?;
                 } else {
                     damage = Some(format!(
                         "{}: the list of lost events is damaged: {error}",
@@ -68,10 +72,12 @@ impl Gaps {
             path,
             list: RwLock::new(Arc::new(list)),
             changing: Mutex::new(()),
-            is_owed: AtomicBool::new(false),
+            // As long as the damaged one is in its place, it is known that something is not known.
+            is_owed: AtomicBool::new(repair && is_incomplete),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
             damage,
+            is_incomplete,
         })
     }
 
@@ -83,6 +89,11 @@ impl Gaps {
     /// A sentence where the list itself is damaged.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()
+    }
+
+    /// Whether Seqs may have been on record when the log was opened of which nobody knows that any more.
+    pub fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Every gap that is on record.
@@ -102,26 +113,19 @@ impl Gaps {
 
     /// The parts of a range in which there was something for certain.
     pub fn without_skipped(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
-        let mut parts = Vec::new();
-        let mut at = from;
-        for gap in self.list().iter() {
-            let begin = match gap.certain_to {
-                _ if gap.skipped => gap.from,
-                Some(certain) => certain.next().max(gap.from),
-                None => continue,
-            };
-            if gap.to < at || begin > to {
-                continue;
-            }
-            if begin > at {
-                parts.push((at, begin.prev()));
-            }
-            at = gap.to.next();
-        }
-        if at <= to {
-            parts.push((at, to));
-        }
-        parts
+        let list = self.list();
+        let uncertain = list.iter().filter_map(|gap| match gap.certain_to {
+            _ if gap.skipped => Some((gap.from, gap.to)),
+            Some(certain) => Some((certain.next().max(gap.from), gap.to)),
+            None => None,
+        });
+        outside(from, to, uncertain.collect())
+    }
+
+    /// The parts of a range of which nothing is on record.
+    pub fn unrecorded(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
+        let list = self.list();
+        outside(from, to, list.iter().map(|gap| (gap.from, gap.to)).collect())
     }
 
     /// Whether the whole range is on record, be it in parts.
@@ -170,8 +174,9 @@ impl Gaps {
     }
 
     /// Somebody has seen what stood there, which tells something of a gap that nobody knows the end of. Who has passed the whole of it has not seen
-    /// what was in it.
-    pub fn prove(&self, seen: Seq) -> io::Result<()> {
+    /// what was in it. What can't be written down now is known all the same, and is written down before anything is stored in a new segment: whoever
+    /// has seen it goes on, and would not tell it again.
+    pub fn prove(&self, seen: Seq) {
         let tells = |gap: &Gap| {
             let is_news = gap.certain_to.is_some_and(|certain| certain < seen);
             is_news && gap.from <= seen && seen < gap.to
@@ -194,16 +199,12 @@ impl Gaps {
             );
         }
         if !is_changed {
-            return Ok(());
+            return;
         }
-        match self.keep(list.clone()) {
-            // It is written down before anything is stored behind it.
-            Err(error) if files::is_full(&error) => {
-                self.is_owed.store(true, Ordering::Relaxed);
-                *write_lock(&self.list) = Arc::new(list);
-                Ok(())
-            }
-            kept => kept,
+        if let Err(error) = self.keep(list.clone()) {
+            tracing::warn!(%error, "it can't be written down how much of what is lost sinks have seen; this is tried again");
+            self.is_owed.store(true, Ordering::Relaxed);
+            *write_lock(&self.list) = Arc::new(list);
         }
     }
 
@@ -294,6 +295,43 @@ impl Gaps {
     }
 }
 
+/// Gives a damaged list a second name. It goes from its place when the next one takes that.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = framefile::beside(path, ".damaged");
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    match std::fs::hard_link(path, &aside) {
+        Err(error) if files::is_full(&error) => {
+            tracing::warn!(%error, "there is no room to set the damaged list of lost events aside");
+            Ok(())
+        }
+        linked => linked,
+    }
+}
+
+/// The parts of a range that are in none of these others, in order.
+fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
+    // A list is in the order in which it was found.
+    others.sort_unstable();
+    let mut parts = Vec::new();
+    let mut at = from;
+    for (begin, end) in others {
+        if begin > end || end < at || begin > to {
+            continue;
+        }
+        if begin > at {
+            parts.push((at, begin.prev()));
+        }
+        at = end.next();
+    }
+    if at <= to {
+        parts.push((at, to));
+    }
+    parts
+}
+
 fn store(path: &Path, list: &[Gap]) -> io::Result<()> {
     framefile::replace_file(path, &serde_json::to_vec_pretty(list)?)
 }
@@ -331,11 +369,11 @@ mod tests {
         assert!(told.contains("11") && told.contains("nobody knows how many"), "{told}");
         // Before it, all of it, and behind it.
         for seen in [5, 10, 1000, 2000] {
-            gaps.prove(Seq(seen)).unwrap();
+            gaps.prove(Seq(seen));
             assert_eq!(lost().1, 0, "{seen}");
         }
         for (seen, certain) in [(15, 5), (12, 5), (20, 10)] {
-            gaps.prove(Seq(seen)).unwrap();
+            gaps.prove(Seq(seen));
             assert_eq!(lost(), (vec![(11, 10 + certain), (1001, 1005)], certain), "{seen}");
         }
         assert_eq!(
@@ -354,6 +392,22 @@ mod tests {
         assert_eq!((gaps.lost().len(), gaps.holds(Seq(7))), (1, true));
         assert!(gaps.damage().is_some_and(|why| why.contains("gaps.json")));
         assert_eq!(std::fs::read_to_string(dir.path().join("gaps.json")).unwrap(), "[{");
+    }
+
+    /// Else nobody would know after a crash that something is not known.
+    #[test]
+    fn a_damaged_list_is_in_its_place_until_the_next_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
+        std::fs::write(&path, "[{").unwrap();
+        for _ in 0..2 {
+            let gaps = Gaps::open(dir.path(), true).unwrap();
+            assert!(gaps.is_incomplete() && gaps.is_owed());
+            assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
+        }
+        Gaps::open(dir.path(), true).unwrap().settle().unwrap();
+        assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
+        assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
     }
 
     #[test]
@@ -376,6 +430,41 @@ mod tests {
         gaps.forget_before(Seq(3), &|_| true).unwrap();
         let stored = Gaps::open(&place, true).unwrap();
         assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
+    }
+
+    /// Who has seen it goes on, and tells it only once.
+    #[test]
+    fn what_was_proven_and_could_not_be_stored_is_known_and_stored_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, away) = (dir.path().join("data"), dir.path().join("away"));
+        std::fs::create_dir(&place).unwrap();
+        let gaps = Gaps::open(&place, true).unwrap();
+        let uncertain = Stood::AtLeastTo(Seq(10));
+        gaps.record_or_owe(Seq(11), Seq(1000), "why", uncertain).unwrap();
+        std::fs::rename(&place, &away).unwrap();
+        gaps.prove(Seq(15));
+        assert_eq!((gaps.lost()[0].certain(), gaps.is_owed()), (5, true));
+        assert!(gaps.settle().is_err());
+        std::fs::rename(&away, &place).unwrap();
+        gaps.settle().unwrap();
+        assert!(!gaps.is_owed());
+        assert_eq!(Gaps::open(&place, true).unwrap().lost()[0].certain(), 5);
+    }
+
+    #[test]
+    fn what_is_on_record_is_left_out_in_whatever_order_it_was_found() {
+        let dir = tempfile::tempdir().unwrap();
+        Gaps::write(dir.path(), &[gap(30, 39, true), gap(10, 19, false), gap(12, 14, true)]).unwrap();
+        let gaps = Gaps::open(dir.path(), true).unwrap();
+        let plain = |parts: Vec<(Seq, Seq)>| -> Vec<(u64, u64)> {
+            parts.into_iter().map(|(from, to)| (from.0, to.0)).collect()
+        };
+        assert_eq!(plain(gaps.unrecorded(Seq(1), Seq(50))), [(1, 9), (20, 29), (40, 50)]);
+        assert_eq!(plain(gaps.unrecorded(Seq(12), Seq(16))), []);
+        assert_eq!(
+            plain(gaps.without_skipped(Seq(1), Seq(50))),
+            [(1, 11), (15, 29), (40, 50)]
+        );
     }
 
     #[test]

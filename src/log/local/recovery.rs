@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fault::SegmentError;
@@ -16,6 +16,9 @@ use super::shared::Segment;
 use crate::event::Seq;
 use crate::files;
 use crate::framefile::{self, FrameError};
+
+/// So often a segment is looked at by somebody who only looks, while whoever owns the directory is at work on it.
+const LOOKS_MAX: u32 = 3;
 
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
@@ -64,6 +67,22 @@ pub(super) fn take_inventory(
         swap::recover(&log_dir).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
+    let inventory = take_listed(&log_dir, &dirs, known, gaps, repair)?;
+    if gaps.is_incomplete() {
+        // What its place says from now on is all that was found.
+        unless_full(gaps.settle(), "the list of what is lost", inventory.next).map_err(fail)?;
+    }
+    Ok(inventory)
+}
+
+/// The same of the directories that were listed a moment ago.
+pub(super) fn take_listed(
+    log_dir: &Path,
+    dirs: &[(Seq, PathBuf)],
+    known: &mut KnownKeys,
+    gaps: &Gaps,
+    repair: bool,
+) -> Result<Inventory, OpenError> {
     let mut inventory = Inventory {
         next: Seq(1),
         ..Inventory::default()
@@ -72,7 +91,7 @@ pub(super) fn take_inventory(
         gaps.found_after(newest_us);
     }
     let mut finder = Finder {
-        log_dir: &log_dir,
+        log_dir,
         known,
         gaps,
         repair,
@@ -97,6 +116,13 @@ fn was_only_begun(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// A segment of which nothing can be read.
+struct Unreadable {
+    why: String,
+    /// It went as far as that at the least.
+    reached: Option<Seq>,
+}
+
 struct Finder<'a> {
     log_dir: &'a Path,
     known: &'a mut KnownKeys,
@@ -106,62 +132,118 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     fn take(&mut self, first: Seq, dir: &Path, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
+        inventory.newest = None;
+        // Directories missing between two others, or at a jump, tell by the Seqs they leave out.
+        if first > inventory.next && !inventory.segments.is_empty() {
+            let recorded = self.record_missing(inventory.next, first.prev(), "the segment that held them is missing");
+            recorded.map_err(|source| OpenError::Io {
+                path: dir.to_owned(),
+                source,
+            })?;
+        }
+        inventory.next = inventory.next.max(first);
+        let mut place = dir.to_owned();
+        let mut looks = 1;
+        loop {
+            let looked = self.look_at(first, &place, limit, inventory);
+            if !self.repair && !matches!(looked, Ok(None)) {
+                let Some(now) = self.place_now(first, inventory)? else {
+                    return Ok(());
+                };
+                if looks < LOOKS_MAX {
+                    place = now;
+                    looks += 1;
+                    continue;
+                }
+            }
+            return match looked? {
+                None => Ok(()),
+                Some(unreadable) => self.lose(first, limit, &unreadable, &place, inventory),
+            };
+        }
+    }
+
+    /// Where a segment is that somebody who only looks could not read; `None`: retention has dropped it since it was listed, and what is older
+    /// with it.
+    fn place_now(&self, first: Seq, inventory: &mut Inventory) -> Result<Option<PathBuf>, OpenError> {
+        let now = swap::visible(self.log_dir).map_err(|source| OpenError::Io {
+            path: self.log_dir.to_owned(),
+            source,
+        })?;
+        let mut now: BTreeMap<Seq, PathBuf> = now.into_iter().collect();
+        let place = now.remove(&first);
+        if place.is_none() {
+            inventory.segments.retain(|first, _| now.contains_key(first));
+        }
+        Ok(place)
+    }
+
+    /// Takes what can be read of a segment; gives why nothing can.
+    fn look_at(
+        &mut self,
+        first: Seq,
+        dir: &Path,
+        limit: Option<Seq>,
+        inventory: &mut Inventory,
+    ) -> Result<Option<Unreadable>, OpenError> {
         let fail = |source| OpenError::Io {
             path: dir.to_owned(),
             source,
         };
-        inventory.newest = None;
-        // Directories missing between two others, or at a jump, tell by the Seqs they leave out.
-        if first > inventory.next && !inventory.segments.is_empty() {
-            self.record_gap(inventory.next, first.prev(), "the segment that held them is missing")
-                .map_err(fail)?;
-        }
-        inventory.next = inventory.next.max(first);
         if self.repair {
             swap::finish_old_rewrite(dir).map_err(fail)?;
         }
         let has_journal = sealed::has(&dir.join(journal::FILE_NAME)).map_err(fail)?;
         if sealed::is_sealed(dir).map_err(fail)? {
             match Manifest::load(dir) {
-                Ok(manifest) => return self.take_sealed(first, dir, manifest, inventory),
+                Ok(manifest) => return self.take_sealed(first, dir, manifest, inventory).map(|()| None),
                 // Only what is proven damaged is given up.
                 Err(SegmentError::Newer(why)) => return Err(OpenError::Unreadable(why)),
                 Err(SegmentError::Io(source)) => return Err(fail(source)),
                 Err(error) if has_journal => {
                     tracing::warn!(%error, "the segment is sealed again from its journal");
-                    if !self.repair {
-                        inventory.damage.push(error.to_string());
+                    let told = error.to_string();
+                    if !self.repair && !inventory.damage.contains(&told) {
+                        inventory.damage.push(told);
                     }
                 }
                 Err(error) => {
-                    let reached = self.reached(first, limit);
-                    return self.lose(first, limit, reached, dir, &error.to_string(), inventory);
+                    return Ok(Some(Unreadable {
+                        why: error.to_string(),
+                        reached: self.reached(first, limit),
+                    }));
                 }
             }
         }
-        // Before a file of keys gives way to what is read of the journal.
         let reached = self.reached(first, limit);
         if !has_journal {
             if limit.is_none() && reached.is_none() && was_only_begun(dir).map_err(fail)? {
-                return Ok(());
+                return Ok(None);
             }
             let why = "neither a journal nor a manifest is in the segment";
             let why = format!("{}: {why}", dir.display());
-            return self.lose(first, limit, reached, dir, &why, inventory);
+            return Ok(Some(Unreadable { why, reached }));
         }
-        // The newest segment takes new events, also where it was complete before and what came behind it is gone.
-        if self.repair && limit.is_none() {
-            self.known.reopen(first).map_err(fail)?;
-        }
-        let with_keys = !self.known.has_file(first);
+        let with_keys = self.takes_more(limit) || !self.known.has_file(first);
         match journal::recover(dir, first, limit, self.repair, with_keys) {
-            Ok((recovered, journal)) => self.take_open(first, limit, reached, recovered, journal, inventory),
+            Ok((recovered, journal)) => {
+                let taken = self.take_open(first, limit, reached, recovered, journal, inventory);
+                taken.map(|()| None)
+            }
             Err(error @ FrameError::Newer { .. }) => Err(OpenError::Unreadable(error.to_string())),
             Err(FrameError::Io { path, source }) if !framefile::is_bad_medium(&source) => {
                 Err(OpenError::Io { path, source })
             }
-            Err(error) => self.lose(first, limit, reached, dir, &error.to_string(), inventory),
+            Err(error) => Ok(Some(Unreadable {
+                why: error.to_string(),
+                reached,
+            })),
         }
+    }
+
+    /// The newest segment takes new events, also where it was complete before and what came behind it is gone.
+    fn takes_more(&self, limit: Option<Seq>) -> bool {
+        self.repair && limit.is_none()
     }
 
     /// What the known keys of the segment at the end of the log tell of how far it went; `None` where they tell nothing.
@@ -271,16 +353,9 @@ impl Finder<'_> {
             );
         }
         if !self.repair {
-            let bytes = |damage: &framefile::Damage| {
-                let path = dir.join(journal::FILE_NAME);
-                let (path, from, to) = (path.display(), damage.from, damage.to);
-                if from == to {
-                    format!("{path}: its beginning is missing")
-                } else {
-                    format!("{path}: bytes {from} to {to} are damaged")
-                }
-            };
-            inventory.damage.extend(scan.damage.iter().map(bytes));
+            let path = dir.join(journal::FILE_NAME);
+            let told = scan.damage.iter().map(|damage| format!("{}: {damage}", path.display()));
+            inventory.damage.extend(told);
         }
         if self.repair && !scan.damage.is_empty() {
             let aside = Aside {
@@ -297,10 +372,8 @@ impl Finder<'_> {
             self.record_gap(from, to, "their bytes in the journal are damaged")
                 .map_err(fail)?;
         }
-        let keys_are_on_disk = self.known.has_file(first);
-        // Where its keys are on disk it held something.
-        let next = if keys_are_on_disk { first.next() } else { first };
-        inventory.next = segment.last().map_or(next, Seq::next).max(inventory.next);
+        inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
+        let proves = reached.is_some_and(|reached| reached >= inventory.next);
         if unknown > 0 && limit.is_none() {
             let why = "their bytes in the journal can't be read";
             self.give_up(first, inventory.next, reached, why, inventory)
@@ -310,7 +383,17 @@ impl Finder<'_> {
             self.record_gap(inventory.next, reached, why).map_err(fail)?;
             inventory.next = reached.next();
         }
-        if !keys_are_on_disk {
+        // A file of keys gives way to what is read of the journal; where it is all that proves what was behind its end, not before that is on
+        // record.
+        let is_needed = proves && self.gaps.is_owed();
+        if self.takes_more(limit) && !is_needed {
+            self.known.reopen(first).map_err(fail)?;
+        }
+        let keys_are_on_disk = self.known.has_file(first);
+        if keys_are_on_disk {
+            // It held something.
+            inventory.next = inventory.next.max(first.next());
+        } else {
             *self.known.table(first) = keys;
         }
         let segment = Arc::new(segment);
@@ -333,16 +416,16 @@ impl Finder<'_> {
         Ok(())
     }
 
-    /// A segment of which nothing can be read is moved out of the way, whole. `reached`: it went as far as that at the least.
+    /// A segment of which nothing can be read is moved out of the way, whole.
     fn lose(
         &mut self,
         first: Seq,
         limit: Option<Seq>,
-        reached: Option<Seq>,
+        unreadable: &Unreadable,
         dir: &Path,
-        why: &str,
         inventory: &mut Inventory,
     ) -> Result<(), OpenError> {
+        let Unreadable { why, reached } = unreadable;
         let fail = |source| OpenError::Io {
             path: dir.to_owned(),
             source,
@@ -350,9 +433,9 @@ impl Finder<'_> {
         // The record of its Seqs comes before the move.
         if let Some(limit) = limit {
             inventory.next = inventory.next.max(limit);
-            self.record_gap(first, limit.prev(), why).map_err(fail)?;
+            self.record_missing(first, limit.prev(), why).map_err(fail)?;
         } else {
-            self.give_up(first, first, reached, why, inventory).map_err(fail)?;
+            self.give_up(first, first, *reached, why, inventory).map_err(fail)?;
         }
         if !self.repair {
             return Ok(());
@@ -381,6 +464,25 @@ impl Finder<'_> {
         let certain = reached.filter(|reached| *reached >= from).unwrap_or(from.prev());
         self.gaps.record_or_owe(from, end, why, Stood::AtLeastTo(certain))?;
         inventory.next = inventory.next.max(end.next());
+        Ok(())
+    }
+
+    /// Records that segments are gone which held a range: all of it but what is on record, which says already what stood there, or that nothing
+    /// did. Where that record was lost itself, only what keys prove is certain.
+    fn record_missing(&self, from: Seq, to: Seq, why: &str) -> io::Result<()> {
+        for (from, to) in self.gaps.unrecorded(from, to) {
+            let stood = if self.gaps.is_incomplete() {
+                let certain = self.known.last_in(from, to).unwrap_or(from.prev());
+                if certain == to {
+                    Stood::All
+                } else {
+                    Stood::AtLeastTo(certain)
+                }
+            } else {
+                Stood::All
+            };
+            self.gaps.record_or_owe(from, to, why, stood)?;
+        }
         Ok(())
     }
 

@@ -127,6 +127,37 @@ async fn a_damaged_header_costs_nothing_of_what_is_behind_it() {
     assert!(state.is_damaged());
 }
 
+/// What is left begins with a whole change, which says nothing of those before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_has_lost_its_beginning_is_damaged_and_keeps_what_was_saved_before() {
+    let original = tempfile::tempdir().unwrap();
+    for (round, keys) in [(1_u32, &["a", "b"][..]), (2, &["b"][..])] {
+        let state = LocalStore::open(original.path(), false).unwrap();
+        for key in keys {
+            put(&state, key, &round).await.unwrap();
+        }
+        state.close().await;
+    }
+    let newest = path_of(original.path(), *generations(original.path()).unwrap().last().unwrap());
+    let mut places = Vec::new();
+    framefile::scan(&newest, FORMAT, |frame| places.push(frame.offset)).unwrap();
+    let (bytes, second) = (std::fs::read(&newest).unwrap(), places[1]);
+    // Exactly the header and the first change, and a little less.
+    for missing in [second, second - 9] {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(original.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let cut = dir.path().join(newest.file_name().unwrap());
+        std::fs::write(cut, &bytes[missing as usize..]).unwrap();
+        let state = LocalStore::open(dir.path(), true).unwrap();
+        assert!(state.is_damaged(), "{missing}");
+        let values = (get::<u32>(&state, "a").await, get::<u32>(&state, "b").await);
+        assert_eq!(values, (Some(1), Some(2)), "{missing}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_expects_another_value_is_not_made() {
     let dir = tempfile::tempdir().unwrap();

@@ -122,7 +122,10 @@ fn look_through_journal(
 ) -> Result<(), SegmentError> {
     let mut is_strange = false;
     let mut is_wanted = true;
+    let mut has_rest = false;
     let scanned = framefile::scan_behind_header(path, |frame| {
+        // Where bytes are missing at the beginning, those before a block that has moved there may be what is left of another one.
+        has_rest |= 0 < frame.offset && frame.offset < framefile::HEADER_LEN;
         is_wanted = is_wanted && progress();
         if !is_wanted {
             return;
@@ -142,7 +145,7 @@ fn look_through_journal(
         }
     };
     // The header always counts as damage here.
-    if scan.damage.len() > 1 || scan.torn > 0 || is_strange {
+    if has_rest || scan.damage.len() > 1 || scan.torn > 0 || is_strange {
         seen.unreadable.get_or_insert("a part of the journal".into());
     }
     Ok(())

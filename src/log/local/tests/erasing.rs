@@ -228,6 +228,29 @@ async fn a_segment_that_has_lost_its_name_is_whole_again_with_the_next_look_or_s
     }
 }
 
+/// A few bytes are left of a block, in front of one that has moved to where the header was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_block_in_front_of_others_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=3).await;
+    log.close();
+    let path = newest_journal(dir.path());
+    let mut places = Vec::new();
+    crate::framefile::scan(&path, journal::FORMAT, |frame| places.push(frame.offset as usize)).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let aside = dir.path().join("damaged/before");
+    std::fs::create_dir_all(&aside).unwrap();
+    for (rest, named) in [(0, 0), (9, 1)] {
+        std::fs::write(aside.join("journal"), &bytes[places[1] - rest..]).unwrap();
+        let log = open(dir.path());
+        let nobody = Arc::new(|_: &Event| false);
+        let erased = LocalLog::erase(&log, Narrow::default(), nobody).await.unwrap();
+        assert_eq!(erased.left.len(), named, "{:?}", erased.left);
+        log.close();
+    }
+}
+
 /// What was set aside may hold it, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_set_aside_is_erased_or_named() {

@@ -114,6 +114,34 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
     }
 }
 
+/// A file of keys may be all that tells how far the journal went: it stays until that is written down.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_keys_prove_is_as_certain_after_a_start_on_a_full_disk() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    let log = open(&data);
+    store(&log, 1..=5).await;
+    log.close();
+    let path = newest_journal(&data);
+    let mut places = Vec::new();
+    crate::framefile::scan(&path, journal::FORMAT, |frame| places.push(frame.offset as usize)).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..places[4]]).unwrap();
+    let keys = data.join(crate::log::key_file(Seq(1)));
+    std::fs::create_dir_all(keys.parent().unwrap()).unwrap();
+    write_keys(&keys, 1..=5);
+    disk.fill();
+    for is_full in [true, true, false] {
+        if !is_full {
+            disk.heal();
+        }
+        let log = open(&data);
+        assert_eq!(lost(&log), [(5, 5)]);
+        log.close();
+        assert_eq!(keys.exists(), is_full, "it is of use, or has given way");
+    }
+}
+
 /// Keys are in the events, too: where there is no room for a file of them they are in memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_missing_on_a_full_disk_are_known_and_written_when_there_is_room() {

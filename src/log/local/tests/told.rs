@@ -98,6 +98,82 @@ async fn a_journal_that_has_lost_its_first_bytes_keeps_every_whole_block() {
     }
 }
 
+/// What is on record in front of the next segment was never in the one that is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_segment_held_nothing_of_what_is_on_record_behind_it() {
+    for skips in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        store(&log, 1..=5).await;
+        seal(&log).await;
+        if skips {
+            log.skip_past(Seq(1000)).await.unwrap();
+        }
+        log.close();
+        if !skips {
+            // A journal of which nobody knows how long it was.
+            std::fs::write(newest_journal(dir.path()), b"nonsense").unwrap();
+        }
+        let log = open(dir.path());
+        let before = log.stats().gaps.len();
+        let next = log.append(incoming(body(6, 0))).await.unwrap();
+        assert!(matches!(next, Appended::Stored(seq) if seq > Seq(1000)), "{next:?}");
+        // The empty segment in between goes.
+        log.go_round().await.unwrap();
+        log.close();
+        for manifest in ["manifest", "manifest.second"] {
+            std::fs::write(segment(dir.path(), 1).join(manifest), b"nonsense").unwrap();
+        }
+        for read_only in [true, false, false] {
+            let log = reopen(&Options {
+                read_only,
+                ..options(dir.path())
+            });
+            let gaps = log.stats().gaps;
+            let certain: u64 = gaps.iter().map(Gap::certain).sum();
+            assert_eq!((gaps.len(), certain), (before + 1, 5), "{skips} {read_only}: {gaps:?}");
+            log.close();
+        }
+    }
+}
+
+/// Whether a hole between two segments was skipped or held events stood in the list alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_list_of_gaps_is_lost_a_hole_is_no_number_of_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=5).await;
+    log.skip_past(Seq(1000)).await.unwrap();
+    log.append(incoming(body(6, 0))).await.unwrap();
+    log.close();
+    std::fs::write(dir.path().join("gaps.json"), "[{").unwrap();
+    for _ in 0..2 {
+        let log = open(dir.path());
+        let gap = only_gap(&log);
+        assert_eq!((gap.from, gap.to, gap.certain()), (Seq(6), Seq(1000), 0));
+        log.close();
+    }
+}
+
+/// As when a daemon drops the oldest segments between the listing and the look at them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_while_somebody_looks_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    two_sealed(dir.path()).await.close();
+    let log_dir = dir.path().join("log");
+    let listed = sealed::swap::visible(&log_dir).unwrap();
+    for (gone, left) in [(1, vec![Seq(11), Seq(21)]), (11, vec![Seq(21)])] {
+        std::fs::remove_dir_all(segment(dir.path(), gone)).unwrap();
+        let keys = dir.path().join("keys");
+        let mut known = known::KnownKeys::open(&keys, false, |_, error| panic!("{error}")).unwrap();
+        let gaps = gaps::Gaps::open(dir.path(), false).unwrap();
+        let found = recovery::take_listed(&log_dir, &listed, &mut known, &gaps, false).unwrap();
+        assert_eq!(gaps.list().len(), 0, "{gone}");
+        assert_eq!(found.segments.keys().copied().collect::<Vec<_>>(), left);
+        assert_eq!(found.next, Seq(21));
+    }
+}
+
 /// It goes on behind what was seen before it takes anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_stored_until_the_log_has_gone_on_behind_what_was_seen() {

@@ -1,0 +1,25 @@
+//! What is said of a file of letters that has lost its beginning.
+
+use super::*;
+use crate::framefile::HEADER_LEN;
+
+/// Nothing that is there is damaged.
+#[test]
+fn a_header_that_is_missing_is_said_to_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    drop(store);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[HEADER_LEN as usize..]).unwrap();
+    for read_only in [true, false] {
+        let store = Letters::open(dir.path(), "a", read_only).unwrap();
+        assert_eq!(store.len(), 3);
+        let told = store.trouble().unwrap();
+        assert!(
+            told.contains("its beginning is missing") && !told.contains(" bytes of "),
+            "{told}"
+        );
+    }
+}
