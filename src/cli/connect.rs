@@ -81,11 +81,16 @@ fn late(host: &str, newest: Option<Option<&Setback>>, told: &mut String) -> Opti
         return None;
     }
     newest.said.clone_into(told);
-    Some(format!(
-        "{}; the request is made again at {}, and again after that while it may help",
-        newest.said,
-        when(newest.again_at)
-    ))
+    let again = newest.again_at.map_or_else(
+        || "the request is being made again".to_owned(),
+        |at| {
+            format!(
+                "the request is made again at {}, and again after that while it may help",
+                when(at)
+            )
+        },
+    );
+    Some(format!("{}; {again}", newest.said))
 }
 
 /// What a command will do to the data.
@@ -389,7 +394,7 @@ mod tests {
         let mut told = String::new();
         let set_back = |said: &str| Setback {
             said: said.to_owned(),
-            again_at: jiff::Timestamp::UNIX_EPOCH,
+            again_at: Some(jiff::Timestamp::UNIX_EPOCH),
         };
         let silent = late("api", Some(None), &mut told).unwrap();
         assert!(silent.contains("has not answered yet"), "{silent}");

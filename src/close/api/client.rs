@@ -21,7 +21,7 @@ use super::budget::{RateBudget, RateLimit};
 use super::error::{Error, rejected};
 use super::oauth::OAuthChain;
 use super::patience::{WORTH_A_WORD, Wait};
-use super::setbacks::{Setback, Setbacks, Trying};
+use super::setbacks::{Setbacks, Trying};
 use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
 use crate::json;
@@ -250,10 +250,7 @@ impl Client {
     /// A request is made again after so long.
     fn tell(&self, trying: &Trying, error: &Error, after: Duration) {
         let now = self.seams.now();
-        trying.goes_on(Setback {
-            said: error.answered(),
-            again_at: now.checked_add(after).unwrap_or(now),
-        });
+        trying.goes_on(error.answered(), now.checked_add(after).unwrap_or(now), after);
     }
 
     async fn step(&self, when: &str, call: &Call) {
