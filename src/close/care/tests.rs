@@ -109,7 +109,7 @@ async fn why_a_backfill_waits_is_of_this_life_or_told_as_of_an_earlier_one() {
     let caring = Caring::begin(&account);
     account.note_job(&Error::Server(503)).await;
     let trouble = Error::Server(503).to_string();
-    let now = (Some(trouble.clone()), None);
+    let now = (Some(trouble.clone()), None::<String>);
     assert_eq!(said(&account), now);
     let note = |at: Timestamp| move |marks: &mut Marks| marks.job.as_mut().unwrap().troubled_at = Some(at);
     account.store.change_marks(note(begun_at)).await.unwrap();
