@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::connect::{Access, Connection, asking_close, with};
+use super::connect::{Access, Connection, Undone, asking_close, with};
 use super::interrupt::Stop;
 use super::left::{self, Job, Stands};
 use super::term::{advance, fraction_bar};
@@ -72,11 +72,13 @@ impl Backfill {
             let mut stop = Stop::listen()?;
             let begun = tokio::select! {
                 begun = self.begin(global, connection, ask.clone()) => begun,
-                () = stop.told() => return Err(undecided(connection)),
+                () = stop.told() => return Err(Failure::Work(UNDECIDED.to_owned())),
             };
             let ended = match begun {
                 Ok(()) => watch(global, connection, &mut stop).await,
-                failed => failed,
+                // Another backfill that there may be has nothing to do with it.
+                Err(Undone::Not(refused)) => return Err(refused),
+                Err(Undone::Perhaps(failed)) => Err(failed),
             };
             left::told(ended, remaining(connection), "whether a backfill is left", SHOWS).await
         })
@@ -84,29 +86,23 @@ impl Backfill {
     }
 
     /// Begins it, or lets the one there is go on.
-    async fn begin(&self, global: &Global, connection: &Connection, ask: Ask) -> Outcome {
+    async fn begin(&self, global: &Global, connection: &Connection, ask: Ask) -> Result<(), Undone> {
         let begin = async {
             if self.resume {
-                return connection.ask_one(asked::Set { running: true }).await.map(drop);
+                return connection.order_one(asked::Set { running: true }).await.map(drop);
             }
             let ask = Box::new(ask);
-            connection.ask_one(asked::Begin { ask }).await.map(drop)
+            connection.order_one(asked::Begin { ask }).await.map(drop)
         };
         let set_back = async || connection.set_back().await;
         asking_close(global, &connection.config, set_back, begin).await
     }
 }
 
-/// The command is told to stop before it knows whether a backfill has begun. What a daemon was told to do, it does.
-fn undecided(connection: &Connection) -> Failure {
-    let what = if connection.is_daemon() {
-        "interrupted, and the daemon still begins it as soon as Close lets it: `closehook status` shows whether it did, `closehook backfill \
-         --resume` watches it then, and Ctrl-C there stops it"
-    } else {
-        "interrupted before it was begun: `closehook status` shows whether another one is under way"
-    };
-    Failure::Work(what.to_owned())
-}
+/// What is said where the command is told to stop before it knows whether a backfill has begun: whoever was asked to begin it, this process
+/// while it lasts or a daemon, still does so as soon as Close lets it.
+const UNDECIDED: &str = "interrupted: it may still be begun; `closehook status` shows whether it was, and `closehook backfill --resume` with \
+     Ctrl-C stops it";
 
 /// The command that shows how a backfill gets on.
 const SHOWS: &str = "closehook status";

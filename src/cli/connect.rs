@@ -81,11 +81,16 @@ fn late(host: &str, newest: Option<Option<&Setback>>, told: &mut String) -> Opti
         return None;
     }
     newest.said.clone_into(told);
-    Some(format!(
-        "{}; the request is made again at {}, and again after that while it may help",
-        newest.said,
-        when(newest.again_at)
-    ))
+    let again = newest.again_at.map_or_else(
+        || "the request is being made again".to_owned(),
+        |at| {
+            format!(
+                "the request is made again at {}, and again after that while it may help",
+                when(at)
+            )
+        },
+    );
+    Some(format!("{}; {again}", newest.said))
 }
 
 /// What a command will do to the data.
@@ -121,7 +126,7 @@ enum Coming {
 struct Asked {
     request: Request,
     coming: Coming,
-    /// The daemon itself gives no answer: it has not just gone away.
+    /// Whoever was asked gives no answer, and says why: it has not just gone away.
     is_refused: bool,
 }
 
@@ -135,6 +140,14 @@ impl Asked {
     }
 }
 
+/// Why an order was not answered as done.
+pub(super) enum Undone {
+    /// It was refused, or nobody could be asked: it is not done.
+    Not(Failure),
+    /// The answer to it was lost: it may be done or not.
+    Perhaps(Failure),
+}
+
 /// A stream of answers of one type.
 pub(super) struct Answers<'c, T> {
     connection: &'c Connection,
@@ -143,7 +156,7 @@ pub(super) struct Answers<'c, T> {
 }
 
 impl<T: DeserializeOwned> Answers<'_, T> {
-    /// Whether it ended because a daemon that is there gives no answer.
+    /// Whether it ended because whoever was asked is there and gives no answer.
     pub fn is_refused(&self) -> bool {
         self.asked.is_refused
     }
@@ -271,7 +284,10 @@ impl Connection {
             match said {
                 None => return Ok(None),
                 Some(Said::Answer(answer)) => return Ok(Some(answer)),
-                Some(Said::Refusal(refusal)) => return Err(Failure::Work(refusal)),
+                Some(Said::Refusal(refusal)) => {
+                    asked.is_refused = true;
+                    return Err(Failure::Work(refusal));
+                }
                 Some(Said::Cut) if may_be_asked_again(&asked.request) => {
                     *asked = self.request(asked.request.clone()).await?;
                 }
@@ -289,10 +305,27 @@ impl Connection {
         understood(&self.last_text(question.into()).await?)
     }
 
+    /// The same of an order. An error says whether it may be done all the same.
+    pub async fn order_one<Q: Question>(&self, question: Q) -> Result<Q::Answer, Undone> {
+        let mut asked = self.request(question.into()).await.map_err(Undone::Not)?;
+        let last = self.last_of(&mut asked).await;
+        last.and_then(|answer| understood(&answer)).map_err(|failure| {
+            if asked.is_refused {
+                Undone::Not(failure)
+            } else {
+                Undone::Perhaps(failure)
+            }
+        })
+    }
+
     async fn last_text(&self, request: Request) -> Result<Answer, Failure> {
         let mut asked = self.request(request).await?;
+        self.last_of(&mut asked).await
+    }
+
+    async fn last_of(&self, asked: &mut Asked) -> Result<Answer, Failure> {
         let mut last = None;
-        while let Some(answer) = self.next_text(&mut asked).await? {
+        while let Some(answer) = self.next_text(asked).await? {
             last = Some(answer);
         }
         last.ok_or_else(|| not_understood(&"there is none"))
@@ -389,7 +422,7 @@ mod tests {
         let mut told = String::new();
         let set_back = |said: &str| Setback {
             said: said.to_owned(),
-            again_at: jiff::Timestamp::UNIX_EPOCH,
+            again_at: Some(jiff::Timestamp::UNIX_EPOCH),
         };
         let silent = late("api", Some(None), &mut told).unwrap();
         assert!(silent.contains("has not answered yet"), "{silent}");

@@ -381,11 +381,11 @@ fn close(close: &CloseStatus) -> Vec<String> {
         lines.push(format!("           Close's rate limit: the next request goes at {at}"));
     }
     if let Some(set_back) = &close.set_back {
-        lines.push(format!(
-            "           {}; the request is made again at {}",
-            text(&set_back.said),
-            when(set_back.again_at)
-        ));
+        let again = set_back.again_at.map_or_else(
+            || "the request is being made again".to_owned(),
+            |at| format!("the request is made again at {}", when(at)),
+        );
+        lines.push(format!("           {}; {again}", text(&set_back.said)));
     }
     lines.extend(close.held.as_ref().map(held));
     lines.extend(close.subscriptions.iter().flat_map(subscription));

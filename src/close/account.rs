@@ -31,6 +31,7 @@ use crate::age::Age;
 use crate::config::{self, Config, Partial};
 use crate::ingress::heard::Heard;
 use crate::ingress::verify::Verifier;
+use crate::json;
 use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::rules::selection::EventPattern;
@@ -535,7 +536,7 @@ impl Account {
     /// One subscription, as Close shows it, and how it stands to us. Writes nothing.
     pub async fn subscription(&self, id: &str) -> Result<(Value, Standing), Error> {
         let shown = self.client_to_look().await?.subscription(id).await?;
-        let garbled = |error: serde_json::Error| Error::Garbled(error.to_string());
+        let garbled = |error: serde_json::Error| Error::Garbled(json::unfit(&error));
         let subscription: Subscription = serde_json::from_value(shown.clone()).map_err(garbled)?;
         Ok((shown, self.with_ours(|ours| ours.standing(&subscription))))
     }

@@ -58,12 +58,7 @@ struct Caring<'a>(&'a Account);
 
 impl<'a> Caring<'a> {
     fn begin(account: &'a Account) -> Caring<'a> {
-        let now = account.now();
-        {
-            let mut seen = account.seen();
-            seen.cares_since = Some(now);
-            seen.got_on();
-        }
+        account.seen().got_on();
         account.is_supervised.store(true, Ordering::Relaxed);
         Caring(account)
     }
@@ -218,7 +213,7 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
         }
         let now = Instant::now();
         looked_at = Some(now);
-        account.seen().got_on();
+        account.begins_to_look();
         let compare = (schedule.reconcile_at <= now).then_some(up_to_now);
         let (checked, compared) = tokio::select! {
             () = stop.cancelled() => return,
@@ -255,6 +250,12 @@ async fn run_jobs(account: &Account, stop: &CancellationToken) {
 }
 
 impl Account {
+    fn begins_to_look(&self) {
+        let mut seen = self.seen();
+        seen.got_on();
+        seen.tried_again_at = None;
+    }
+
     /// A look at the subscriptions and then, where `compare` says so, at the logs ([`Account::reconcile`]). What came of each;
     /// whether the logs were compared.
     async fn look(&self, compare: Option<bool>) -> (Result<(), Error>, Result<bool, Error>) {
@@ -332,8 +333,9 @@ impl Account {
                 }
             })
             .await;
-        if let Err(error) = noted {
-            tracing::debug!(%error, "the backfill's trouble can't be noted");
+        match noted {
+            Ok(()) => self.seen().job_troubled = true,
+            Err(error) => tracing::debug!(%error, "the backfill's trouble can't be noted"),
         }
     }
 

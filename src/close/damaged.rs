@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::account::Account;
+use super::api::error::Error;
 use super::api::oauth;
 use super::fields;
 use super::files::oauth_path;
@@ -28,7 +29,13 @@ pub struct DamagedFile {
 }
 
 impl DamagedFile {
-    fn new(file: &str, what: &str, why: &dyn std::fmt::Display, remedy: &str) -> DamagedFile {
+    /// `remedy`: what to do about it where nobody can read it. What a newer closehook has written is good for that one.
+    fn new(file: &str, what: &str, why: &Error, remedy: &str) -> DamagedFile {
+        let remedy = if matches!(why, Error::Newer(_)) {
+            "run the newer closehook that has written it, and leave the file where it is"
+        } else {
+            remedy
+        };
         DamagedFile {
             file: format!("close/{file}"),
             what: format!("{what}: {why}"),
@@ -49,7 +56,7 @@ impl DamagedFile {
 /// Those that lie in a data directory. Blocking.
 pub(crate) fn damaged_on_disk(data_dir: &Path) -> Vec<DamagedFile> {
     let mut found = Vec::new();
-    let mut add = |file: &str, what: &str, read: Result<(), String>, remedy: &str| {
+    let mut add = |file: &str, what: &str, read: Result<(), Error>, remedy: &str| {
         found.extend(read.err().map(|why| DamagedFile::new(file, what, &why, remedy)));
     };
     let [keys, marks, organization] = store::readable(data_dir);
@@ -73,23 +80,22 @@ pub(crate) fn damaged_on_disk(data_dir: &Path) -> Vec<DamagedFile> {
         "put close/organization.json back from a backup, or move it away: it is found out anew; then restart closehook",
     );
     let [token, unsaved] = oauth::readable(&oauth_path(data_dir));
-    let text = |read: Result<(), super::Error>| read.map_err(|error| error.to_string());
     add(
         "oauth.json",
         "the newest OAuth refresh token can't be read",
-        text(token),
+        token,
         "move close/oauth.json away; where [close.oauth] is used, authorize the app again and set its refresh_token",
     );
     add(
         "oauth.unsaved.json",
         "an OAuth refresh token that was not shared with the other nodes can't be read",
-        text(unsaved),
+        unsaved,
         "move close/oauth.unsaved.json away; if Close then refuses the token, authorize the app again",
     );
     add(
         "custom_fields.json",
         "what custom fields were called can't be read",
-        text(fields::readable(data_dir)),
+        fields::readable(data_dir),
         "it is fetched anew where a template uses `named`; where none does, move close/custom_fields.json away",
     );
     found
@@ -112,8 +118,8 @@ impl CloseStore {
                 store::MARKS,
                 "how far the log was complete, and a backfill that was under way, are forgotten",
                 why,
-                "it is found out anew for what comes; `closehook backfill` fetches what Close still has of what was before. The next start \
-                 says no more of it",
+                "it is found out anew for what comes; `closehook backfill` fetches what Close still has of what was before. Where nothing \
+                 compares the logs, move close/state.json away",
             )
         });
         let organization = self.organization().err().map(|why| {
@@ -172,6 +178,59 @@ mod tests {
             let files: Vec<&str> = found.iter().map(|one| one.file.as_str()).collect();
             assert_eq!(files, [format!("close/{name}")]);
             assert!(found[0].what.contains("is damaged"), "{found:?}");
+            std::fs::remove_file(close.join(name)).unwrap();
+        }
+    }
+
+    /// They are shown to whoever looks.
+    #[tokio::test]
+    async fn no_secret_of_a_file_that_is_damaged_is_told() {
+        const SECRET: &str = "0123456789secret";
+        let dir = tempfile::tempdir().unwrap();
+        let close = dir.path().join("close");
+        std::fs::create_dir(&close).unwrap();
+        for (name, content) in [
+            ("oauth.json", SECRET.to_owned()),
+            ("oauth.json", format!("\"{SECRET}\"")),
+            (
+                "oauth.json",
+                format!("{{\"version\":1,\"seed\":\"\",\"refresh_token\":[\"{SECRET}\"]}}"),
+            ),
+            ("oauth.unsaved.json", format!("\"{SECRET}\"")),
+            ("keys.json", format!("{{\"version\":1,\"keys\":\"{SECRET}\"}}")),
+            ("keys.json", format!("{{\"version\":\"{SECRET}\"}}")),
+        ] {
+            std::fs::write(close.join(name), &content).unwrap();
+            let store = CloseStore::open(dir.path(), false, Seams::default());
+            let mut found = damaged_on_disk(dir.path());
+            found.extend(store.missed());
+            assert!(found.iter().any(|one| one.file.ends_with(name)), "{content}");
+            for one in found {
+                assert!(one.what.contains("is damaged ("), "{one:?}");
+                assert!(one.what.contains("line 1, column "), "{one:?}");
+                assert!(!format!("{one:?}").contains("secret"), "{one:?}");
+            }
+            std::fs::remove_file(close.join(name)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_newer_closehook_is_left_to_that_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let close = dir.path().join("close");
+        std::fs::create_dir(&close).unwrap();
+        for name in &FILES[..5] {
+            std::fs::write(close.join(name), "{\"version\":2}").unwrap();
+            let store = CloseStore::open(dir.path(), false, Seams::default());
+            let mut found = damaged_on_disk(dir.path());
+            assert_eq!(found.len(), 1, "{found:?}");
+            found.extend(store.missed());
+            for one in found {
+                assert_eq!(one.file, format!("close/{name}"));
+                assert!(one.what.contains("has format 2"), "{one:?}");
+                assert!(one.remedy.contains("run the newer closehook"), "{one:?}");
+                assert!(!one.remedy.contains("away"), "{one:?}");
+            }
             std::fs::remove_file(close.join(name)).unwrap();
         }
     }

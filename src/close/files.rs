@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::api::error::Error;
 use crate::framefile;
+use crate::json;
 use crate::sync::lock;
 use crate::task;
 
@@ -52,24 +53,20 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Error> {
     let damaged = |error: serde_json::Error| {
         Error::Local(format!(
-            "{} is damaged ({error}): put it back from a backup, or move it away",
-            path.display()
+            "{} is damaged ({}): put it back from a backup, or move it away",
+            path.display(),
+            // What stands there may be a secret.
+            json::unfit(&error)
         ))
     };
     let version = serde_json::from_slice::<Versioned>(text).map_err(damaged)?.version;
     if version > VERSION {
-        return Err(Error::Local(format!(
+        return Err(Error::Newer(format!(
             "{} has format {version}, which this closehook does not know: run the newer version",
             path.display()
         )));
     }
     serde_json::from_slice(text).map_err(damaged)
-}
-
-/// Whether a file is a newer closehook's.
-pub(super) fn is_newer(path: &Path) -> bool {
-    let text = crate::files::read(path).unwrap_or_default();
-    serde_json::from_slice::<Versioned>(&text).is_ok_and(|file| file.version > VERSION)
 }
 
 /// Replaces a file, durably, mode 0600, for the data directory's owner.

@@ -122,10 +122,10 @@ pub(super) struct Sightings {
     pub got_on_at: Option<Instant>,
     /// Why Close can't be used just now.
     pub trouble: Option<Error>,
-    /// When Close is tried again then.
+    /// When Close is tried again then; `None`: it is being tried.
     pub tried_again_at: Option<Timestamp>,
-    /// Since when this process looks after Close's side; `None`: it does not.
-    pub cares_since: Option<Timestamp>,
+    /// Why the backfill does not get on was found since this process looks after Close's side.
+    pub job_troubled: bool,
     /// When subscriptions were made active again.
     pub resumed: BTreeMap<String, Resumed>,
     /// Up to here the log was searched for a delivery of the new subscription of a rotation.

@@ -1,6 +1,7 @@
 //! How Close's side does, for people and metrics: typed, and as true as what it was made from.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -200,10 +201,12 @@ impl Account {
 
     /// Takes out of a backfill why it did not get on, where that is of an earlier process: it may not hold any more.
     fn earlier_trouble(&self, job: &mut BackfillJob) -> Option<String> {
-        let holds = match self.seen().cares_since {
-            Some(since) => job.troubled_at.is_some_and(|at| at >= since),
+        // Not by when it was: the clock may have been set since.
+        let holds = if self.is_supervised.load(Ordering::Relaxed) {
+            self.seen().job_troubled
+        } else {
             // Another node may carry it out; where there is none, nobody does.
-            None => self.store.shared().is_some(),
+            self.store.shared().is_some()
         };
         if holds {
             return None;
@@ -266,7 +269,6 @@ impl Account {
         let is_over = marks.job.as_ref().is_none_or(|job| job.state == JobState::Done);
         let backfill = if is_over { None } else { self.job_status() };
         let client = self.connection.client();
-        let now = self.now();
         let seen = self.seen();
         let organization = self.store.organization();
         CloseStatus {
@@ -274,7 +276,7 @@ impl Account {
             looked_after_by: None,
             next_request_at: self.next_request_at(),
             trouble: seen.trouble.as_ref().map(ToString::to_string),
-            tried_again_at: seen.tried_again_at.filter(|at| seen.trouble.is_some() && *at > now),
+            tried_again_at: seen.tried_again_at.filter(|_| seen.trouble.is_some()),
             set_back: client.and_then(|client| client.setbacks().newest()),
             damaged: Vec::new(),
             overdue_seconds: self.overdue(&seen).map(|overdue| overdue.as_secs()),

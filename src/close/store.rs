@@ -488,21 +488,22 @@ pub(crate) fn has_live_key(data_dir: &Path) -> bool {
 
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
 pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
+    keys_on_disk(data_dir).map_err(|error| error.to_string())
+}
+
+fn keys_on_disk(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), Error> {
     let path = data_dir.join("close").join(KEYS);
-    let keys: Keys = read_json(&path).map_err(|error| error.to_string())?.unwrap_or_default();
-    keys.for_verifier(&path)
+    let keys: Keys = read_json(&path)?.unwrap_or_default();
+    keys.for_verifier(&path).map_err(Error::Local)
 }
 
 /// Whether the files in a data directory can be read: keys, marks, organization. Blocking.
-pub(super) fn readable(data_dir: &Path) -> [Result<(), String>; 3] {
+pub(super) fn readable(data_dir: &Path) -> [Result<(), Error>; 3] {
     let dir = data_dir.join("close");
-    let text = |error: Error| error.to_string();
     [
-        signature_keys(data_dir).map(drop),
-        read_json::<Marks>(&dir.join(MARKS)).map(drop).map_err(text),
-        read_json::<OrganizationFile>(&dir.join(ORGANIZATION))
-            .map(drop)
-            .map_err(text),
+        keys_on_disk(data_dir).map(drop),
+        read_json::<Marks>(&dir.join(MARKS)).map(drop),
+        read_json::<OrganizationFile>(&dir.join(ORGANIZATION)).map(drop),
     ]
 }
 

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use memchr::memchr2;
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 pub use doc::Doc;
@@ -39,6 +40,21 @@ impl InvalidJson {
     fn why(bytes: &[u8]) -> InvalidJson {
         let said = serde_json::from_slice::<&RawValue>(bytes).map_err(|error| error.to_string());
         InvalidJson(said.map_or_else(|why| why, |_| "it is not UTF-8".to_owned()))
+    }
+}
+
+/// Where a text is not what it should be, and in what way. The words of `serde_json` quote what stands there, which may be a secret.
+pub fn unfit(error: &serde_json::Error) -> String {
+    let way = match error.classify() {
+        Category::Io => "it can't be read",
+        Category::Syntax => "it is no JSON",
+        Category::Data => "it is other JSON than it should be",
+        Category::Eof => "it ends too soon",
+    };
+    match error.line() {
+        // It has no lines where it was a text before.
+        0 => way.to_owned(),
+        line => format!("{way}: line {line}, column {}", error.column()),
     }
 }
 

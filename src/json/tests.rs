@@ -338,3 +338,17 @@ fn numbers_are_ordered_by_their_value() {
         &format!("1e{}", i128::MAX.unsigned_abs() + 1)
     ));
 }
+
+#[test]
+fn what_is_unfit_is_said_without_what_stands_there() {
+    for (text, said) in [
+        ("\"secret\"", "it is other JSON than it should be: line 1, column 8"),
+        ("\n x", "it is no JSON: line 2, column 2"),
+        ("[1", "it ends too soon: line 1, column 2"),
+    ] {
+        let error = serde_json::from_slice::<Vec<u8>>(text.as_bytes()).unwrap_err();
+        assert_eq!(unfit(&error), said, "{text}");
+    }
+    let error = serde_json::from_value::<u8>(serde_json::json!("secret")).unwrap_err();
+    assert_eq!(unfit(&error), "it is other JSON than it should be");
+}

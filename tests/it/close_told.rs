@@ -19,6 +19,12 @@ fn limited() -> Fault {
     fault
 }
 
+fn signal(which: &str, process: u32) {
+    let process = process.to_string();
+    let sent = std::process::Command::new("kill").args([which, &process]).status();
+    assert!(sent.unwrap().success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_refuses_is_told_as_an_answer_with_when_it_is_asked_again() {
     let mut rig = Rig::new(Settings::calm(), "", "").await;
@@ -84,8 +90,8 @@ async fn a_backfill_that_its_command_leaves_behind_is_said_and_why_it_waits_is_o
     order(&rig, refused(401, "GET /api/v1/me/"));
     let said = rig.daemon.fails(1, &begin);
     assert!(
-        said.contains("(401)") && said.contains("no backfill is under way"),
-        "{said}"
+        said.contains("(401)") && !said.contains("backfill is under way"),
+        "nothing was begun: {said}"
     );
     order(&rig, refused(403, "GET /api/v1/event/"));
     let said = rig.daemon.fails(1, &begin);
@@ -108,16 +114,18 @@ async fn a_backfill_that_its_command_leaves_behind_is_said_and_why_it_waits_is_o
     let mut lines = std::io::BufReader::new(watching.stderr.take().unwrap()).lines();
     let waits = lines.find(|line| line.as_ref().unwrap().contains("the backfill waits"));
     assert!(waits.is_some(), "it watches");
-    let pid = watching.id().to_string();
-    let ended = std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .unwrap();
-    assert!(ended.success());
+    signal("-TERM", watching.id());
     let said: Vec<String> = lines.map(Result::unwrap).collect();
     assert_eq!(watching.wait().unwrap().code(), Some(1), "{said:?}");
     let said = said.concat();
     assert!(said.contains("stays, and the daemon goes on with it"), "{said}");
+
+    // What is refused is told without the one that is left.
+    let said = rig.daemon.fails(1, &["backfill", "--until", "60d"]);
+    assert!(
+        said.contains("nothing lies between") && !said.contains("the backfill begun at"),
+        "{said}"
+    );
 
     // In its next life Close says something else, and it takes long.
     rig.daemon.kill();
@@ -134,6 +142,63 @@ async fn a_backfill_that_its_command_leaves_behind_is_said_and_why_it_waits_is_o
     let status = rig.daemon.status();
     let troubles = status["troubles"].to_string();
     assert!(!troubles.contains("the backfill does not get on"), "{troubles}");
+    rig.daemon.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_whose_command_ends_before_it_is_begun_is_not_said_to_be_none() {
+    let mut rig = Rig::new(Settings::calm(), "", "").await;
+    rig.fake.world().faults.order(limited()).unwrap();
+    for has_daemon in [false, true] {
+        if has_daemon {
+            rig.run().await;
+        }
+        let mut command = rig.daemon.command();
+        command.args(["backfill", "--since", "1d"]);
+        let mut asking = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufReader::new(asking.stderr.take().unwrap()).lines();
+        let waits = lines.find(|line| line.as_ref().unwrap().contains("has answered 429"));
+        assert!(waits.is_some(), "it waits for Close");
+        signal("-TERM", asking.id());
+        let said: Vec<String> = lines.map(Result::unwrap).collect();
+        assert_eq!(asking.wait().unwrap().code(), Some(1), "{said:?}");
+        let said = said.concat();
+        assert!(said.contains("interrupted: it may still be begun"), "{said}");
+        assert!(!said.contains("before it was begun"), "{said}");
+    }
+    rig.daemon.kill();
+}
+
+/// So `nohup` begins one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_whose_command_is_to_outlive_its_terminal_does() {
+    let mut rig = Rig::new(Settings::calm(), "", "").await;
+    rig.run().await;
+    let refused = Fault::new(Kind::Status).status(403).on("GET /api/v1/event/");
+    rig.fake.world().faults.order(refused.times(1000)).unwrap();
+    let command = rig.daemon.command();
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut backfill = std::process::Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .args(["backfill", "--since", "3d"])
+        .env_remove("CLOSEHOOK_CONFIG")
+        .envs(variables)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(backfill.stderr.take().unwrap()).lines();
+    let waits = lines.find(|line| line.as_ref().unwrap().contains("the backfill waits"));
+    assert!(waits.is_some(), "it watches");
+    signal("-HUP", backfill.id());
+    rig.fake.world().faults = Faults::default();
+    // Whether or not the daemon has tried it again by itself.
+    rig.daemon.run_command(&["backfill", "--resume"]);
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(backfill.wait().unwrap().code(), Some(0), "{said:?}");
     rig.daemon.kill();
 }
 

@@ -83,8 +83,12 @@ impl HttpAnswer {
     /// of it has pages, and what those say of keys, plans, limits and the time is not Close's. The way there is `base_url`'s: over TLS to that
     /// host, and no redirect is followed.
     pub(super) fn is_closes(&self) -> bool {
-        let has_members = matches!(self.body.trim_ascii_start().first(), Some(b'{' | b'['));
-        has_members && !self.is_text() && json::validate(&self.body).is_ok()
+        self.has_members() && !self.is_text() && json::validate(&self.body).is_ok()
+    }
+
+    /// Whether it begins as JSON with something in it does.
+    pub(super) fn has_members(&self) -> bool {
+        matches!(self.body.trim_ascii_start().first(), Some(b'{' | b'['))
     }
 
     /// Whether it is something that people read.

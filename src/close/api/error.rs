@@ -114,6 +114,9 @@ pub enum Error {
     /// Something on this machine: the data directory, the log.
     #[error("{0}")]
     Local(String),
+    /// A file on this machine that a newer closehook has written.
+    #[error("{0}")]
+    Newer(String),
     /// The daemon stops, or a person said so.
     #[error("interrupted; what was done so far stays, and it goes on from there")]
     Interrupted,
@@ -209,9 +212,12 @@ impl Error {
             Error::Unreachable { .. } => "unreachable",
             Error::NoAnswer(_) | Error::TimedOut(_) | Error::Unclear(_) => "no_answer",
             Error::NotClose { .. } | Error::Garbled(_) => "unreadable",
-            Error::NotConfigured | Error::Credential(_) | Error::Missing(_) | Error::Local(_) | Error::Interrupted => {
-                "local"
-            }
+            Error::NotConfigured
+            | Error::Credential(_)
+            | Error::Missing(_)
+            | Error::Local(_)
+            | Error::Newer(_)
+            | Error::Interrupted => "local",
         }
     }
 }

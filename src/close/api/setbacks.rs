@@ -2,9 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::sync::lock;
 
@@ -13,8 +15,20 @@ use crate::sync::lock;
 pub struct Setback {
     /// What it answered, or what came in place of an answer: a sentence without its end.
     pub said: String,
-    /// When the request is made again.
-    pub again_at: Timestamp,
+    /// When the request is made again; `None`: it is being made again.
+    #[serde(default)]
+    pub again_at: Option<Timestamp>,
+}
+
+/// What was answered to one request.
+#[derive(Debug)]
+struct Told {
+    request: u64,
+    said: String,
+    /// When the request is made again ...
+    again_at: Timestamp,
+    /// ... and the same by a clock that nobody sets; `None`: beyond what that can tell.
+    due: Option<Instant>,
 }
 
 /// Those of requests that are under way. All handles of one are the same.
@@ -23,8 +37,8 @@ pub struct Setbacks(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By request, the newest last.
-    now: Mutex<Vec<(u64, Setback)>>,
+    /// The newest last.
+    now: Mutex<Vec<Told>>,
     requests: AtomicU64,
 }
 
@@ -39,7 +53,13 @@ impl Setbacks {
 
     /// The newest of those that are under way; `None`: none of them was answered otherwise than it should be, as far as they are.
     pub fn newest(&self) -> Option<Setback> {
-        lock(&self.0.now).last().map(|(_, setback)| setback.clone())
+        let told = lock(&self.0.now);
+        let newest = told.last()?;
+        let is_due = newest.due.is_some_and(|due| due <= Instant::now());
+        Some(Setback {
+            said: newest.said.clone(),
+            again_at: (!is_due).then_some(newest.again_at),
+        })
     }
 }
 
@@ -50,17 +70,22 @@ pub(super) struct Trying {
 }
 
 impl Trying {
-    /// It is made again.
-    pub fn goes_on(&self, setback: Setback) {
+    /// It is made again `after` so long, which is at `again_at`.
+    pub fn goes_on(&self, said: String, again_at: Timestamp, after: Duration) {
         let mut now = lock(&self.of.0.now);
-        now.retain(|(request, _)| *request != self.request);
-        now.push((self.request, setback));
+        now.retain(|told| told.request != self.request);
+        now.push(Told {
+            request: self.request,
+            said,
+            again_at,
+            due: Instant::now().checked_add(after),
+        });
     }
 }
 
 impl Drop for Trying {
     fn drop(&mut self) {
-        lock(&self.of.0.now).retain(|(request, _)| *request != self.request);
+        lock(&self.of.0.now).retain(|told| told.request != self.request);
     }
 }
 
@@ -68,23 +93,41 @@ impl Drop for Trying {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_was_said_to_a_request_is_known_until_it_is_over() {
+    const AT: Timestamp = Timestamp::UNIX_EPOCH;
+    const AFTER: Duration = Duration::from_secs(4);
+
+    fn said(setbacks: &Setbacks) -> Option<String> {
+        setbacks.newest().map(|setback| setback.said)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_to_a_request_is_known_until_it_is_over() {
         let setbacks = Setbacks::default();
-        let setback = |said: &str| Setback {
-            said: said.to_owned(),
-            again_at: Timestamp::UNIX_EPOCH,
-        };
         let (one, two) = (setbacks.begin(), setbacks.begin());
-        assert_eq!(setbacks.newest(), None);
-        one.goes_on(setback("429"));
-        two.goes_on(setback("500"));
-        assert_eq!(setbacks.newest(), Some(setback("500")));
-        one.goes_on(setback("502"));
-        assert_eq!(setbacks.newest(), Some(setback("502")));
+        assert_eq!(said(&setbacks), None);
+        one.goes_on("429".to_owned(), AT, AFTER);
+        two.goes_on("500".to_owned(), AT, AFTER);
+        assert_eq!(said(&setbacks).as_deref(), Some("500"));
+        one.goes_on("502".to_owned(), AT, AFTER);
+        assert_eq!(said(&setbacks).as_deref(), Some("502"));
         drop(one);
-        assert_eq!(setbacks.newest(), Some(setback("500")), "of the other one");
+        assert_eq!(said(&setbacks).as_deref(), Some("500"), "of the other one");
         drop(two);
-        assert_eq!(setbacks.newest(), None);
+        assert_eq!(said(&setbacks), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_being_made_again_is_not_told_as_one_of_later() {
+        let setbacks = Setbacks::default();
+        let trying = setbacks.begin();
+        let again_at = || setbacks.newest().unwrap().again_at;
+        trying.goes_on("500".to_owned(), AT, AFTER);
+        assert_eq!(again_at(), Some(AT), "whatever the machine's clock says");
+        tokio::time::advance(AFTER).await;
+        assert_eq!(again_at(), None);
+        trying.goes_on("500".to_owned(), AT, AFTER);
+        assert_eq!(again_at(), Some(AT));
+        trying.goes_on("429".to_owned(), AT, Duration::MAX);
+        assert_eq!(again_at(), Some(AT));
     }
 }

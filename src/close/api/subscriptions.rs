@@ -184,7 +184,7 @@ fn body<T: Serialize>(value: &T) -> Result<String, Error> {
 }
 
 fn read<'b, T: Deserialize<'b>>(answer: &'b [u8]) -> Result<T, Error> {
-    serde_json::from_slice(answer).map_err(|error| Error::Garbled(error.to_string()))
+    serde_json::from_slice(answer).map_err(|error| Error::Garbled(json::unfit(&error)))
 }
 
 impl Client {
@@ -315,6 +315,20 @@ mod tests {
         assert_eq!(a, b);
         assert_ne!(a, c);
         assert_eq!(c, spec(r#"{"object_type":"lead","action":"updated"}"#));
+    }
+
+    /// What can't be read is said to whoever looks.
+    #[test]
+    fn a_key_in_an_answer_that_can_not_be_read_is_not_told() {
+        for answer in [
+            r#"{"id":"whsub_1","signature_key":58246}"#,
+            r#"{"id":58246,"signature_key":"key"}"#,
+            r#""58246""#,
+        ] {
+            let error = read::<Created>(answer.as_bytes()).err().unwrap().to_string();
+            assert!(!error.contains("58246"), "{error}");
+            assert!(error.contains("line 1, column "), "{error}");
+        }
     }
 
     #[test]

@@ -109,11 +109,15 @@ async fn why_a_backfill_waits_is_of_this_life_or_told_as_of_an_earlier_one() {
     let caring = Caring::begin(&account);
     account.note_job(&Error::Server(503)).await;
     let trouble = Error::Server(503).to_string();
-    assert_eq!(said(&account), (Some(trouble.clone()), None));
+    let now = (Some(trouble.clone()), None::<String>);
+    assert_eq!(said(&account), now);
+    let note = |at: Timestamp| move |marks: &mut Marks| marks.job.as_mut().unwrap().troubled_at = Some(at);
+    account.store.change_marks(note(begun_at)).await.unwrap();
+    assert_eq!(said(&account), now, "also where the clock was set back meanwhile");
     drop(caring);
-    let note = move |marks: &mut Marks| marks.job.as_mut().unwrap().troubled_at = Some(begun_at);
-    account.store.change_marks(note).await.unwrap();
-    let earlier = Some(format!("{trouble} (at 2024-02-15T12:00:00Z)"));
+    let ahead: Timestamp = "2124-02-15T12:00:00Z".parse().unwrap();
+    account.store.change_marks(note(ahead)).await.unwrap();
+    let earlier = Some(format!("{trouble} (at 2124-02-15T12:00:00Z)"));
     assert_eq!(said(&account), (None, earlier.clone()), "nobody carries it out");
     let _caring = Caring::begin(&account);
     assert_eq!(said(&account), (None, earlier), "it was not tried yet");
@@ -130,6 +134,22 @@ async fn when_close_is_tried_again_is_known_where_it_could_not_be_used() {
     schedule.ended(&every(60), false, false);
     let wait = schedule.check_at.duration_since(Instant::now());
     assert_eq!(schedule.tried_again_at(now), now.checked_add(wait).ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_that_is_being_tried_again_is_not_to_be_tried_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (account, _client) = limited(dir.path(), Duration::from_secs(300));
+    let later: Timestamp = "2124-02-15T12:00:00Z".parse().unwrap();
+    {
+        let mut seen = account.seen();
+        (seen.trouble, seen.tried_again_at) = (Some(Error::Server(503)), Some(later));
+    }
+    assert_eq!(account.status().tried_again_at, Some(later));
+    let stop = CancellationToken::new();
+    let looking = tokio::time::timeout(Duration::from_secs(1), look_after(&account, &stop)).await;
+    assert!(looking.is_err(), "it waits for Close");
+    assert_eq!(account.status().tried_again_at, None);
 }
 
 /// Both go by one budget, and what the look waits for is something else.

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use crate::close::api::client::{Call, Client};
 use crate::close::api::error::Error;
 use crate::close::api::subscriptions::instant;
-use crate::json::Node;
+use crate::json::{self, Node};
 
 /// Events in a page; Close's maximum.
 const PAGE_EVENTS: usize = 50;
@@ -118,7 +118,7 @@ impl PageSource for Client {
                 .query("date_updated__lt", date(window.to)),
         };
         let answer = self.send(&call).await?;
-        let wire: Wire<'_> = serde_json::from_slice(&answer).map_err(|error| Error::Garbled(error.to_string()))?;
+        let wire: Wire<'_> = serde_json::from_slice(&answer).map_err(|error| Error::Garbled(json::unfit(&error)))?;
         let events = wire.data.iter().map(|raw| {
             let updated = Node::new(raw.get()).get("date_updated").and_then(Node::as_string);
             Fetched {

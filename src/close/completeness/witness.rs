@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::walk::date;
 use crate::close::api::client::{Call, Client};
 use crate::close::api::error::Error;
-use crate::json::{Kind, Node};
+use crate::json::{self, Kind, Node};
 
 /// Close withholds data from events older than an hour. A little less, since the clocks may differ a little ...
 const WITHHELD_AFTER: SignedDuration = SignedDuration::from_mins(55);
@@ -58,7 +58,7 @@ impl Witness for Client {
             .query("_limit", "50")
             .query("date_updated__lt", date(old));
         let answer = self.send(&call).await?;
-        let wire: Wire<'_> = serde_json::from_slice(&answer).map_err(|error| Error::Garbled(error.to_string()))?;
+        let wire: Wire<'_> = serde_json::from_slice(&answer).map_err(|error| Error::Garbled(json::unfit(&error)))?;
         Ok(wire.data.iter().any(|event| has_data(Node::new(event.get()))))
     }
 }

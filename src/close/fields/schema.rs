@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::close::api::client::Client;
 use crate::close::api::error::Error;
 use crate::close::api::fields::{Custom, CustomField, SchemaAnswer};
-use crate::close::files::{self, VERSION, read_json, write_json};
+use crate::close::files::{VERSION, read_json, write_json};
 use crate::close::organization;
 use crate::close::store::CloseStore;
 use crate::render::Names;
@@ -155,7 +155,7 @@ impl Kept {
                 (Some(theirs), Some(ours)) if theirs != ours => Kept::Nothing,
                 _ => Kept::Schema(schema),
             },
-            Err(error) if files::is_newer(&path) => Kept::Newer(error),
+            Err(error @ Error::Newer(_)) => Kept::Newer(error),
             Err(error) => Kept::Damaged(error),
         }
     }

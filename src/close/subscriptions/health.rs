@@ -16,6 +16,7 @@ use crate::close::api::subscriptions::{Subscription, SubscriptionChange};
 use crate::close::chronicle::paused_among;
 use crate::close::seen::{Condition, FoundSubscription, Resumed};
 use crate::close::store::Keys;
+use crate::json;
 
 /// So often Close is asked anew because something has changed meanwhile; then changes wait for the answer.
 const LOOKS_MAX: u32 = 3;
@@ -147,7 +148,7 @@ impl Account {
             }
             Err(error) => return Err(error),
         };
-        let shown: Subscription = serde_json::from_value(shown).map_err(|error| Error::Garbled(error.to_string()))?;
+        let shown: Subscription = serde_json::from_value(shown).map_err(|error| Error::Garbled(json::unfit(&error)))?;
         let policy = self.policy();
         let state = policy.with_ours(&self.store, |ours| {
             condition(ours, &policy, &shown, |id| there.contains(id))

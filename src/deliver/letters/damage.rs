@@ -53,8 +53,10 @@ impl Damage {
 /// What is damaged of a file. Of what is missing at its beginning there are no bytes.
 pub(super) fn told(file: &Path, ranges: &[framefile::Damage]) -> String {
     let file = file.display();
-    let (missing, bad): (Vec<_>, Vec<_>) = ranges.iter().partition(|range| range.from == range.to);
-    let missing = missing.first().map(|missing| format!("{file}: {missing}"));
+    let is_missing = |range: &&framefile::Damage| range.from == range.to;
+    let missing = ranges.iter().find(is_missing);
+    let missing = missing.map(|missing| format!("{file}: {missing}"));
+    let bad: Vec<_> = ranges.iter().filter(|range| range.from != range.to).collect();
     let bytes: u64 = bad.iter().map(|range| range.to - range.from).sum();
     let bad = (!bad.is_empty()).then(|| format!("{bytes} bytes of {file} are damaged, in {} place(s)", bad.len()));
     let told: Vec<String> = missing.into_iter().chain(bad).collect();

@@ -172,6 +172,11 @@ async fn a_page_of_somebody_elses_tells_neither_the_time_nor_why_nor_how_long_to
         let heard = hear(Call::get("me/"), status, "", "");
         assert!(heard.is_err(), "{status}: {heard:?}");
     }
+    for kind in [plain, json] {
+        let cut = hear(Call::get("me/"), 200, kind, r#"{"signature_key":"0123"#).unwrap_err();
+        assert!(matches!(cut, Error::Garbled(_)), "{kind}: {cut}");
+        assert!(!cut.to_string().contains("0123"), "{kind}: {cut}");
+    }
     assert_eq!(hear(Call::get("me/"), 401, "", ""), Err(Error::WrongKey));
     let gone = hear(Call::delete("webhook/whsub_1/"), 404, "", "");
     assert_eq!(gone, Err(Error::NotFound("whsub_1".into())));
