@@ -300,6 +300,12 @@ impl Cluster {
     /// Stands still, with its connections open.
     pub fn freeze(&self, number: usize) {
         self.signal(number, "STOP");
+        let stat = format!("/proc/{}/stat", self.nodes[number].child.as_ref().unwrap().id());
+        let began = Instant::now();
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            assert!(began.elapsed() < PATIENCE, "it does not stand still");
+            std::thread::yield_now();
+        }
     }
 
     /// Goes on.

@@ -106,12 +106,12 @@ impl Description {
     /// Makes one with an epoch of its own; `id`: of the log it is a copy of. With the state that is beside it.
     pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let make = || -> io::Result<Description> {
+        let describe = || -> io::Result<Description> {
             let mut made = Description::fresh(id, None)?;
             made.state_begun = is_state_beside(dir)?;
             Ok(made)
         };
-        let made = make().map_err(|source| OpenError::Io {
+        let made = describe().map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
