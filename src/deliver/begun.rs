@@ -1,4 +1,5 @@
-//! What an engine makes sure of before any of its sinks begins, where nodes share the log: that all marks fit it.
+//! What an engine makes sure of before any of its sinks begins: that no Seq is given out again which was before, and, where nodes share the
+//! log, that all marks fit it.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -6,9 +7,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, Inner};
-use super::letters::Letters;
+use super::letters::Traces;
 use super::mark::{RECORDS, Record};
-use super::setback::{adopt, end_before, seen, skip_past, take_back};
+use super::reading::aside;
+use super::setback::{adopt, end_before, is_possible, seen, skip_past, take_back};
 use super::types::{EngineError, Mode, failed};
 use crate::event::Seq;
 use crate::log::Log;
@@ -23,14 +25,35 @@ const SAVED_ELSEWHERE: usize = 12;
 /// What the log can't do now is tried again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// Dead letters that can't be read keep the log from going on for so long at the most: receiving waits for no sink.
+const LETTERS_AWAITED: Duration = Duration::from_secs(60);
+
+/// Events that may have been lost with the end of a log, of which there may be letters: as many as a segment of the local log holds.
+const UNKNOWN_MAX: u64 = 250_000;
+
+/// Has the log go on behind what is known to have been given out, before it takes anything.
+async fn go_on_behind(log: &dyn Log, known: Result<Seq, String>) -> Result<(), String> {
+    let seen = known?;
+    log.hold_until_past(seen);
+    skip_past(log, seen).await
+}
+
 /// Asks the log again and again to go on, as long as there is an engine: one that could not begin after all is followed by another.
 async fn go_on(log: Arc<dyn Log>, seen: Seq, engine: Weak<Inner>, over: CancellationToken) {
+    let began = tokio::time::Instant::now();
     loop {
         tokio::time::sleep(AGAIN_AFTER).await;
-        if engine.strong_count() == 0 {
-            break;
+        let mut known = match engine.upgrade() {
+            Some(inner) => Engine { inner }.with_letters(seen).await,
+            None => break,
+        };
+        if let Err(why) = &known
+            && began.elapsed() >= LETTERS_AWAITED
+        {
+            tracing::error!(%why, "the log goes on without that, behind all that they can be of");
+            known = Ok(Seq(seen.0.saturating_add(UNKNOWN_MAX)));
         }
-        match skip_past(&*log, seen).await {
+        match go_on_behind(&*log, known).await {
             Ok(()) => {
                 tracing::info!("the log has gone on behind event {seen}: events are received from now on");
                 break;
@@ -66,14 +89,15 @@ impl Engine {
                 continue;
             }
             // Another node may be in the middle of that, or have ended in it: such a record fits by now.
-            unskipped = unskipped.max(record.unskipped);
+            let head = *log.head().borrow();
+            unskipped = unskipped.max(record.unskipped.filter(|unskipped| is_possible(log, head, *unskipped)));
             if seen(&record) > *log.head().borrow() {
                 ahead.push((key, sink, record, revision));
             }
         }
         let mut most = unskipped.filter(|unskipped| *unskipped > *log.head().borrow());
         // They may have been put back to a later moment than the log.
-        let by_letters = self.newest_letters().into_iter().max();
+        let by_letters = self.newest_letters().await.map_err(EngineError)?.into_iter().max();
         let by_letters = by_letters.filter(|newest| *newest > *log.head().borrow());
         if ahead.is_empty() && most.is_none() && by_letters.is_none() {
             return Ok(());
@@ -82,10 +106,14 @@ impl Engine {
         if let Some(error) = unread {
             return Err(error);
         }
+        // Nor before it is known of which events there are letters: those may be newer still.
+        let by_letters = self.with_letters(Seq::ZERO).await.map_err(EngineError)?;
         if let Some(furthest) = ahead.iter().map(|(_, _, record, _)| seen(record)).max()
             && let Some(end) = end_before(log, furthest).await.map_err(failed)?
         {
-            most = most.max(Some(furthest));
+            let marks = ahead.iter().map(|(_, _, record, _)| seen(record));
+            let marks = marks.filter(|seen| *seen >= end && is_possible(log, end.prev(), *seen));
+            most = most.max(marks.max());
             for (key, sink, mut record, revision) in ahead {
                 if seen(&record) >= end {
                     take_back(log, &sink, &mut record, end).await.map_err(failed)?;
@@ -93,10 +121,8 @@ impl Engine {
                 }
             }
         }
-        if let Some(newest) = by_letters
-            && end_before(log, newest).await.map_err(failed)?.is_some()
-        {
-            most = most.max(Some(newest));
+        if end_before(log, by_letters).await.map_err(failed)?.is_some() {
+            most = most.max(Some(by_letters));
         }
         // Not before all of them are durable: what has not been taken back by then would seem to be right. And nothing is received before it is
         // done, here or by another node that begins: an event at a Seq that was given out before would be taken for the one that was there, and
@@ -111,10 +137,113 @@ impl Engine {
         Ok(())
     }
 
+    /// Seqs that a sink has seen, or has letters of, are never given out again, even if damage took them from the log.
+    pub(super) async fn guard_seqs(&self) -> Result<(), EngineError> {
+        if self.shares_sinks() {
+            return self.fit_all().await;
+        }
+        let log = &*self.inner.log;
+        let head = *log.head().borrow();
+        let mut seen = Seq::ZERO;
+        for key in self.record_keys().await? {
+            // What can't be read now is its worker's to read, again and again: nothing here waits for it.
+            if let Ok(Some((record, revision))) = self.record(&key).await
+                && let Some(main) = &record.main
+            {
+                let by_this = main.next.prev();
+                if !is_possible(log, head, by_this) {
+                    if self.inner.mode.drives() {
+                        self.take_back_impossible(&key, record, revision).await;
+                    }
+                    continue;
+                }
+                log.note_seen(by_this).await;
+                seen = seen.max(by_this);
+            }
+        }
+        match self.newest_letters().await {
+            Ok(newest) => {
+                for by_this in newest {
+                    log.note_seen(by_this).await;
+                    seen = seen.max(by_this);
+                }
+            }
+            Err(why) => tracing::error!(%why, "of which events there are dead letters can't be seen"),
+        }
+        // A command without a daemon stores events, too: what it fetches or imports.
+        if self.inner.mode.drives() && seen > head {
+            // An event at a Seq that was given out before would be passed by whoever has seen that.
+            log.hold_until_past(seen);
+            let known = self.with_letters(seen).await;
+            if let Err(why) = go_on_behind(log, known).await {
+                // On a full disk, say: the daemon starts all the same (decision 2).
+                let (head, seen) = (head.0, seen.0);
+                tracing::error!(head, seen, %why, "nothing is received until the log has gone on; that is tried again and again");
+                self.go_on_later(Seq(seen));
+            }
+        }
+        Ok(())
+    }
+
+    /// A position that this log can't have come to would have its sink begin at the end of the log, and pass what it has not had.
+    async fn take_back_impossible(&self, key: &str, mut record: Record, revision: Revision) {
+        let log = &*self.inner.log;
+        let sink = key.trim_start_matches(RECORDS).to_owned();
+        let end = log.head().borrow().next();
+        let mut done = take_back(log, &sink, &mut record, end).await.map_err(failed);
+        if done.is_ok() {
+            done = self.save_fitted(key, &sink, record, revision).await;
+        }
+        if let Err(error) = done {
+            tracing::warn!(sink, %error, "the sink's position can't be taken back: it begins at the end of the log");
+        }
+    }
+
     /// Of each sink that has letters, as far as they are read, the newest event that they tell of. A letter is durable before the mark that
     /// passes its event: another event at its Seq would be taken for dead.
-    pub(super) fn newest_letters(&self) -> Vec<Seq> {
-        lock(&self.inner.letters).values().map(Letters::newest).collect()
+    async fn newest_letters(&self) -> Result<Vec<Seq>, String> {
+        let all = lock(&self.inner.letters).clone();
+        let head = *self.inner.log.head().borrow();
+        let upto = Seq(head.0.saturating_add(self.inner.log.leap_max()));
+        let newest = move || {
+            let each = all.into_iter().map(|(sink, letters)| (sink, letters.newest(upto)));
+            each.collect::<Vec<(String, Traces)>>()
+        };
+        let found = aside(newest).await?;
+        for (sink, traces) in &found {
+            if let Some(beyond) = traces.beyond {
+                tracing::error!(
+                    sink,
+                    head = head.0,
+                    "there is a dead letter, or a note of one, of event {beyond}, which this log can't have given out: it is of another log, or damaged"
+                );
+            }
+        }
+        Ok(found.into_iter().map(|(_, traces)| traces.newest).collect())
+    }
+
+    /// Where the log has lost its end, what it has to go on behind by all letters that there are. An error: some can't be read. They may be newer
+    /// than all else that is known, and what comes at their Seqs would be taken for dead: the log does not go on before that is known.
+    async fn with_letters(&self, seen: Seq) -> Result<Seq, String> {
+        let engine = self.clone();
+        let read = aside(move || engine.read_all_letters()).await;
+        read.flatten()?;
+        let newest = self.newest_letters().await?.into_iter().max();
+        Ok(seen.max(newest.unwrap_or_default()))
+    }
+
+    /// Blocking.
+    fn read_all_letters(&self) -> Result<(), String> {
+        self.find_letters().map_err(|error| error.to_string())?;
+        let all = lock(&self.inner.letters).clone();
+        for (sink, letters) in all {
+            letters.read().map_err(|error| {
+                format!(
+                    "the dead letters of \"{sink}\" can't be read, and may be of events that the log has lost: {error}"
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// Has the log go on behind what sinks have seen, as soon as it can.

@@ -21,7 +21,6 @@ use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
 use super::replay::Jobs;
-use super::setback::skip_past;
 use super::stopping::LeftBehind;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -366,41 +365,6 @@ impl Engine {
 
     pub(super) async fn record_keys(&self) -> Result<Vec<String>, EngineError> {
         self.inner.store.keys(RECORDS).await.map_err(failed)
-    }
-
-    /// Seqs that a sink has seen, or has letters of, are never given out again, even if damage took them from the log.
-    async fn guard_seqs(&self) -> Result<(), EngineError> {
-        if self.shares_sinks() {
-            return self.fit_all().await;
-        }
-        let head = *self.inner.log.head().borrow();
-        let mut seen = Seq::ZERO;
-        for key in self.record_keys().await? {
-            // What can't be read now is its worker's to read, again and again: nothing here waits for it.
-            if let Ok(Some((record, _))) = self.record(&key).await
-                && let Some(main) = record.main
-            {
-                let by_this = main.next.prev();
-                self.inner.log.note_seen(by_this).await;
-                seen = seen.max(by_this);
-            }
-        }
-        for by_this in self.newest_letters() {
-            self.inner.log.note_seen(by_this).await;
-            seen = seen.max(by_this);
-        }
-        // A command without a daemon stores events, too: what it fetches or imports.
-        if self.inner.mode.drives() && seen > head {
-            // An event at a Seq that was given out before would be passed by whoever has seen that.
-            self.inner.log.hold_until_past(seen);
-            if let Err(why) = skip_past(&*self.inner.log, seen).await {
-                // On a full disk, say: the daemon starts all the same (decision 2).
-                let (head, seen) = (head.0, seen.0);
-                tracing::error!(head, seen, %why, "nothing is received until the log has gone on; that is tried again and again");
-                self.go_on_later(Seq(seen));
-            }
-        }
-        Ok(())
     }
 
     /// The nodes that share the log, in order of name; none where this one is alone.

@@ -26,6 +26,11 @@ pub(super) fn seen(record: &Record) -> Seq {
     record.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev())
 }
 
+/// Whether a log that ends with `head` can have given out a Seq, and has lost it.
+pub(super) fn is_possible(log: &dyn Log, head: Seq, seq: Seq) -> bool {
+    seq.0.saturating_sub(head.0) <= log.leap_max()
+}
+
 /// Where the log ends, if it ends before this Seq for good.
 pub(super) async fn end_before(log: &dyn Log, seen: Seq) -> Result<Option<Seq>, ReadError> {
     for round in 0..ASKED {
@@ -82,14 +87,23 @@ pub(super) async fn came_since(log: &dyn Log, record: &Record) -> Result<Seq, Re
 /// durable.
 pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, end: Seq) -> Result<(), ReadError> {
     let new = came_since(log, record).await?;
-    let seen = seen(record);
-    tracing::error!(
-        sink,
-        head = end.prev().0,
-        seen = seen.0,
-        "the sink has seen more than the log has, which was set back: what came since may repeat, and what the log has lost is not here"
-    );
-    record.unskipped = record.unskipped.max(Some(seen));
+    let (head, seen) = (end.prev(), seen(record));
+    if is_possible(log, head, seen) {
+        tracing::error!(
+            sink,
+            head = head.0,
+            seen = seen.0,
+            "the sink has seen more than the log has, which was set back: what came since may repeat, and what the log has lost is not here"
+        );
+        record.unskipped = record.unskipped.max(Some(seen));
+    } else {
+        tracing::error!(
+            sink,
+            head = head.0,
+            "the sink's position is that of event {seen}, which this log can't have given out: it is taken back, and what came since it was saved \
+             may repeat"
+        );
+    }
     let Some(main) = &mut record.main else { return Ok(()) };
     if new < end {
         main.next = main.next.min(new);

@@ -35,4 +35,4 @@ pub use file::{FrameFile, FrameReader, put_header_back};
 pub use frame::{FRAME_LEN_MAX, FRAME_OVERHEAD, Format, FrameError, HEADER_LEN};
 pub use scan::{Damage, Frame, Scan, has_header, scan, scan_behind_header};
 pub use stream::{StreamReader, StreamWriter};
-pub use surface::read_what_is_there;
+pub use surface::{name_again, read_what_is_there};

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::disk::is_bad_medium;
+use super::disk::{is_bad_medium, make_file, sync_parent};
 
 /// All of a file; zeros where the medium does not give it back.
 pub fn read_what_is_there(path: &Path) -> io::Result<Vec<u8>> {
@@ -16,6 +16,29 @@ pub fn read_what_is_there(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?];
     Surface::new(&file, len).read_exact_at(&mut content, 0)?;
     Ok(content)
+}
+
+/// Gives a file a second name, durably: what is to take its place may do so then. Not every file system gives a file two names, where it is
+/// copied instead, with zeros for what the medium does not give back. Nothing that has that name already gives way.
+pub fn name_again(path: &Path, name: &Path) -> io::Result<()> {
+    match std::fs::hard_link(path, name) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy(path, name)?,
+        linked => linked?,
+    }
+    sync_parent(name)
+}
+
+/// Copies what is there of a file, durably.
+fn copy(path: &Path, name: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    let surface = Surface::new(&file, file.metadata()?.len());
+    let mut made = make_file(name)?;
+    let copied = io::copy(&mut surface.reader(0), &mut made).and_then(|_| made.sync_all());
+    if copied.is_err() {
+        // Half a copy would be taken for one. The original is still there.
+        let _ = std::fs::remove_file(name);
+    }
+    copied
 }
 
 /// A file as far as it can be read. Where the medium fails there are zeros, which are no frame, and a note of it.
@@ -109,5 +132,32 @@ impl<F: FileExt> Read for SurfaceReader<'_, F> {
         self.surface.read_exact_at(&mut buffer[..len], self.at)?;
         self.at += len as u64;
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A link or, where there are none, a copy.
+    type Naming = fn(&Path, &Path) -> io::Result<()>;
+
+    #[test]
+    fn a_second_name_holds_what_the_first_does_and_takes_nobody_s_place() {
+        let ways: [Naming; 2] = [name_again, copy];
+        for way in ways {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, name) = (dir.path().join("a"), dir.path().join("a.damaged"));
+            assert!(way(&path, &name).is_err() && !name.exists(), "there is nothing");
+            let content = vec![7; 300_000];
+            std::fs::write(&path, &content).unwrap();
+            way(&path, &name).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(std::fs::read(&name).unwrap(), content);
+            std::fs::write(&path, b"another").unwrap();
+            let taken = way(&path, &name).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read(&name).unwrap(), content);
+        }
     }
 }

@@ -129,6 +129,12 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// Nothing is stored until the log has gone on behind `seen`, which [`Log::skip_past`] may have to be asked for again and again.
     fn hold_until_past(&self, _seen: Seq) {}
 
+    /// No more Seqs than so many are lost at the end of a log: what claims to know of one that is further behind is damaged, or of another log. To
+    /// go on behind that would use up what there is of Seqs, or never come to an end.
+    fn leap_max(&self) -> u64 {
+        1 << 32
+    }
+
     /// A sink has seen what stood up to `seen`, before anybody has passed what was lost since: that may be more than the log knows of it.
     async fn note_seen(&self, _seen: Seq) {}
 

@@ -190,7 +190,7 @@ impl Disk {
         let unnamed = names::unnamed(&self.path);
         let (file, fresh) = self.build(&unnamed, known, &read)?;
         let aside = names::free_aside(&self.path);
-        std::fs::hard_link(&self.path, &aside).map_err(|source| self.io(source))?;
+        framefile::name_again(&self.path, &aside).map_err(|source| self.io(source))?;
         std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
         tracing::error!(
             file = %self.path.display(),

@@ -71,6 +71,7 @@ use reader::Frame;
 use record::{TAG_COPIES, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_LETTER, TAG_REMOVE};
 pub(super) use stream::Desk;
 use stream::Stream;
+pub(super) use traces::Traces;
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;

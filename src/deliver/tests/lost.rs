@@ -46,6 +46,110 @@ async fn no_seq_that_has_a_dead_letter_or_had_one_is_given_out_again() {
     }
 }
 
+/// With this in the sink's record, as if it had seen all before it.
+async fn state_with(bench: &Bench, next: u64) -> Arc<dyn Store> {
+    let state = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let record = crate::deliver::mark::Record {
+        main: Some(crate::deliver::feed::Saved {
+            next: Seq(next),
+            open: Vec::new(),
+        }),
+        ..crate::deliver::mark::Record::default()
+    };
+    crate::state::put_json(&*state, "sink/a", &record, Expected::Anything)
+        .await
+        .unwrap();
+    state
+}
+
+/// As of the file of another log, or of a bit that was another one in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_no_event_of_this_log_can_have_keeps_nobody_from_receiving() {
+    for beyond in [1 << 50, u64::MAX] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.store(1..=3).await;
+        let letters = letters_in(bench.dir.path());
+        let letter = |seq, id| dead_letter("a", &lost(seq, id), "no".into(), 1, None);
+        letters.add(&[letter(8, "ev_8"), letter(beyond, "ev_9")]).unwrap();
+        drop(letters);
+        let engine = bench.engine(Mode::Follow).await;
+        assert_eq!(*bench.log.head().borrow(), Seq(8), "{beyond}");
+        bench.store(9..=9).await;
+        until("what is new is delivered", async || receiver.sorted() == [1, 2, 3, 9]).await;
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_this_log_can_not_have_come_to_keeps_nobody_from_receiving_and_is_taken_back() {
+    for next in [1 << 50, u64::MAX] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.store(1..=3).await;
+        let state = state_with(&bench, next).await;
+        let engine = bench.engine_with(Arc::new(bench.log.clone()), Some(state)).await;
+        assert_eq!(*bench.log.head().borrow(), Seq(3), "{next}");
+        bench.store(4..=5).await;
+        until("all is delivered", async || receiver.sorted() == [1, 2, 3, 4, 5]).await;
+        durable(&engine, 5).await;
+        engine.shutdown().await;
+    }
+}
+
+/// Marks that have seen 8 of a log that ends at 3, and dead letters in a file that this closehook can't read; where the real ones are.
+async fn without_its_end(bench: &Bench) -> (Arc<dyn Store>, std::path::PathBuf, std::path::PathBuf) {
+    bench.store(1..=3).await;
+    let state = state_with(bench, 9).await;
+    let letters = letters_in(bench.dir.path());
+    let letter = dead_letter("a", &lost(12, "ev_12"), "no".into(), 1, None);
+    letters.add(&[letter]).unwrap();
+    drop(letters);
+    let (place, away) = (bench.dir.path().join("dead/a"), bench.dir.path().join("away"));
+    std::fs::rename(&place, &away).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 99,
+    };
+    drop(crate::framefile::FrameFile::create(&place, newer).unwrap());
+    (state, place, away)
+}
+
+/// They may be newer than all that marks have seen, and what came at their Seqs would be taken for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_has_lost_its_end_goes_on_when_it_is_known_of_which_events_there_are_letters() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let (state, place, away) = without_its_end(&bench).await;
+    let engine = bench.engine_with(Arc::new(bench.log.clone()), Some(state)).await;
+    assert_eq!(*bench.log.head().borrow(), Seq(3));
+    let body = r#"{"event":{"id":"ev_4","object_type":"lead","action":"updated"}}"#;
+    let new = Incoming::new(body.into(), jiff::Timestamp::now(), Source::Webhook, None);
+    let held = bench.log.append(new).await.unwrap_err().to_string();
+    assert!(held.contains("events up to 8"), "{held}");
+    std::fs::rename(&away, &place).unwrap();
+    until("the log has gone on", async || *bench.log.head().borrow() == Seq(12)).await;
+    bench.store(13..=13).await;
+    until("what is new is delivered", async || receiver.sorted() == [13]).await;
+    engine.shutdown().await;
+}
+
+/// Receiving waits for no sink: behind all that they can be of, the log goes on without them after a minute.
+#[tokio::test]
+async fn letters_that_can_not_be_read_keep_nobody_from_receiving_for_good() {
+    let bench = Bench::new(vec![sink_on(&Receiver::new(), Commit::Acknowledge)]);
+    let (state, _, _) = without_its_end(&bench).await;
+    let engine = bench.engine_with(Arc::new(bench.log.clone()), Some(state)).await;
+    tokio::time::pause();
+    let mut head = bench.log.head();
+    let is_past = |head: &Seq| head.0 >= 8 + 250_000;
+    assert!(is_past(&head.wait_for(|head| *head != Seq(3)).await.unwrap()));
+    tokio::time::resume();
+    engine.shutdown().await;
+}
+
 /// The log was put back to before an event, and has given its Seq to another one since.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_whose_seq_another_event_has_sends_what_was_kept_for_it_or_nothing() {

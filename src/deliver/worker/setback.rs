@@ -13,7 +13,7 @@
 use super::Worker;
 use crate::deliver::mark::Record;
 use crate::deliver::reading::within;
-use crate::deliver::setback::came_since;
+use crate::deliver::setback::{came_since, is_possible};
 use crate::event::{Kind, Seq};
 use crate::sinks::Unavailable;
 
@@ -41,8 +41,14 @@ impl Worker<'_> {
             receiver = seen.0,
             "the receiver has got events that the log has not, which was set back: some events may repeat, and those that only the receiver has are not here"
         );
-        if end.is_some() {
+        if end.is_some() && is_possible(&*self.kit.log, head, seen) {
             self.skip_past(seen).await?;
+        } else if end.is_some() {
+            let sink = self.kit.name();
+            tracing::error!(
+                sink,
+                "the receiver says that it has got event {seen}, which this log can't have given out"
+            );
         }
         if theirs.commits >= ours.commits {
             // Letters and replays that it speaks of may be of other events as well.

@@ -393,6 +393,12 @@ impl Committer {
         if seq <= self.next {
             return Ok(());
         }
+        if seq.0 > u64::MAX - SEGMENT_EVENTS_MAX {
+            return Err(AppendError::Failing(format!(
+                "there are no Seqs left behind event {}: no log has given it out",
+                seq.prev()
+            )));
+        }
         self.make_sure()?;
         self.shared
             .gaps

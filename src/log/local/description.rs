@@ -294,8 +294,7 @@ fn set_aside(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Not every file system gives a file two names.
-    match std::fs::hard_link(path, &aside).or_else(|_| std::fs::copy(path, &aside).map(drop)) {
+    match framefile::name_again(path, &aside) {
         Err(error) if !framefile::is_damage(&error) => Err(error),
         _ => Ok(()),
     }

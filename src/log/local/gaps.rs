@@ -32,6 +32,9 @@ pub(super) struct Gaps {
     changing: Mutex<()>,
     /// Some of the list is not on disk: it was found when there was no room.
     is_owed: AtomicBool,
+    /// What there is besides a damaged list is still being found. Until all of it is, nothing takes the damaged list's place: where the start
+    /// ends before that, the next one would take what had been found by then for the whole list.
+    is_listing: AtomicBool,
     /// When the newest event was received that was seen when the log was opened, in microseconds.
     newest_us: AtomicI64,
     /// Whoever only looks keeps what is found to itself.
@@ -57,7 +60,7 @@ impl Gaps {
                 tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
                 is_incomplete = true;
                 if repair {
-                    set_aside(&path)?;
+                    set_aside(&path);
                 } else {
                     damage = Some(format!(
                         "{}: the list of lost events is damaged: {error}",
@@ -74,6 +77,7 @@ impl Gaps {
             changing: Mutex::new(()),
             // As long as the damaged one is in its place, it is known that something is not known.
             is_owed: AtomicBool::new(repair && is_incomplete),
+            is_listing: AtomicBool::new(repair && is_incomplete),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
             damage,
@@ -208,6 +212,12 @@ impl Gaps {
         }
     }
 
+    /// All that is missing was found: from now on what is found is written down, and so is what was found until now.
+    pub fn settle_listed(&self) -> io::Result<()> {
+        self.is_listing.store(false, Ordering::Relaxed);
+        self.settle()
+    }
+
     /// Writes down what there was no room for.
     pub fn settle(&self) -> io::Result<()> {
         if !self.is_owed() {
@@ -284,8 +294,13 @@ impl Gaps {
         list
     }
 
-    /// Only what is durable is on record: else the next one who asks would rely on it.
+    /// Only what is durable is on record: else the next one who asks would rely on it. While it is listed what there is, it is owed instead.
     fn keep(&self, list: Vec<Gap>) -> io::Result<()> {
+        if self.is_listing.load(Ordering::Relaxed) {
+            self.is_owed.store(true, Ordering::Relaxed);
+            *write_lock(&self.list) = Arc::new(list);
+            return Ok(());
+        }
         if self.is_owner {
             store(&self.path, &list)?;
         }
@@ -295,19 +310,16 @@ impl Gaps {
     }
 }
 
-/// Gives a damaged list a second name. It goes from its place when the next one takes that.
-fn set_aside(path: &Path) -> io::Result<()> {
+/// Gives a damaged list a second name. It goes from its place when the next one takes that. Where that can't be, its bytes are of less use than
+/// a log that starts.
+fn set_aside(path: &Path) {
     let aside = framefile::beside(path, ".damaged");
-    match std::fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    match std::fs::hard_link(path, &aside) {
-        Err(error) if files::is_full(&error) => {
-            tracing::warn!(%error, "there is no room to set the damaged list of lost events aside");
-            Ok(())
-        }
-        linked => linked,
+    let removed = match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    if let Err(error) = removed.and_then(|()| framefile::name_again(path, &aside)) {
+        tracing::warn!(%error, aside = %aside.display(), "the damaged list of lost events can't be set aside");
     }
 }
 
@@ -405,9 +417,49 @@ mod tests {
             assert!(gaps.is_incomplete() && gaps.is_owed());
             assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
         }
-        Gaps::open(dir.path(), true).unwrap().settle().unwrap();
+        Gaps::open(dir.path(), true).unwrap().settle_listed().unwrap();
         assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
         assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
+    }
+
+    /// A start that ends in between is followed by another one, which has to know that the list tells not all.
+    #[test]
+    fn a_damaged_list_gives_way_to_all_that_is_found_and_not_to_the_first_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gaps.json");
+        std::fs::write(&path, "[{").unwrap();
+        let find = |gaps: &Gaps| {
+            gaps.record_or_owe(Seq(5), Seq(9), "why", Stood::All).unwrap();
+            gaps.record(Seq(6), Seq(8), "again").unwrap();
+            gaps.record(Seq(20), Seq(29), "why").unwrap();
+            gaps.prove(Seq(7));
+            assert!(gaps.is_owed() && gaps.holds(Seq(7)) && gaps.holds(Seq(25)));
+        };
+        for _ in 0..2 {
+            let gaps = Gaps::open(dir.path(), true).unwrap();
+            find(&gaps);
+            assert!(gaps.is_incomplete());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
+        }
+        let gaps = Gaps::open(dir.path(), true).unwrap();
+        find(&gaps);
+        gaps.settle_listed().unwrap();
+        assert!(!gaps.is_owed());
+        let again = Gaps::open(dir.path(), true).unwrap();
+        assert_eq!((again.list(), again.is_incomplete()), (gaps.list(), false));
+        assert_eq!(again.list().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_list_that_can_not_be_set_aside_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
+        std::fs::write(&path, "[{").unwrap();
+        std::fs::create_dir(&aside).unwrap();
+        let gaps = Gaps::open(dir.path(), true).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
+        gaps.settle_listed().unwrap();
+        assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
     }
 
     #[test]

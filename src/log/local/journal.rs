@@ -466,10 +466,12 @@ pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io:
                 &aside.join(format!("journal-bytes-{}-{}", range.from, range.to)),
                 &bytes,
             )?,
-            Err(error) if framefile::is_bad_medium(&error) => match std::fs::hard_link(&path, aside.join(FILE_NAME)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => return framefile::sync_dir(aside),
-            },
+            Err(error) if framefile::is_bad_medium(&error) => {
+                match framefile::name_again(&path, &aside.join(FILE_NAME)) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => return framefile::sync_dir(aside),
+                }
+            }
             Err(error) => return Err(error),
         }
     }
@@ -478,7 +480,7 @@ pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io:
 
 /// The last Seq that a segment may hold which begins with `first`, `limit` being the first one of the next segment.
 pub(super) fn last_possible(first: Seq, limit: Option<Seq>) -> Seq {
-    limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev)
+    limit.map_or_else(|| Seq(first.0.saturating_add(SEGMENT_EVENTS_MAX - 1)), Seq::prev)
 }
 
 /// `log/<first seq>`, zero-padded so that names sort as numbers.

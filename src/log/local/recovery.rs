@@ -67,10 +67,18 @@ pub(super) fn take_inventory(
         swap::recover(&log_dir).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
-    let inventory = take_listed(&log_dir, &dirs, known, gaps, repair)?;
-    if gaps.is_incomplete() {
-        // What its place says from now on is all that was found.
-        unless_full(gaps.settle(), "the list of what is lost", inventory.next).map_err(fail)?;
+    let mut inventory = take_listed(&log_dir, &dirs, known, gaps, repair)?;
+    // What its place says from now on is all that was found.
+    if gaps.is_incomplete()
+        && unless_full(gaps.settle_listed(), "the list of what is lost", inventory.next).map_err(fail)?
+    {
+        // They waited for the list.
+        while let Some(first) = inventory.owed.segments.last().copied() {
+            if !unless_full(set_segment_aside(&log_dir, first), "setting a segment aside", first).map_err(fail)? {
+                break;
+            }
+            inventory.owed.segments.pop();
+        }
     }
     Ok(inventory)
 }

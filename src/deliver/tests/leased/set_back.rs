@@ -110,6 +110,40 @@ async fn a_log_that_was_set_back_goes_on_behind_what_has_letters() {
     node.engine.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_skips_nothing_before_all_letters_are_known() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    pair.saved("a", &saved_long_ago(51)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let dead = dir.path().join("dead");
+    std::fs::create_dir(&dead).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 99,
+    };
+    drop(crate::framefile::FrameFile::create(&dead.join("a"), newer).unwrap());
+    let log = Arc::new(pair.bench.log.clone());
+    let sink = sink_on(&receiver, Commit::Acknowledge);
+    assert!(pair.try_node_in(dir, log, "one", &receiver, sink).await.is_err());
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+    begins_and_delivers_all(&pair, &receiver).await;
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(50));
+}
+
+/// To go on behind it would never come to an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_this_log_can_not_have_come_to_is_taken_back_and_nothing_is_skipped() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    pair.bench.store(1..=3).await;
+    pair.saved("a", &saved_long_ago(1 << 50)).await;
+    begins_and_delivers_all(&pair, &receiver).await;
+    assert_eq!(pair.record().await.unwrap().unskipped, None);
+    assert_eq!(*pair.bench.log.head().borrow(), Seq(3));
+}
+
 /// The log was set back while nodes run: whoever takes the sink over finds it out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_waits_until_a_log_that_was_set_back_goes_on_behind_what_it_has_seen() {

@@ -192,6 +192,25 @@ async fn nothing_is_stored_until_the_log_has_gone_on_behind_what_was_seen() {
     log.close();
 }
 
+/// Behind the last ones there is no place for an event, and no segment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_goes_on_behind_no_seq_that_leaves_none_for_what_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=3).await;
+    for seen in [u64::MAX, u64::MAX - 1, u64::MAX - 1000] {
+        let refused = log.skip_past(Seq(seen)).await.unwrap_err().to_string();
+        assert!(refused.contains(&seen.to_string()) || seen == u64::MAX, "{refused}");
+    }
+    store(&log, 4..=5).await;
+    log.close();
+    let log = open(dir.path());
+    store(&log, 6..=6).await;
+    log.close();
+    let last = Seq(u64::MAX);
+    assert_eq!(journal::last_possible(last.prev(), None), last);
+}
+
 fn visitor(dir: &Path) -> LocalLog {
     LocalLog::open(Options {
         read_only: true,
