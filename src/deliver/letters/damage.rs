@@ -17,8 +17,8 @@ use crate::sync::lock;
 pub(super) struct Damage {
     /// One sentence.
     pub words: String,
-    /// The same each time that this is found, and another one of any other damage.
-    pub mark: u64,
+    /// The same each time that this is found, and another one of any other damage. `None`: it is said, and took no letter.
+    pub mark: Option<u64>,
     /// The sink's record has the mark durably: what shows the damage may go.
     pub is_noted: bool,
 }
@@ -44,9 +44,23 @@ impl Damage {
     pub fn marked(words: String, mark: u64) -> Damage {
         Damage {
             words,
-            mark,
+            mark: Some(mark),
             is_noted: false,
         }
+    }
+
+    /// What took no letter.
+    pub fn harmless(words: String) -> Damage {
+        Damage {
+            words,
+            mark: None,
+            is_noted: false,
+        }
+    }
+
+    /// Whether it may have taken letters of which the sink's record says nothing yet.
+    pub fn is_news(&self) -> bool {
+        self.mark.is_some() && !self.is_noted
     }
 }
 
@@ -91,12 +105,12 @@ impl Letters {
 
     /// Whether damage has taken letters.
     pub fn is_damaged(&self) -> bool {
-        self.index(|index| index.damage.is_some() || index.missing.is_some())
+        self.damage_mark().is_some() || self.index(|index| index.missing.is_some())
     }
 
-    /// By what the damage is told that was found where they are kept; `None` where there is none.
+    /// By what the damage is told that was found where they are kept; `None` where there is none that took any.
     pub fn damage_mark(&self) -> Option<u64> {
-        self.index(|index| index.damage.as_ref().map(|damage| damage.mark))
+        self.index(|index| index.damage.as_ref().and_then(|damage| damage.mark))
     }
 
     /// Whether something is missing of what was noted of the file: that was taken by damage. Blocking.
@@ -141,7 +155,7 @@ impl Letters {
     pub fn damage_is_noted(&self, mark: Option<u64>) {
         self.index(|index| {
             if let Some(damage) = &mut index.damage {
-                damage.is_noted |= mark == Some(damage.mark);
+                damage.is_noted |= mark == damage.mark;
             }
         });
     }
@@ -214,6 +228,33 @@ mod tests {
         letters.remove(&[Seq(392)]).unwrap();
         assert!(len() < COMPACT_LEN);
         assert!(letters.trouble().is_some(), "it is said as long as the process runs");
+    }
+
+    /// Else everything that was delivered before it would be in doubt for good, although there is each letter.
+    #[test]
+    fn a_damaged_header_alone_is_said_and_takes_no_letter() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        add(&opened(dir.path(), false), 1..=3);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[3] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert!(letters.trouble().is_some(), "looked at only: {read_only}");
+            assert_eq!(
+                (letters.damage_mark(), letters.is_damaged(), letters.len()),
+                (None, false, 3)
+            );
+        }
+        // One letter is damaged as well.
+        std::fs::write(&file, &bytes).unwrap();
+        flip(&file);
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert!(letters.damage_mark().is_some() && letters.is_damaged());
+            assert_eq!(letters.len(), 2);
+        }
     }
 
     #[test]

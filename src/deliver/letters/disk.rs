@@ -117,23 +117,35 @@ impl Disk {
         self.is_damaged = !scan.damage.is_empty();
         self.looked_at = scan.good_len;
         if self.is_damaged {
-            self.tell_damage(&mut index, &scan.damage);
+            self.tell_damage(&mut index, &scan.damage, false);
         }
         index.reader = Some(Arc::new(reader));
         Ok(index)
     }
 
-    fn tell_damage(&self, index: &mut Index, damage: &[framefile::Damage]) {
+    fn tell_damage(&self, index: &mut Index, damage: &[framefile::Damage], is_header_alone: bool) {
         let bytes: u64 = damage.iter().map(|damage| damage.to - damage.from).sum();
         let kept = index.places.len();
         let file = self.path.display();
-        tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
+        if is_header_alone {
+            tracing::error!(%file, kept, "the header of a file of dead letters is damaged; that costs no letter");
+        } else {
+            tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
+        }
         let words = format!(
             "{}; the {kept} letter(s) that can be read are kept",
             damage::told(&self.path, damage)
         );
-        let of = Extent::of(&self.path, 0).map(Extent::file);
-        index.damage = Some(Damage::in_file(words, of.unwrap_or_default(), damage));
+        index.damage = Some(if is_header_alone {
+            Damage::harmless(words)
+        } else {
+            Damage::in_file(words, self.identity(), damage)
+        });
+    }
+
+    /// The number of the file, and when it was made.
+    fn identity(&self) -> (u64, u64) {
+        Extent::of(&self.path, 0).map(Extent::file).unwrap_or_default()
     }
 
     /// The name says what the file is, so a damaged header costs no letter. Where there is more than letters behind it, or the medium is
@@ -155,14 +167,16 @@ impl Disk {
             // Not one letter can be told from something else.
             _ => return self.set_aside(),
         };
-        self.tell_damage(&mut index, &scan.damage);
+        // All frames are whole, and in their places.
+        let is_header_alone = strange == 0 && is_free && scan.damage.len() == 1;
+        self.tell_damage(&mut index, &scan.damage, is_header_alone);
         index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
         if self.read_only {
             self.looked_at = scan.good_len;
             return Ok(index);
         }
-        let is_header_alone = strange == 0 && is_free && self.may("medium").is_ok();
-        let mut mended = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
+        let is_mendable = strange == 0 && is_free && self.may("medium").is_ok();
+        let mut mended = if is_mendable && framefile::put_header_back(&self.path, FORMAT).is_ok() {
             self.scan()?
         } else {
             self.salvage(&index)?

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::super::damage::Damage;
 use super::super::index::Index;
 use super::super::keeper::Known;
 use super::super::record::{
@@ -22,8 +23,7 @@ pub(in crate::deliver::letters) type Read<'a> = &'a dyn Fn(u64) -> Result<(u32, 
 impl Disk {
     pub(super) fn compact(&mut self, index: &Known) -> Result<(), FrameError> {
         // What shows damage stays until the sink's record says what it may have taken.
-        let is_shown = |index: &Index| index.damage.as_ref().is_some_and(|damage| !damage.is_noted);
-        if self.is_damaged && lock(index).as_ref().is_some_and(is_shown) {
+        if lock(index).as_ref().is_some_and(|index| self.shows_news(index)) {
             return Ok(());
         }
         let len = self.file.as_ref().map_or(0, FrameFile::len);
@@ -34,6 +34,11 @@ impl Disk {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether the file alone shows damage.
+    fn shows_news(&self, known: &Index) -> bool {
+        self.is_damaged && known.damage.as_ref().is_some_and(Damage::is_news)
     }
 
     /// Writes the file anew where anything is in it; whatever went is in no file any more when this returns.
@@ -96,7 +101,12 @@ impl Disk {
     }
 
     /// The new file, whole and synced, and what is in it.
-    pub(super) fn build(&self, unnamed: &Path, known: &Index, read: Read<'_>) -> Result<(FrameFile, Index), FrameError> {
+    pub(super) fn build(
+        &self,
+        unnamed: &Path,
+        known: &Index,
+        read: Read<'_>,
+    ) -> Result<(FrameFile, Index), FrameError> {
         let mut file = FrameFile::create(unnamed, FORMAT)?;
         let mut fresh = copy_live(&self.path, &mut file, known, read)?;
         file.sync()?;
@@ -109,7 +119,12 @@ impl Disk {
 }
 
 /// Copies what still counts. What is damaged is said and left out, so that one letter never keeps the others from being written.
-pub(in crate::deliver::letters) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: Read<'_>) -> Result<Index, FrameError> {
+pub(in crate::deliver::letters) fn copy_live(
+    path: &Path,
+    file: &mut FrameFile,
+    known: &Index,
+    read: Read<'_>,
+) -> Result<Index, FrameError> {
     let unreadable = |seq: Seq| {
         tracing::error!(file = %path.display(), seq = seq.0, "a dead letter is damaged and can't be read any more");
     };
