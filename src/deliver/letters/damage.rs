@@ -160,7 +160,7 @@ impl Letters {
         });
     }
 
-    /// Has no damage any more, and says nothing of it: what it may have taken is noted durably. Blocking.
+    /// Has no damage any more, and says nothing of it: what it may have taken is noted durably, or it is refused. Blocking.
     pub fn heal(&self) -> Result<(), FrameError> {
         self.keeper()?.heal(&self.shared.index)
     }
@@ -202,6 +202,8 @@ mod tests {
         drop(letters);
         let letters = opened(dir.path(), false);
         assert!(mark.is_some() && letters.damage_mark() == mark);
+        letters.heal().unwrap_err();
+        letters.damage_is_noted(mark);
         letters.heal().unwrap();
         let again = opened(dir.path(), false);
         for letters in [letters, again] {

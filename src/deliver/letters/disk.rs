@@ -17,6 +17,7 @@ use super::record::{self, FORMAT, Giver, TAG_GIVEN};
 use super::{BLOCK_BYTES, is_gone, names};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader};
 use crate::sync::lock;
+use rewrite::Unnoted;
 #[cfg(test)]
 pub(super) use rewrite::copy_live;
 
@@ -198,7 +199,8 @@ impl Disk {
             None => Err(FrameError::Poisoned(self.path.clone())),
         };
         let unnamed = names::unnamed(&self.path);
-        let (file, fresh) = self.build(&unnamed, known, &read)?;
+        let (file, mut fresh, gone) = self.build(&unnamed, known, &read)?;
+        fresh.damage = self.newly_damaged(known, &fresh, &gone).or(fresh.damage);
         let aside = names::free_aside(&self.path);
         std::fs::hard_link(&self.path, &aside).map_err(|source| self.io(source))?;
         std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
@@ -244,7 +246,7 @@ impl Disk {
             return Err(self.io(source));
         }
         if self.is_old || self.is_doubtful() {
-            self.rewrite(index, &|| ())?;
+            self.rewrite(index, Unnoted::Stays, &|| ())?;
         }
         // Only where none is: a new file would take the place of what is there.
         if self.file.is_none() && !self.is_missing()? {
@@ -421,7 +423,7 @@ impl Keeper for Disk {
             return Ok(());
         }
         if self.is_damaged {
-            self.rewrite(known, &|| ())?;
+            self.rewrite(known, Unnoted::Stays, &|| ())?;
         }
         if let Some(index) = &mut *lock(known) {
             (index.damage, index.missing) = (None, None);

@@ -358,6 +358,8 @@ impl Letters {
 
     /// Removes all of them, and leaves nothing; gives how many there were. Blocking.
     pub fn forget(&self) -> Result<u64, FrameError> {
+        // Nothing is left that damage could be noted of.
+        self.damage_is_noted(self.damage_mark());
         let gone = self.remove(&self.all_seqs(Seq::ZERO, usize::MAX))?;
         self.keeper()?.remove_all(&self.shared.index)?;
         Ok(gone)

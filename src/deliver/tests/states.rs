@@ -180,6 +180,44 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
     }
 }
 
+/// The file was written anew without it, and shows nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_was_damaged_while_the_sink_ran_is_not_said_to_be_delivered() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    let file = bench.dir.path().join("dead/a");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    engine.letters_of("a").scrub(&|| ()).unwrap();
+    receiver.says(|_| Ok(Outcome::Delivered));
+    bench.store(6..=6).await;
+    durable(&engine, 6).await;
+    let check = async |engine: &Engine| {
+        let mut lost = 0;
+        for seq in 1..=5 {
+            match state(&bench, engine, seq).await {
+                EventState::Unknown { .. } => lost += 1,
+                said => assert!(matches!(said, EventState::Dead { .. }), "{seq}: {said:?}"),
+            }
+        }
+        assert_eq!(lost, 1);
+    };
+    check(&engine).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    check(&engine).await;
+    engine.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();

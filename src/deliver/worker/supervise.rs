@@ -282,12 +282,11 @@ async fn compare_letters(kit: &Kit, mut record: Record, is_durable: bool) -> Res
     let (letters, name) = (kit.letters.clone(), kit.name().to_owned());
     let compare = move || {
         let is_news = record.compare_letters(&letters);
-        if !is_news
-            && is_durable
-            && letters.is_damaged()
-            && let Err(error) = letters.heal()
-        {
-            tracing::warn!(sink = name, %error, "what is damaged of the dead letters can't be left out of their file now; this is tried again");
+        if !is_news && is_durable && letters.is_damaged() {
+            letters.damage_is_noted(record.letters_doubted);
+            if let Err(error) = letters.heal() {
+                tracing::warn!(sink = name, %error, "what is damaged of the dead letters can't be left out of their file now; this is tried again");
+            }
         }
         record
     };
