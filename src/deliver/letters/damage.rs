@@ -24,9 +24,9 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// What is told by nothing but its words.
-    pub fn said(words: String) -> Damage {
-        let mark = mark_of(&words);
+    /// What is told by its words, and by the file that it is of: its number and when it was made.
+    pub fn said(words: String, (ino, made): (u64, u64)) -> Damage {
+        let mark = mark_of(&format!("{ino} {made} {words}"));
         Damage::marked(words, mark)
     }
 
@@ -257,6 +257,21 @@ mod tests {
             assert!(letters.damage_mark().is_some() && letters.is_damaged());
             assert_eq!(letters.len(), 2);
         }
+    }
+
+    #[test]
+    fn the_next_file_that_is_damaged_in_the_same_way_has_another_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark_after = |round: u32| {
+            add(&opened(dir.path(), false), 1..=3);
+            std::fs::write(dir.path().join("a"), "").unwrap();
+            let letters = opened(dir.path(), false);
+            // Somebody has looked at it.
+            let kept = dir.path().join(format!(".kept-{round}"));
+            std::fs::rename(dir.path().join(".a.damaged"), kept).unwrap();
+            letters.damage_mark().unwrap()
+        };
+        assert_ne!(mark_after(1), mark_after(2));
     }
 
     #[test]

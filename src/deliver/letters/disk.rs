@@ -225,6 +225,7 @@ impl Disk {
             bytes,
             "not one letter can be read in the file of dead letters; it is set aside"
         );
+        let file = self.identity();
         if !self.read_only {
             std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
         }
@@ -234,7 +235,7 @@ impl Disk {
             aside.display()
         );
         Ok(Index {
-            damage: Some(Damage::said(damage)),
+            damage: Some(Damage::said(damage, file)),
             ..Index::default()
         })
     }

@@ -57,8 +57,9 @@ impl Disk {
 
     /// Writes a file of an older format anew. Where that fails it can still be read, and it is tried again before anything is added.
     pub(super) fn renew(&mut self, index: &Known) {
+        let shows_news = lock(index).as_ref().is_some_and(|index| self.shows_news(index));
         if self.is_old
-            && !lock(index).as_ref().is_some_and(|index| self.shows_news(index))
+            && !shows_news
             && let Err(error) = self.rewrite(index, Unnoted::Stays, &|| ())
         {
             tracing::warn!(%error, "a file of dead letters of an older format can't be written anew; this is tried again");
