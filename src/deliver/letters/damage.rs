@@ -3,12 +3,12 @@
 //! What was counted is told by a mark, which the sink's record has. A file that is damaged stays so, and is found so at each start, until it is
 //! written anew; which it is as soon as the record has the mark durably, and not before: a crash would lose what shows the damage.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::Letters;
 use super::extent::Extent;
+use super::{Letters, names};
 use crate::framefile::{self, FrameError};
 use crate::sync::lock;
 
@@ -134,8 +134,42 @@ impl Letters {
         true
     }
 
-    /// What is missing, one sentence.
+    /// What is missing, one sentence. Blocking.
     fn missing(&self, noted: Extent) -> Option<String> {
+        let (extent, is_said) = self.index(|index| (index.extent, index.damage.is_some()));
+        // What set it aside, or left something of it out, says so itself, unless the process ended before that was noted.
+        if !is_said && !extent.is_some_and(|now| now.is_of(noted)) {
+            let file = self.shared.path.display();
+            match self.aside_of(noted) {
+                Ok(Some(aside)) => return Some(self.words_of_aside(&aside)),
+                Ok(None) => {}
+                Err(error) => {
+                    return Some(format!(
+                        "whether {file} was damaged and set aside can't be seen: {error}"
+                    ));
+                }
+            }
+        }
+        self.missing_of_file(noted)
+    }
+
+    /// Where the file is that was noted, if it was set aside.
+    fn aside_of(&self, noted: Extent) -> std::io::Result<Option<PathBuf>> {
+        let mut beside = names::all_beside(&self.shared.path)?.into_iter();
+        Ok(beside.find(|path| Extent::of(path, 0).is_some_and(|aside| aside.is_of(noted))))
+    }
+
+    fn words_of_aside(&self, aside: &Path) -> String {
+        format!(
+            "{} was damaged, and is set aside as {}; the {} letter(s) that could be read are kept",
+            self.shared.path.display(),
+            aside.display(),
+            self.index(|index| index.places.len())
+        )
+    }
+
+    /// What is missing at the end of the file, or all of it.
+    fn missing_of_file(&self, noted: Extent) -> Option<String> {
         let file = self.shared.path.display();
         self.index(|index| {
             if index.reader.is_none() {
@@ -170,7 +204,7 @@ impl Letters {
 mod tests {
     use std::path::Path;
 
-    use super::super::disk::COMPACT_LEN;
+    use super::super::disk::{COMPACT_LEN, Disk};
     use super::super::tests::letter;
     use super::*;
     use crate::event::Seq;
@@ -272,6 +306,42 @@ mod tests {
             letters.damage_mark().unwrap()
         };
         assert_ne!(mark_after(1), mark_after(2));
+    }
+
+    /// A new file with what could be read took its place, and a crash came before the sink's record had the mark.
+    #[test]
+    fn a_file_that_was_set_aside_before_that_was_noted_is_known_by_what_was_noted_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        if std::fs::metadata(dir.path()).unwrap().created().is_err() {
+            return;
+        }
+        let file = dir.path().join("a");
+        let letters = opened(dir.path(), false);
+        add(&letters, 1..=3);
+        let noted = letters.extent().unwrap();
+        drop(letters);
+        let mut bytes = std::fs::read(&file).unwrap();
+        // There is something else in the place of the first letter.
+        bytes[..100].fill(7);
+        std::fs::write(&file, bytes).unwrap();
+        let salvaged = Disk::new(file.clone(), false);
+        let salvaged = Letters::kept_by(Box::new(salvaged), file);
+        // Its header can't be put back.
+        salvaged.fail_at(Some("medium"));
+        salvaged.read().unwrap();
+        assert!(
+            salvaged.damage_mark().is_some() && !salvaged.lacks(noted),
+            "that is said"
+        );
+        assert_eq!(salvaged.seqs(Seq(1), 9), [2, 3].map(Seq));
+        drop(salvaged);
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert_eq!(letters.damage_mark(), None);
+            assert!(letters.lacks(noted), "looked at only: {read_only}");
+            assert!(letters.trouble().unwrap().contains(".a.damaged"));
+            assert!(!letters.lacks(letters.extent().unwrap()), "it is noted once");
+        }
     }
 
     #[test]
