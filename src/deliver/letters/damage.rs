@@ -194,9 +194,9 @@ impl Letters {
         });
     }
 
-    /// Has no damage any more, and says nothing of it: what it may have taken is noted durably, or it is refused. Blocking.
-    pub fn heal(&self) -> Result<(), FrameError> {
-        self.keeper()?.heal(&self.shared.index)
+    /// Has no damage any more: what that may have taken is noted durably, or it is refused. Blocking; `turn` is called as it gets on.
+    pub fn heal(&self, turn: &dyn Fn()) -> Result<(), FrameError> {
+        self.keeper()?.heal(&self.shared.index, turn)
     }
 }
 
@@ -236,12 +236,16 @@ mod tests {
         drop(letters);
         let letters = opened(dir.path(), false);
         assert!(mark.is_some() && letters.damage_mark() == mark);
-        letters.heal().unwrap_err();
+        letters.heal(&|| ()).unwrap_err();
         letters.damage_is_noted(mark);
-        letters.heal().unwrap();
+        let turns = std::cell::Cell::new(0);
+        letters.heal(&|| turns.set(turns.get() + 1)).unwrap();
+        assert!(turns.get() >= 3, "however many there are, it is seen to get on");
+        assert!(letters.trouble().is_some(), "it is said as long as the process runs");
         let again = opened(dir.path(), false);
+        assert_eq!(again.trouble(), None);
         for letters in [letters, again] {
-            assert_eq!((letters.trouble(), letters.damage_mark()), (None, None));
+            assert_eq!((letters.is_damaged(), letters.damage_mark()), (false, None));
             assert_eq!(letters.seqs(Seq(1), 9), [1, 3, 4].map(Seq));
         }
     }

@@ -419,15 +419,15 @@ impl Keeper for Disk {
         Ok(())
     }
 
-    fn heal(&mut self, known: &Known) -> Result<(), FrameError> {
+    fn heal(&mut self, known: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
         if self.read_only {
             return Ok(());
         }
         if self.is_damaged {
-            self.rewrite(known, Unnoted::Stays, &|| ())?;
+            self.rewrite(known, Unnoted::Stays, turn)?;
         }
         if let Some(index) = &mut *lock(known) {
-            (index.damage, index.missing) = (None, None);
+            index.note_healed();
         }
         Ok(())
     }

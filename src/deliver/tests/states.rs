@@ -171,6 +171,11 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
     changed[0].timeout = Span::secs(21);
     engine.reload(bench.rules.clone(), &changed).await.unwrap();
     check(&engine).await;
+    let trouble = status(&engine).dead_trouble.unwrap_or_default();
+    assert!(
+        trouble.contains("are damaged"),
+        "somebody may not have seen it: {trouble}"
+    );
     engine.shutdown().await;
     for _ in 0..2 {
         let engine = bench.engine(Mode::Follow).await;

@@ -412,11 +412,11 @@ mod tests {
         let first = letters.damage_mark();
         letters.damage_is_noted(first);
         flip(&file, 3000);
-        letters.heal().unwrap_err();
+        letters.heal(&|| ()).unwrap_err();
         let second = letters.damage_mark();
         assert!(second.is_some() && second != first && is_news(&letters));
         letters.damage_is_noted(second);
-        letters.heal().unwrap();
+        letters.heal(&|| ()).unwrap();
         for letters in [letters, opened(dir.path())] {
             assert_eq!((letters.damage_mark(), seqs(&letters)), (None, vec![Seq(1)]));
         }
