@@ -27,7 +27,9 @@ pub async fn carry_dead_letters(
     // What is noted of a file is not of the copy.
     let (noted, _) = records_in(&*open_store(data_dir, Mode::Look).await?).await?;
     for (sink, record) in &mut records {
-        record.letters = noted.get(sink).and_then(|noted| noted.letters);
+        let noted = noted.get(sink);
+        record.letters = noted.and_then(|noted| noted.letters);
+        record.letters_doubted = noted.and_then(|noted| noted.letters_doubted);
     }
     let work = move || -> Result<(Carried, BTreeMap<String, Record>), String> {
         let mut carried = letters::carry_into(&dir, &letters::Desk::new(journal).map_err(text)?)?;
@@ -55,9 +57,9 @@ pub fn holds_dead_letters(data_dir: &Path) -> std::io::Result<bool> {
     letters::is_imported(&data_dir.join(DEAD)).map(|is_empty| !is_empty)
 }
 
-/// In a sink's record: how much there is of the file of its dead letters, which is of this machine. The copy has another file, or none, as it
-/// makes none for a sink without letters.
-const LETTERS: &str = "letters";
+/// In a sink's record: how much there is of the file of its dead letters, and by what damage to them is told. Both are of where they are
+/// kept. The copy has another file, or none, as it makes none for a sink without letters.
+const OF_LETTERS: [&str; 2] = ["letters", "letters_doubted"];
 
 /// A value of the state as the copy gets it.
 pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
@@ -68,7 +70,8 @@ pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
     let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(&value) else {
         return value;
     };
-    if record.remove(LETTERS).is_none() {
+    let removed = OF_LETTERS.map(|field| record.remove(field));
+    if removed.iter().all(Option::is_none) {
         return value;
     }
     serde_json::to_vec(&record).unwrap_or(value)
@@ -96,7 +99,7 @@ fn compare(dir: &Path, records: &mut BTreeMap<String, Record>, carried: &mut Car
         let of_sink = format!("dead letters of sink \"{sink}\"");
         letters.read().map_err(|error| format!("{of_sink}: {error}"))?;
         record.compare_letters(&letters);
-        record.letters = None;
+        (record.letters, record.letters_doubted) = (None, None);
         if let Some(trouble) = letters.trouble() {
             carried.damaged.retain(|said| !said.starts_with(&of_sink));
             carried.damaged.push(format!("{of_sink}: {trouble}"));
@@ -130,6 +133,7 @@ mod tests {
         std::fs::write(&file, "letters").unwrap();
         let mut record = Record {
             letters: Extent::of(&file, 7),
+            letters_doubted: Some(u64::MAX),
             ..Record::default()
         };
         record.begin_at(Seq(5));
@@ -138,7 +142,7 @@ mod tests {
         let key = record_key("a");
         let value = carried_value(&key, serde_json::to_vec(&record).unwrap());
         let mut copied: Record = serde_json::from_slice(&value).unwrap();
-        assert_eq!(copied.letters, None);
+        assert_eq!((copied.letters, copied.letters_doubted), (None, None));
         assert_eq!(copied.cursor(), record.cursor());
         let letters = Letters::open(dir.path(), "a", false).unwrap();
         copied.compare_letters(&letters);
@@ -151,6 +155,7 @@ mod tests {
             ("replay/rp_1", r#"{"letters": 1}"#),
             ("sink/a", r#"{ "lost": 18446744073709551615 }"#),
             ("sink/b", "{ torn"),
+            ("sink/c", r#"{ "letters_lost_upto": 7 }"#),
         ] {
             assert_eq!(carried_value(key, value.into()), value.as_bytes());
         }

@@ -237,7 +237,13 @@ impl Record {
     /// Notes damage that was found where the letters are, once: of what comes before here some letter may be lost. `true`: that is news.
     pub fn doubt_letters(&mut self, letters: &Letters, upto: Seq) -> bool {
         let mark = letters.damage_mark();
-        if mark.is_none() || mark == self.letters_doubted {
+        let is_news = if letters.is_shared() {
+            // Places rise: a node that has not read as far finds an earlier one, which was noted as well.
+            mark > self.letters_doubted
+        } else {
+            mark.is_some() && mark != self.letters_doubted
+        };
+        if !is_news {
             return false;
         }
         self.letters_doubted = mark;
