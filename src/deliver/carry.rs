@@ -9,6 +9,7 @@ use super::letters::{self, Letters};
 use super::mark::{RECORDS, Record, record_key};
 use super::stored::open_store;
 use super::types::{DEAD, EngineError, Mode, failed};
+use crate::event::Seq;
 use crate::state::journal::Journal;
 use crate::state::{Expected, Revision, Store, put_json};
 use crate::task;
@@ -50,6 +51,46 @@ pub async fn carry_dead_letters(
 pub async fn fetch_dead_letters(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Carried, EngineError> {
     let dir = data_dir.join(DEAD);
     carried(move || letters::fetch_from(&dir, &letters::Desk::new(journal).map_err(text)?)).await
+}
+
+/// A state as a data directory gets it that a journal's dead letters go to: the records of sinks say what damage has taken of these.
+pub async fn fetched_state(
+    state: Vec<(String, Vec<u8>)>,
+    journal: Arc<dyn Journal>,
+) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
+    carried(move || {
+        let desk = letters::Desk::new(journal).map_err(text)?;
+        let fetched = |(key, value): (String, Vec<u8>)| {
+            let value = fetched_value(&desk, &key, value);
+            value.map(|value| (key, value))
+        };
+        state.into_iter().map(fetched).collect()
+    })
+    .await
+}
+
+/// One of its values. Blocking.
+pub(super) fn fetched_value(desk: &Arc<letters::Desk>, key: &str, mut value: Vec<u8>) -> Result<Vec<u8>, String> {
+    if let Some(sink) = key.strip_prefix(RECORDS)
+        && let Ok(mut record) = serde_json::from_slice::<Record>(&value)
+    {
+        let letters = Letters::shared(desk, sink, true);
+        let read = letters.read();
+        read.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
+        if record.compare_letters(&letters) {
+            value = with_lost_upto(value, record.letters_lost_upto);
+        }
+    }
+    Ok(carried_value(key, value))
+}
+
+/// The value of a record in which nothing else is another one, whoever has written it.
+fn with_lost_upto(value: Vec<u8>, upto: Seq) -> Vec<u8> {
+    let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(&value) else {
+        return value;
+    };
+    record.insert("letters_lost_upto".to_owned(), upto.0.into());
+    serde_json::to_vec(&record).unwrap_or(value)
 }
 
 /// Whether a data directory holds dead letters, of whatever log. Blocking.
@@ -123,7 +164,7 @@ mod tests {
     use super::super::letters::Extent;
     use super::*;
     use crate::deliver::types::dead_letter;
-    use crate::event::{Event, Kind, Seq, Source};
+    use crate::event::{Event, Kind, Source};
 
     /// All letters of the sink have gone from its file by the time the log is copied: there is none where it goes.
     #[test]
