@@ -365,19 +365,24 @@ mod tests {
         assert_eq!(seqs(&letters), (393..=399).map(Seq).collect::<Vec<_>>());
     }
 
-    #[test]
-    fn a_damaged_file_of_an_older_format_stays_as_it_is_until_that_is_noted() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a");
+    /// With three letters, of which the second is damaged.
+    fn make_old(path: &Path) {
         let old = Format { version: 2, ..FORMAT };
-        let mut file = FrameFile::create(&path, old).unwrap();
+        let mut file = FrameFile::create(path, old).unwrap();
         for seq in 1..=3_u64 {
             let json = serde_json::to_vec(&letter(seq)).unwrap();
             file.append(TAG_LETTER, &[&seq.to_le_bytes(), &json]).unwrap();
         }
         file.sync().unwrap();
         drop(file);
-        flip(&path, 8000);
+        flip(path, 8000);
+    }
+
+    #[test]
+    fn a_damaged_file_of_an_older_format_stays_as_it_is_until_that_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        make_old(&path);
         let letters = opened(dir.path());
         letters.add(&[letter(4)]).unwrap_err();
         assert_eq!(record::version_of(&path).unwrap(), 2);
@@ -385,6 +390,16 @@ mod tests {
         letters.add(&[letter(4)]).unwrap();
         assert_eq!(record::version_of(&path).unwrap(), FORMAT.version);
         assert_eq!(seqs(&letters), [1, 3, 4].map(Seq));
+    }
+
+    #[test]
+    fn a_damaged_file_of_an_older_format_does_not_keep_what_is_erased() {
+        let dir = tempfile::tempdir().unwrap();
+        make_old(&dir.path().join("a"));
+        let letters = opened(dir.path());
+        letters.remove(&[Seq(1)]).unwrap_err();
+        assert_eq!(letters.erase(&[Seq(1)], &|| ()).unwrap(), 1);
+        assert!(is_news(&letters) && seqs(&letters) == [Seq(3)]);
     }
 
     #[test]
