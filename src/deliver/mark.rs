@@ -220,12 +220,17 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
+    /// The newest event before where the main feed goes on.
+    pub fn passed(&self) -> Seq {
+        self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev())
+    }
+
     /// Compares the letters, which were read, with what was noted of them. Where damage has taken some it may be that of any event before
     /// where the main feed goes on; what comes behind is delivered if it has no letter. `true`: that is news, and has to be saved. Blocking.
     pub fn compare_letters(&mut self, letters: &Letters) -> bool {
         let noted = self.letters.filter(|_| !letters.is_shared());
         let is_cut = noted.is_some_and(|noted| letters.lacks(noted));
-        let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
+        let upto = self.passed();
         let is_damaged = self.doubt_letters(letters, upto);
         if is_cut {
             // What is saved next says how much there is now.
