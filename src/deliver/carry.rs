@@ -9,6 +9,7 @@ use super::letters::{self, Letters};
 use super::mark::{RECORDS, Record, record_key};
 use super::stored::open_store;
 use super::types::{DEAD, EngineError, Mode, failed};
+use crate::event::Seq;
 use crate::state::journal::Journal;
 use crate::state::{Expected, Revision, Store, put_json};
 use crate::task;
@@ -27,7 +28,9 @@ pub async fn carry_dead_letters(
     // What is noted of a file is not of the copy.
     let (noted, _) = records_in(&*open_store(data_dir, Mode::Look).await?).await?;
     for (sink, record) in &mut records {
-        record.letters = noted.get(sink).and_then(|noted| noted.letters);
+        let noted = noted.get(sink);
+        record.letters = noted.and_then(|noted| noted.letters);
+        record.letters_doubted = noted.and_then(|noted| noted.letters_doubted);
     }
     let work = move || -> Result<(Carried, BTreeMap<String, Record>), String> {
         let mut carried = letters::carry_into(&dir, &letters::Desk::new(journal).map_err(text)?)?;
@@ -50,14 +53,54 @@ pub async fn fetch_dead_letters(data_dir: &Path, journal: Arc<dyn Journal>) -> R
     carried(move || letters::fetch_from(&dir, &letters::Desk::new(journal).map_err(text)?)).await
 }
 
+/// A state as a data directory gets it that a journal's dead letters go to: the records of sinks say what damage has taken of these.
+pub async fn fetched_state(
+    state: Vec<(String, Vec<u8>)>,
+    journal: Arc<dyn Journal>,
+) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
+    carried(move || {
+        let desk = letters::Desk::new(journal).map_err(text)?;
+        let fetched = |(key, value): (String, Vec<u8>)| {
+            let value = fetched_value(&desk, &key, value);
+            value.map(|value| (key, value))
+        };
+        state.into_iter().map(fetched).collect()
+    })
+    .await
+}
+
+/// One of its values. Blocking.
+pub(super) fn fetched_value(desk: &Arc<letters::Desk>, key: &str, mut value: Vec<u8>) -> Result<Vec<u8>, String> {
+    if let Some(sink) = key.strip_prefix(RECORDS)
+        && let Ok(mut record) = serde_json::from_slice::<Record>(&value)
+    {
+        let letters = Letters::shared(desk, sink, true);
+        let read = letters.read();
+        read.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
+        if record.compare_letters(&letters) {
+            value = with_lost_upto(value, record.letters_lost_upto);
+        }
+    }
+    Ok(carried_value(key, value))
+}
+
+/// The value of a record in which nothing else is another one, whoever has written it.
+fn with_lost_upto(value: Vec<u8>, upto: Seq) -> Vec<u8> {
+    let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(&value) else {
+        return value;
+    };
+    record.insert("letters_lost_upto".to_owned(), upto.0.into());
+    serde_json::to_vec(&record).unwrap_or(value)
+}
+
 /// Whether a data directory holds dead letters, of whatever log. Blocking.
 pub fn holds_dead_letters(data_dir: &Path) -> std::io::Result<bool> {
     letters::is_imported(&data_dir.join(DEAD)).map(|is_empty| !is_empty)
 }
 
-/// In a sink's record: how much there is of the file of its dead letters, which is of this machine. The copy has another file, or none, as it
-/// makes none for a sink without letters.
-const LETTERS: &str = "letters";
+/// In a sink's record: how much there is of the file of its dead letters, and by what damage to them is told. Both are of where they are
+/// kept. The copy has another file, or none, as it makes none for a sink without letters.
+const OF_LETTERS: [&str; 2] = ["letters", "letters_doubted"];
 
 /// A value of the state as the copy gets it.
 pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
@@ -68,7 +111,8 @@ pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
     let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(&value) else {
         return value;
     };
-    if record.remove(LETTERS).is_none() {
+    let removed = OF_LETTERS.map(|field| record.remove(field));
+    if removed.iter().all(Option::is_none) {
         return value;
     }
     serde_json::to_vec(&record).unwrap_or(value)
@@ -96,7 +140,7 @@ fn compare(dir: &Path, records: &mut BTreeMap<String, Record>, carried: &mut Car
         let of_sink = format!("dead letters of sink \"{sink}\"");
         letters.read().map_err(|error| format!("{of_sink}: {error}"))?;
         record.compare_letters(&letters);
-        record.letters = None;
+        (record.letters, record.letters_doubted) = (None, None);
         if let Some(trouble) = letters.trouble() {
             carried.damaged.retain(|said| !said.starts_with(&of_sink));
             carried.damaged.push(format!("{of_sink}: {trouble}"));
@@ -120,7 +164,7 @@ mod tests {
     use super::super::letters::Extent;
     use super::*;
     use crate::deliver::types::dead_letter;
-    use crate::event::{Event, Kind, Seq, Source};
+    use crate::event::{Event, Kind, Source};
 
     /// All letters of the sink have gone from its file by the time the log is copied: there is none where it goes.
     #[test]
@@ -130,6 +174,7 @@ mod tests {
         std::fs::write(&file, "letters").unwrap();
         let mut record = Record {
             letters: Extent::of(&file, 7),
+            letters_doubted: Some(u64::MAX),
             ..Record::default()
         };
         record.begin_at(Seq(5));
@@ -138,7 +183,7 @@ mod tests {
         let key = record_key("a");
         let value = carried_value(&key, serde_json::to_vec(&record).unwrap());
         let mut copied: Record = serde_json::from_slice(&value).unwrap();
-        assert_eq!(copied.letters, None);
+        assert_eq!((copied.letters, copied.letters_doubted), (None, None));
         assert_eq!(copied.cursor(), record.cursor());
         let letters = Letters::open(dir.path(), "a", false).unwrap();
         copied.compare_letters(&letters);
@@ -151,6 +196,7 @@ mod tests {
             ("replay/rp_1", r#"{"letters": 1}"#),
             ("sink/a", r#"{ "lost": 18446744073709551615 }"#),
             ("sink/b", "{ torn"),
+            ("sink/c", r#"{ "letters_lost_upto": 7 }"#),
         ] {
             assert_eq!(carried_value(key, value.into()), value.as_bytes());
         }

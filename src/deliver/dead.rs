@@ -367,7 +367,7 @@ impl Engine {
             let seqs = seqs.clone();
             let began = Instant::now();
             let scrubbed = at_length(move |turn| {
-                let removed = letters.remove(&seqs)?;
+                let removed = letters.erase(&seqs, turn)?;
                 turn();
                 Ok::<_, FrameError>((removed, letters.scrub(turn)))
             });

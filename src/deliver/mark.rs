@@ -220,16 +220,21 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
+    /// The newest event before where the main feed goes on.
+    pub fn passed(&self) -> Seq {
+        self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev())
+    }
+
     /// Compares the letters, which were read, with what was noted of them. Where damage has taken some it may be that of any event before
     /// where the main feed goes on; what comes behind is delivered if it has no letter. `true`: that is news, and has to be saved. Blocking.
     pub fn compare_letters(&mut self, letters: &Letters) -> bool {
         let noted = self.letters.filter(|_| !letters.is_shared());
         let is_cut = noted.is_some_and(|noted| letters.lacks(noted));
-        let upto = self.main.as_ref().map_or(Seq::ZERO, |main| main.next.prev());
+        let upto = self.passed();
         let is_damaged = self.doubt_letters(letters, upto);
         if is_cut {
             // What is saved next says how much there is now.
-            self.letters_lost_upto = self.letters_lost_upto.max(upto);
+            self.lose_letters(upto);
         }
         is_cut || is_damaged
     }
@@ -237,12 +242,23 @@ impl Record {
     /// Notes damage that was found where the letters are, once: of what comes before here some letter may be lost. `true`: that is news.
     pub fn doubt_letters(&mut self, letters: &Letters, upto: Seq) -> bool {
         let mark = letters.damage_mark();
-        if mark.is_none() || mark == self.letters_doubted {
+        let is_news = if letters.is_shared() {
+            // Places rise: a node that has not read as far finds an earlier one, which was noted as well.
+            mark > self.letters_doubted
+        } else {
+            mark.is_some() && mark != self.letters_doubted
+        };
+        if !is_news {
             return false;
         }
         self.letters_doubted = mark;
-        self.letters_lost_upto = self.letters_lost_upto.max(upto);
+        self.lose_letters(upto);
         true
+    }
+
+    fn lose_letters(&mut self, upto: Seq) {
+        // A sink that has read nothing yet may have had letters all the same, from others.
+        self.letters_lost_upto = self.letters_lost_upto.max(upto).max(Seq(1));
     }
 
     /// The newest durable record, with what people have ordered since: a part of what is to be saved, which waits for nothing.
@@ -632,6 +648,24 @@ mod tests {
             ..ours.to_mark("now")
         };
         assert!(ours.settled_with(Some(&damaged), "now", |_| false).is_err());
+    }
+
+    /// It was paused from the start, and another sink gives it what it gives up.
+    #[test]
+    fn damage_to_what_was_given_to_a_sink_that_has_read_nothing_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "letters once").unwrap();
+        let letters = Letters::open(dir.path(), "a", false).unwrap();
+        let mut record = record(1, &[]);
+        assert!(record.compare_letters(&letters));
+        assert!(record.letters_lost_upto > Seq::ZERO);
+        // When it is not damaged any more that is all that is known.
+        let clean = Letters::open(dir.path(), "a", false).unwrap();
+        assert!(!record.compare_letters(&clean) && !clean.is_damaged());
+        clean.note_lost_upto(record.letters_lost_upto);
+        let giver = Letters::open(dir.path(), "giver", false).unwrap();
+        giver.divert(&[Seq(7)], None).unwrap();
+        assert!(clean.may_have_lost_given(Seq(7), &[giver]));
     }
 
     /// Each of a receiver's transactions has to write it.

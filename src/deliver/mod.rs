@@ -48,7 +48,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use carry::{Carried, carried_value, carry_dead_letters, fetch_dead_letters, holds_dead_letters};
+pub use carry::{Carried, carried_value, carry_dead_letters, fetch_dead_letters, fetched_state, holds_dead_letters};
 pub use driving::Referral;
 pub use engine::{Engine, Options, probe};
 pub use letters::is_dead_letters;

@@ -229,17 +229,30 @@ impl Engine {
                     continue;
                 }
             };
-            if record.detached_at.is_some() {
-                continue;
+            let letters = self.own_letters_of(name);
+            let upto = record.passed();
+            let doubted = |letters: &Letters| record.doubt_letters(letters, upto);
+            let is_doubted = letters.as_ref().is_some_and(doubted);
+            if record.detached_at.is_none() || is_doubted {
+                record.detached_at.get_or_insert(now);
+                let expected = Expected::Revision(revision);
+                if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
+                    tracing::warn!(sink = name, %error, "that a sink was removed could not be noted; this is tried again, and it keeps the log until then");
+                    is_done = false;
+                    continue;
+                }
             }
-            record.detached_at = Some(now);
-            let expected = Expected::Revision(revision);
-            if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
-                tracing::warn!(sink = name, %error, "that a sink was removed could not be noted; this is tried again, and it keeps the log until then");
-                is_done = false;
+            if let Some(letters) = letters {
+                letters.damage_is_noted(record.letters_doubted);
             }
         }
         Ok(is_done)
+    }
+
+    /// The letters of a sink that are on this machine, as far as there are any: without a worker nobody else notes damage to them.
+    fn own_letters_of(&self, sink: &str) -> Option<Letters> {
+        let letters = lock(&self.inner.letters).get(sink).cloned();
+        letters.filter(|letters| !letters.is_shared())
     }
 
     /// Tries again to note which sinks were removed, until that is done: the log is kept for them.

@@ -52,12 +52,9 @@ pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::R
     let mut state = stores.state.all().await?;
     state.retain(|(key, _)| key != COPYING && key != DAMAGED && !key.starts_with(SEALED));
     copied.state = state.len() as u64;
+    let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
     // Earlier copies have taken along what is of one machine alone.
-    let state = state.into_iter().map(|(key, value)| {
-        let value = deliver::carried_value(&key, value.to_vec());
-        (key, value)
-    });
-    let state = state.collect();
+    let state = deliver::fetched_state(state, stores.letters.clone()).await?;
     let into = dir.clone();
     task::begin_blocking(move || deliver::restore_state(&into, state)).await??;
     copied.close = close::shared::fetch(dir, &*stores.sealed).await? as u64;

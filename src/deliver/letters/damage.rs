@@ -3,12 +3,12 @@
 //! What was counted is told by a mark, which the sink's record has. A file that is damaged stays so, and is found so at each start, until it is
 //! written anew; which it is as soon as the record has the mark durably, and not before: a crash would lose what shows the damage.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::Letters;
 use super::extent::Extent;
+use super::{Letters, names};
 use crate::framefile::{self, FrameError};
 use crate::sync::lock;
 
@@ -17,16 +17,16 @@ use crate::sync::lock;
 pub(super) struct Damage {
     /// One sentence.
     pub words: String,
-    /// The same each time that this is found, and another one of any other damage.
-    pub mark: u64,
+    /// The same each time that this is found, and another one of any other damage. `None`: it is said, and took no letter.
+    pub mark: Option<u64>,
     /// The sink's record has the mark durably: what shows the damage may go.
     pub is_noted: bool,
 }
 
 impl Damage {
-    /// What is told by nothing but its words.
-    pub fn said(words: String) -> Damage {
-        let mark = mark_of(&words);
+    /// What is told by its words, and by the file that it is of: its number and when it was made.
+    pub fn said(words: String, (ino, made): (u64, u64)) -> Damage {
+        let mark = mark_of(&format!("{ino} {made} {words}"));
         Damage::marked(words, mark)
     }
 
@@ -44,9 +44,23 @@ impl Damage {
     pub fn marked(words: String, mark: u64) -> Damage {
         Damage {
             words,
-            mark,
+            mark: Some(mark),
             is_noted: false,
         }
+    }
+
+    /// What took no letter.
+    pub fn harmless(words: String) -> Damage {
+        Damage {
+            words,
+            mark: None,
+            is_noted: false,
+        }
+    }
+
+    /// Whether it may have taken letters of which the sink's record says nothing yet.
+    pub fn is_news(&self) -> bool {
+        self.mark.is_some() && !self.is_noted
     }
 }
 
@@ -91,12 +105,12 @@ impl Letters {
 
     /// Whether damage has taken letters.
     pub fn is_damaged(&self) -> bool {
-        self.index(|index| index.damage.is_some() || index.missing.is_some())
+        self.damage_mark().is_some() || self.index(|index| index.missing.is_some())
     }
 
-    /// By what the damage is told that was found where they are kept; `None` where there is none.
+    /// By what the damage is told that was found where they are kept; `None` where there is none that took any.
     pub fn damage_mark(&self) -> Option<u64> {
-        self.index(|index| index.damage.as_ref().map(|damage| damage.mark))
+        self.index(|index| index.damage.as_ref().and_then(|damage| damage.mark))
     }
 
     /// Whether something is missing of what was noted of the file: that was taken by damage. Blocking.
@@ -120,8 +134,42 @@ impl Letters {
         true
     }
 
-    /// What is missing, one sentence.
+    /// What is missing, one sentence. Blocking.
     fn missing(&self, noted: Extent) -> Option<String> {
+        let (extent, is_said) = self.index(|index| (index.extent, index.damage.is_some()));
+        // What set it aside, or left something of it out, says so itself, unless the process ended before that was noted.
+        if !is_said && !extent.is_some_and(|now| now.is_of(noted)) {
+            let file = self.shared.path.display();
+            match self.aside_of(noted) {
+                Ok(Some(aside)) => return Some(self.words_of_aside(&aside)),
+                Ok(None) => {}
+                Err(error) => {
+                    return Some(format!(
+                        "whether {file} was damaged and set aside can't be seen: {error}"
+                    ));
+                }
+            }
+        }
+        self.missing_of_file(noted)
+    }
+
+    /// Where the file is that was noted, if it was set aside.
+    fn aside_of(&self, noted: Extent) -> std::io::Result<Option<PathBuf>> {
+        let mut beside = names::all_beside(&self.shared.path)?.into_iter();
+        Ok(beside.find(|path| Extent::of(path, 0).is_some_and(|aside| aside.is_of(noted))))
+    }
+
+    fn words_of_aside(&self, aside: &Path) -> String {
+        format!(
+            "{} was damaged, and is set aside as {}; the {} letter(s) that could be read are kept",
+            self.shared.path.display(),
+            aside.display(),
+            self.index(|index| index.places.len())
+        )
+    }
+
+    /// What is missing at the end of the file, or all of it.
+    fn missing_of_file(&self, noted: Extent) -> Option<String> {
         let file = self.shared.path.display();
         self.index(|index| {
             if index.reader.is_none() {
@@ -141,14 +189,14 @@ impl Letters {
     pub fn damage_is_noted(&self, mark: Option<u64>) {
         self.index(|index| {
             if let Some(damage) = &mut index.damage {
-                damage.is_noted |= mark == Some(damage.mark);
+                damage.is_noted |= mark == damage.mark;
             }
         });
     }
 
-    /// Has no damage any more, and says nothing of it: what it may have taken is noted durably. Blocking.
-    pub fn heal(&self) -> Result<(), FrameError> {
-        self.keeper()?.heal(&self.shared.index)
+    /// Has no damage any more: what that may have taken is noted durably, or it is refused. Blocking; `turn` is called as it gets on.
+    pub fn heal(&self, turn: &dyn Fn()) -> Result<(), FrameError> {
+        self.keeper()?.heal(&self.shared.index, turn)
     }
 }
 
@@ -156,7 +204,7 @@ impl Letters {
 mod tests {
     use std::path::Path;
 
-    use super::super::disk::COMPACT_LEN;
+    use super::super::disk::{COMPACT_LEN, Disk};
     use super::super::tests::letter;
     use super::*;
     use crate::event::Seq;
@@ -188,10 +236,16 @@ mod tests {
         drop(letters);
         let letters = opened(dir.path(), false);
         assert!(mark.is_some() && letters.damage_mark() == mark);
-        letters.heal().unwrap();
+        letters.heal(&|| ()).unwrap_err();
+        letters.damage_is_noted(mark);
+        let turns = std::cell::Cell::new(0);
+        letters.heal(&|| turns.set(turns.get() + 1)).unwrap();
+        assert!(turns.get() >= 3, "however many there are, it is seen to get on");
+        assert!(letters.trouble().is_some(), "it is said as long as the process runs");
         let again = opened(dir.path(), false);
+        assert_eq!(again.trouble(), None);
         for letters in [letters, again] {
-            assert_eq!((letters.trouble(), letters.damage_mark()), (None, None));
+            assert_eq!((letters.is_damaged(), letters.damage_mark()), (false, None));
             assert_eq!(letters.seqs(Seq(1), 9), [1, 3, 4].map(Seq));
         }
     }
@@ -214,6 +268,84 @@ mod tests {
         letters.remove(&[Seq(392)]).unwrap();
         assert!(len() < COMPACT_LEN);
         assert!(letters.trouble().is_some(), "it is said as long as the process runs");
+    }
+
+    /// Else everything that was delivered before it would be in doubt for good, although there is each letter.
+    #[test]
+    fn a_damaged_header_alone_is_said_and_takes_no_letter() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        add(&opened(dir.path(), false), 1..=3);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[3] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert!(letters.trouble().is_some(), "looked at only: {read_only}");
+            assert_eq!(
+                (letters.damage_mark(), letters.is_damaged(), letters.len()),
+                (None, false, 3)
+            );
+        }
+        // One letter is damaged as well.
+        std::fs::write(&file, &bytes).unwrap();
+        flip(&file);
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert!(letters.damage_mark().is_some() && letters.is_damaged());
+            assert_eq!(letters.len(), 2);
+        }
+    }
+
+    #[test]
+    fn the_next_file_that_is_damaged_in_the_same_way_has_another_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark_after = |round: u32| {
+            add(&opened(dir.path(), false), 1..=3);
+            std::fs::write(dir.path().join("a"), "").unwrap();
+            let letters = opened(dir.path(), false);
+            // Somebody has looked at it.
+            let kept = dir.path().join(format!(".kept-{round}"));
+            std::fs::rename(dir.path().join(".a.damaged"), kept).unwrap();
+            letters.damage_mark().unwrap()
+        };
+        assert_ne!(mark_after(1), mark_after(2));
+    }
+
+    /// A new file with what could be read took its place, and a crash came before the sink's record had the mark.
+    #[test]
+    fn a_file_that_was_set_aside_before_that_was_noted_is_known_by_what_was_noted_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        if std::fs::metadata(dir.path()).unwrap().created().is_err() {
+            return;
+        }
+        let file = dir.path().join("a");
+        let letters = opened(dir.path(), false);
+        add(&letters, 1..=3);
+        let noted = letters.extent().unwrap();
+        drop(letters);
+        let mut bytes = std::fs::read(&file).unwrap();
+        // There is something else in the place of the first letter.
+        bytes[..100].fill(7);
+        std::fs::write(&file, bytes).unwrap();
+        let salvaged = Disk::new(file.clone(), false);
+        let salvaged = Letters::kept_by(Box::new(salvaged), file);
+        // Its header can't be put back.
+        salvaged.fail_at(Some("medium"));
+        salvaged.read().unwrap();
+        assert!(
+            salvaged.damage_mark().is_some() && !salvaged.lacks(noted),
+            "that is said"
+        );
+        assert_eq!(salvaged.seqs(Seq(1), 9), [2, 3].map(Seq));
+        drop(salvaged);
+        for read_only in [true, false] {
+            let letters = opened(dir.path(), read_only);
+            assert_eq!(letters.damage_mark(), None);
+            assert!(letters.lacks(noted), "looked at only: {read_only}");
+            assert!(letters.trouble().unwrap().contains(".a.damaged"));
+            assert!(!letters.lacks(letters.extent().unwrap()), "it is noted once");
+        }
     }
 
     #[test]

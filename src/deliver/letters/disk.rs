@@ -2,8 +2,10 @@
 //!
 //! Files of the format before this one, in which each letter has a copy of its event, are written anew before anything is added.
 
+mod rewrite;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::damage::{self, Damage};
@@ -11,21 +13,16 @@ use super::extent::Extent;
 use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
 use super::reader::Frame;
-use super::record::{
-    self, FORMAT, Giver, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED,
-    TAG_REPLAYED,
-};
-use super::{BLOCK_BYTES, Blocks, is_gone, names};
-use crate::deliver::seqs::Seqs;
-use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
+use super::record::{self, FORMAT, Giver, TAG_GIVEN};
+use super::{BLOCK_BYTES, is_gone, names};
+use crate::framefile::{self, FrameError, FrameFile, FrameReader};
 use crate::sync::lock;
+use rewrite::Unnoted;
+#[cfg(test)]
+pub(super) use rewrite::copy_live;
 
 /// A file is written anew when it is larger than this and mostly removed letters.
 pub(super) const COMPACT_LEN: u64 = 1 << 20;
-
-/// Reads a frame of the file that is written anew.
-pub(super) type Read<'a> = &'a dyn Fn(u64) -> Result<(u32, Vec<u8>), FrameError>;
 
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
@@ -121,23 +118,35 @@ impl Disk {
         self.is_damaged = !scan.damage.is_empty();
         self.looked_at = scan.good_len;
         if self.is_damaged {
-            self.tell_damage(&mut index, &scan.damage);
+            self.tell_damage(&mut index, &scan.damage, false);
         }
         index.reader = Some(Arc::new(reader));
         Ok(index)
     }
 
-    fn tell_damage(&self, index: &mut Index, damage: &[framefile::Damage]) {
+    fn tell_damage(&self, index: &mut Index, damage: &[framefile::Damage], is_header_alone: bool) {
         let bytes: u64 = damage.iter().map(|damage| damage.to - damage.from).sum();
         let kept = index.places.len();
         let file = self.path.display();
-        tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
+        if is_header_alone {
+            tracing::error!(%file, kept, "the header of a file of dead letters is damaged; that costs no letter");
+        } else {
+            tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
+        }
         let words = format!(
             "{}; the {kept} letter(s) that can be read are kept",
             damage::told(&self.path, damage)
         );
-        let of = Extent::of(&self.path, 0).map(Extent::file);
-        index.damage = Some(Damage::in_file(words, of.unwrap_or_default(), damage));
+        index.damage = Some(if is_header_alone {
+            Damage::harmless(words)
+        } else {
+            Damage::in_file(words, self.identity(), damage)
+        });
+    }
+
+    /// The number of the file, and when it was made.
+    fn identity(&self) -> (u64, u64) {
+        Extent::of(&self.path, 0).map(Extent::file).unwrap_or_default()
     }
 
     /// The name says what the file is, so a damaged header costs no letter. Where there is more than letters behind it, or the medium is
@@ -159,14 +168,16 @@ impl Disk {
             // Not one letter can be told from something else.
             _ => return self.set_aside(),
         };
-        self.tell_damage(&mut index, &scan.damage);
+        // All frames are whole, and in their places.
+        let is_header_alone = strange == 0 && is_free && scan.damage.len() == 1;
+        self.tell_damage(&mut index, &scan.damage, is_header_alone);
         index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
         if self.read_only {
             self.looked_at = scan.good_len;
             return Ok(index);
         }
-        let is_header_alone = strange == 0 && is_free && self.may("medium").is_ok();
-        let mut mended = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
+        let is_mendable = strange == 0 && is_free && self.may("medium").is_ok();
+        let mut mended = if is_mendable && framefile::put_header_back(&self.path, FORMAT).is_ok() {
             self.scan()?
         } else {
             self.salvage(&index)?
@@ -188,7 +199,8 @@ impl Disk {
             None => Err(FrameError::Poisoned(self.path.clone())),
         };
         let unnamed = names::unnamed(&self.path);
-        let (file, fresh) = self.build(&unnamed, known, &read)?;
+        let (file, mut fresh, gone) = self.build(&unnamed, known, &read)?;
+        fresh.damage = self.newly_damaged(known, &fresh, &gone).or(fresh.damage);
         let aside = names::free_aside(&self.path);
         framefile::name_again(&self.path, &aside).map_err(|source| self.io(source))?;
         std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
@@ -213,6 +225,7 @@ impl Disk {
             bytes,
             "not one letter can be read in the file of dead letters; it is set aside"
         );
+        let file = self.identity();
         if !self.read_only {
             std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
         }
@@ -222,7 +235,7 @@ impl Disk {
             aside.display()
         );
         Ok(Index {
-            damage: Some(Damage::said(damage)),
+            damage: Some(Damage::said(damage, file)),
             ..Index::default()
         })
     }
@@ -234,7 +247,7 @@ impl Disk {
             return Err(self.io(source));
         }
         if self.is_old || self.is_doubtful() {
-            self.rewrite(index, &|| ())?;
+            self.rewrite(index, Unnoted::Stays, &|| ())?;
         }
         // Only where none is: a new file would take the place of what is there.
         if self.file.is_none() && !self.is_missing()? {
@@ -281,93 +294,6 @@ impl Disk {
         drop(known);
         self.file = Some(file);
         Ok(())
-    }
-
-    fn compact(&mut self, index: &Known) -> Result<(), FrameError> {
-        // What shows damage stays until the sink's record says what it may have taken.
-        let is_shown = |index: &Index| index.damage.as_ref().is_some_and(|damage| !damage.is_noted);
-        if self.is_damaged && lock(index).as_ref().is_some_and(is_shown) {
-            return Ok(());
-        }
-        let len = self.file.as_ref().map_or(0, FrameFile::len);
-        let needed = |index: &Index| index.live_bytes + index.notes_len();
-        let live = lock(index).as_ref().map_or(0, needed);
-        if len > COMPACT_LEN && len > 2 * live {
-            self.rewrite(index, &|| ())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Writes the file anew where anything is in it; whatever went is in no file any more when this returns.
-    fn write_anew(&mut self, index: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
-        if self.file.as_ref().is_some_and(|file| file.len() > HEADER_LEN) {
-            self.writer(index)?;
-            self.rewrite(index, turn)?;
-        }
-        if let Some(left) = names::left_beside(&self.path)? {
-            std::fs::remove_file(&left).map_err(|source| self.io(source))?;
-        }
-        match std::fs::remove_file(names::unnamed(&self.path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes a file of an older format anew. Where that fails it can still be read, and it is tried again before anything is added.
-    fn renew(&mut self, index: &Known) {
-        if self.is_old
-            && let Err(error) = self.rewrite(index, &|| ())
-        {
-            tracing::warn!(%error, "a file of dead letters of an older format can't be written anew; this is tried again");
-        }
-    }
-
-    /// Writes what is left into a new file, which takes the old one's place when it is complete. Where that fails everything stays as
-    /// it is; once the new file has its name, nothing goes into the old one any more. `turn` is called for each letter that is read.
-    fn rewrite(&mut self, index: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
-        let Some(old) = &self.file else { return Ok(()) };
-        let Some(known) = lock(index).clone() else {
-            return Ok(());
-        };
-        let unnamed = names::unnamed(&self.path);
-        let read = |offset| {
-            turn();
-            old.read(offset)
-        };
-        let built = self.build(&unnamed, &known, &read);
-        let named = built.and_then(|built| {
-            std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
-            Ok(built)
-        });
-        let (file, mut fresh) = match named {
-            Ok(named) => named,
-            Err(error) => {
-                // What is in it may be meant to be gone; the next one of its name replaces it anyway.
-                let _ = std::fs::remove_file(&unnamed);
-                return Err(error);
-            }
-        };
-        self.file = Some(file);
-        self.is_old = false;
-        self.is_unsure = false;
-        self.is_damaged = false;
-        self.is_name_new = true;
-        fresh.extent = self.extent();
-        *lock(index) = Some(fresh);
-        self.sync_name()
-    }
-
-    /// The new file, whole and synced, and what is in it.
-    fn build(&self, unnamed: &Path, known: &Index, read: Read<'_>) -> Result<(FrameFile, Index), FrameError> {
-        let mut file = FrameFile::create(unnamed, FORMAT)?;
-        let mut fresh = copy_live(&self.path, &mut file, known, read)?;
-        file.sync()?;
-        let file = file.named(&self.path);
-        self.may("reader").map_err(|source| self.io(source))?;
-        let reader = file.reader().map_err(|source| self.io(source))?;
-        fresh.reader = Some(Arc::new(reader));
-        Ok((file, fresh))
     }
 
     /// Whether nothing of what was to be added together is in the file any more: after a restart it would count.
@@ -493,15 +419,15 @@ impl Keeper for Disk {
         Ok(())
     }
 
-    fn heal(&mut self, known: &Known) -> Result<(), FrameError> {
+    fn heal(&mut self, known: &Known, turn: &dyn Fn()) -> Result<(), FrameError> {
         if self.read_only {
             return Ok(());
         }
         if self.is_damaged {
-            self.rewrite(known, &|| ())?;
+            self.rewrite(known, Unnoted::Stays, turn)?;
         }
         if let Some(index) = &mut *lock(known) {
-            (index.damage, index.missing) = (None, None);
+            index.note_healed();
         }
         Ok(())
     }
@@ -540,125 +466,4 @@ impl Keeper for Disk {
     fn fail_at(&mut self, step: Option<&'static str>) {
         self.fails_at = step;
     }
-}
-
-/// Copies what still counts. What is damaged is said and left out, so that one letter never keeps the others from being written.
-pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: Read<'_>) -> Result<Index, FrameError> {
-    let unreadable = |seq: Seq| {
-        tracing::error!(file = %path.display(), seq = seq.0, "a dead letter is damaged and can't be read any more");
-    };
-    let mut fresh = Index {
-        damage: known.damage.clone(),
-        missing: known.missing.clone(),
-        ..Index::default()
-    };
-    copy_ended(file, known, &mut fresh)?;
-    let mut blocks = Blocks::new();
-    for (seq, place) in &known.places {
-        let letter = match read(place.offset) {
-            Ok((tag, payload)) => record::letter_in(tag, &payload),
-            Err(error) if is_gone(&error) => None,
-            Err(error) => return Err(error),
-        };
-        let Some(letter) = letter else {
-            unreadable(*seq);
-            continue;
-        };
-        let json = serde_json::to_vec(&letter).unwrap_or_default();
-        let is_given = known.given.contains_key(seq);
-        let tag = if is_given { TAG_GIVEN } else { TAG_LETTER };
-        let offset = file.append(tag, &[&seq.0.to_le_bytes(), &json])?;
-        if is_given {
-            fresh.note_given(*seq, offset, json.len() as u64 + 8, letter.died_at);
-        } else {
-            fresh.note_letter(*seq, offset, json.len() as u64 + 8);
-        }
-        if let Some(at) = place.copy {
-            blocks.entry(at).or_default().push(*seq);
-        }
-    }
-    copy_released(file, known, &mut fresh)?;
-    copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
-    let withheld = known.withheld.iter().filter(|(seq, _)| fresh.given.contains_key(seq));
-    fresh.withheld = withheld.map(|(seq, giver)| (*seq, giver.clone())).collect();
-    Ok(fresh)
-}
-
-/// What came to an end and has no letter any more.
-fn copy_ended(file: &mut FrameFile, known: &Index, fresh: &mut Index) -> Result<(), FrameError> {
-    type Note = fn(&mut Index, Seq, Seq);
-    let kinds: [(_, _, Note); 3] = [
-        (TAG_DROPPED, known.dropped_ranges(), Index::note_dropped),
-        (
-            TAG_DROPPED_GIVEN,
-            known.dropped_given_ranges(),
-            Index::note_dropped_given,
-        ),
-        (TAG_DIVERTED, known.diverted_ranges(), Index::note_diverted),
-    ];
-    for (tag, ranges, note) in kinds {
-        if ranges.is_empty() {
-            continue;
-        }
-        file.append(tag, &[&record::dropped_payload(&ranges)])?;
-        for (from, to) in ranges {
-            note(fresh, from, to);
-        }
-    }
-    for (replay, seqs) in &known.replayed {
-        file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, seqs.ranges())])?;
-    }
-    fresh.replayed.clone_from(&known.replayed);
-    Ok(())
-}
-
-/// Which of the given letters that were copied may go out.
-fn copy_released(file: &mut FrameFile, known: &Index, fresh: &mut Index) -> Result<(), FrameError> {
-    let is_there = |seq: &Seq| fresh.given.contains_key(seq);
-    let mut released = Seqs::default();
-    released.extend(known.released.iter().copied().filter(is_there));
-    if released.is_empty() {
-        return Ok(());
-    }
-    file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
-    for (from, to) in released.ranges() {
-        fresh.note_released(*from, *to);
-    }
-    Ok(())
-}
-
-fn copy_blocks(
-    file: &mut FrameFile,
-    fresh: &mut Index,
-    blocks: Blocks,
-    read: Read<'_>,
-    unreadable: &dyn Fn(Seq),
-) -> Result<(), FrameError> {
-    let mut write = |events: &mut Vec<Event>| {
-        let block: Vec<&Event> = events.iter().collect();
-        let (offset, len) = record::append_copies(file, &block)?;
-        let seqs: Vec<Seq> = block.iter().map(|event| event.seq).collect();
-        fresh.note_copies(offset, len, &seqs);
-        events.clear();
-        Ok::<(), FrameError>(())
-    };
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    for (at, seqs) in blocks {
-        match read(at) {
-            Ok((tag, payload)) => {
-                let copies = record::events_in(tag, &payload).into_iter();
-                for event in copies.filter(|event| seqs.contains(&event.seq)) {
-                    bytes += event.body.len();
-                    events.push(event);
-                }
-            }
-            Err(error) if is_gone(&error) => seqs.into_iter().for_each(unreadable),
-            Err(error) => return Err(error),
-        }
-        if bytes >= BLOCK_BYTES {
-            write(&mut events)?;
-            bytes = 0;
-        }
-    }
-    if events.is_empty() { Ok(()) } else { write(&mut events) }
 }

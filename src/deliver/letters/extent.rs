@@ -37,9 +37,17 @@ impl Extent {
         (self.ino, self.made)
     }
 
+    /// Whether it is known to be of the same file.
+    pub fn is_of(&self, other: Extent) -> bool {
+        self.made > 0 && self.file() == other.file()
+    }
+
     /// How many bytes of it are missing now. Of another file, as after one was written anew or restored, nothing is known.
     pub fn lacks(&self, now: Extent) -> u64 {
-        let is_same = self.made > 0 && (self.ino, self.made) == (now.ino, now.made);
-        if is_same { self.len.saturating_sub(now.len) } else { 0 }
+        if self.is_of(now) {
+            self.len.saturating_sub(now.len)
+        } else {
+            0
+        }
     }
 }

@@ -34,7 +34,10 @@ pub(in crate::deliver) fn import(dir: &Path, desk: &Arc<Desk>) -> Result<u64, St
     let mut count = 0;
     for (sink, path) in listed(dir).map_err(|error| format!("{}: {error}", dir.display()))? {
         let (own, all) = (Letters::new(dir, &sink, false), Letters::shared(desk, &sink, false));
-        let moved = own.read().and_then(|()| all.read()).and_then(|()| move_all(&own, &all));
+        let read = own.read().and_then(|()| all.read());
+        // No record is of this file, and it is set aside in the end.
+        own.damage_is_noted(own.damage_mark());
+        let moved = read.and_then(|()| move_all(&own, &all));
         let moved = moved.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
         count += moved.count;
         // What was damaged stays where a person finds it.

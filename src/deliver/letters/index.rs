@@ -85,6 +85,16 @@ impl Index {
         self.has(seq) && !self.given.contains_key(&seq)
     }
 
+    /// What was damaged is noted durably, and takes no letter any more. It is said as long as the process runs: somebody may not have seen it.
+    pub fn note_healed(&mut self) {
+        if self.damage.as_ref().is_some_and(Damage::is_news) {
+            return;
+        }
+        let damage = self.damage.take().map(|damage| damage.words);
+        let said: Vec<String> = damage.into_iter().chain(self.missing.take()).collect();
+        self.damage = (!said.is_empty()).then(|| Damage::harmless(said.join("; ")));
+    }
+
     /// Notes what a frame of the file says; `false`: it is of no kind that is known here.
     pub fn take(&mut self, frame: &Frame<'_>) -> bool {
         let (offset, len) = (frame.offset, frame.payload.len() as u64);

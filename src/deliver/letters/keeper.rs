@@ -46,8 +46,8 @@ pub(super) trait Keeper: Debug + Send {
         Ok(())
     }
 
-    /// Has no damage in it any more, where it can be written anew.
-    fn heal(&mut self, _known: &Known) -> Result<(), FrameError> {
+    /// Has no damage in it any more, where it can be written anew. That may take long, and `turn` is called as it gets on.
+    fn heal(&mut self, _known: &Known, _turn: &dyn Fn()) -> Result<(), FrameError> {
         Ok(())
     }
 

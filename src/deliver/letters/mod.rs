@@ -318,6 +318,17 @@ impl Letters {
         })
     }
 
+    /// Removes letters whose events were erased; gives how many there were. What shows damage, and stays as it is until that is noted, does
+    /// not keep them. Blocking; `turn` is called as it gets on.
+    pub fn erase(&self, seqs: &[Seq], turn: &dyn Fn()) -> Result<u64, FrameError> {
+        let removed = self.remove(seqs);
+        if removed.is_ok() || self.is_shared() || self.damage_mark().is_none() {
+            return removed;
+        }
+        self.scrub(turn)?;
+        self.remove(seqs)
+    }
+
     /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.
     /// Blocking.
     pub fn drop_for_good(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
@@ -359,6 +370,8 @@ impl Letters {
 
     /// Removes all of them, and leaves nothing; gives how many there were. Blocking.
     pub fn forget(&self) -> Result<u64, FrameError> {
+        // Nothing is left that damage could be noted of.
+        self.damage_is_noted(self.damage_mark());
         let gone = self.remove(&self.all_seqs(Seq::ZERO, usize::MAX))?;
         self.keeper()?.remove_all(&self.shared.index)?;
         Ok(gone)

@@ -171,6 +171,11 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
     changed[0].timeout = Span::secs(21);
     engine.reload(bench.rules.clone(), &changed).await.unwrap();
     check(&engine).await;
+    let trouble = status(&engine).dead_trouble.unwrap_or_default();
+    assert!(
+        trouble.contains("are damaged"),
+        "somebody may not have seen it: {trouble}"
+    );
     engine.shutdown().await;
     for _ in 0..2 {
         let engine = bench.engine(Mode::Follow).await;
@@ -178,6 +183,78 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
         assert_eq!((status(&engine).dead_trouble, status(&engine).dead), (None, 4));
         engine.shutdown().await;
     }
+}
+
+/// The file was written anew without it, and shows nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_letter_was_damaged_while_the_sink_ran_is_not_said_to_be_delivered() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    let file = bench.dir.path().join("dead/a");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    engine.letters_of("a").scrub(&|| ()).unwrap();
+    receiver.says(|_| Ok(Outcome::Delivered));
+    bench.store(6..=6).await;
+    durable(&engine, 6).await;
+    let check = async |engine: &Engine| {
+        let mut lost = 0;
+        for seq in 1..=5 {
+            match state(&bench, engine, seq).await {
+                EventState::Unknown { .. } => lost += 1,
+                said => assert!(matches!(said, EventState::Dead { .. }), "{seq}: {said:?}"),
+            }
+        }
+        assert_eq!(lost, 1);
+    };
+    check(&engine).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    check(&engine).await;
+    engine.shutdown().await;
+}
+
+/// No worker notes it, and its file may be written anew all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_the_letters_of_a_sink_that_is_not_configured_is_noted() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    let file = bench.dir.path().join("dead/a");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let sinks = std::mem::take(&mut bench.sinks);
+    let engine = bench.engine(Mode::Follow).await;
+    let letters = engine.letters_of("a");
+    assert!(letters.is_damaged());
+    letters.scrub(&|| ()).unwrap();
+    engine.shutdown().await;
+    bench.sinks = sinks;
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    let mut unknown = 0;
+    for seq in 1..=5 {
+        unknown += u64::from(matches!(state(&bench, &engine, seq).await, EventState::Unknown { .. }));
+    }
+    assert_eq!((unknown, status(&engine).dead), (1, 4));
+    engine.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

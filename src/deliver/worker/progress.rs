@@ -317,15 +317,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Notes what was found to be damaged of letters that nodes share, which are read as they come.
+    /// Notes what was found to be damaged of the letters since the sink began: those that nodes share are read as they come, and a file is
+    /// when it is written anew.
     pub(super) fn doubt_letters(&mut self) {
         let letters = &self.kit.letters;
-        if letters.is_shared() {
-            let upto = self.lanes.main.next().prev();
-            if self.record.doubt_letters(letters, upto) {
-                letters.note_lost_upto(self.record.letters_lost_upto);
-                self.progress.dirty = true;
-            }
+        let upto = self.lanes.main.next().prev();
+        if self.record.doubt_letters(letters, upto) {
+            letters.note_lost_upto(self.record.letters_lost_upto);
+            self.progress.dirty = true;
         }
     }
 

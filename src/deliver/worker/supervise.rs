@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
 use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
-use crate::deliver::reading::{aside, within};
+use crate::deliver::reading::{aside, at_length, within};
 use crate::deliver::schedule;
 use crate::deliver::setback;
 use crate::sinks::{Context, Unavailable};
@@ -283,20 +283,34 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
 
 /// A record with what damage may have taken of the letters. What the durable record says of it already needs not be found again.
 async fn compare_letters(kit: &Kit, mut record: Record, is_durable: bool) -> Result<Record, String> {
-    let (letters, name) = (kit.letters.clone(), kit.name().to_owned());
+    let letters = kit.letters.clone();
     let compare = move || {
         let is_news = record.compare_letters(&letters);
-        if !is_news
-            && is_durable
-            && letters.is_damaged()
-            && let Err(error) = letters.heal()
-        {
-            tracing::warn!(sink = name, %error, "what is damaged of the dead letters can't be left out of their file now; this is tried again");
-        }
-        record
+        (record, is_news)
     };
     let compared = aside(compare).await;
-    compared.map_err(|error| format!("its dead letters can't be compared with its position: {error}"))
+    let (record, is_news) =
+        compared.map_err(|error| format!("its dead letters can't be compared with its position: {error}"))?;
+    if !is_news && is_durable && kit.letters.is_damaged() {
+        heal_letters(kit, record.letters_doubted).await;
+    }
+    Ok(record)
+}
+
+/// Leaves what is damaged out of the letters' file. That takes the longer the larger it is.
+async fn heal_letters(kit: &Kit, noted: Option<u64>) {
+    let letters = kit.letters.clone();
+    let heal = move |turn: &dyn Fn()| {
+        letters.damage_is_noted(noted);
+        letters.heal(turn).map_err(|error| error.to_string())
+    };
+    if let Err(error) = at_length(heal).await.flatten() {
+        tracing::warn!(
+            sink = kit.name(),
+            error,
+            "what is damaged of the dead letters can't be left out of their file now; this is tried again"
+        );
+    }
 }
 
 fn show(kit: &Kit, error: &str) {

@@ -101,6 +101,31 @@ fn what_a_replay_has_given_to_other_sinks_is_taken_over_as_well() {
 }
 
 #[test]
+fn what_damage_has_taken_of_a_journals_letters_is_noted_where_they_go() {
+    let nodes = Nodes::new();
+    let own = nodes.of("a");
+    own.add(&letters(1..=9)).unwrap();
+    let place = own.index(|index| index.places[&Seq(3)].offset);
+    nodes.memory.damaged.lock().unwrap().insert(place);
+    let mut record = crate::deliver::mark::Record::default();
+    record.begin_at(Seq(31));
+    let noted = |sink: &str, record: &crate::deliver::mark::Record| {
+        let key = crate::deliver::mark::record_key(sink);
+        let value = serde_json::to_vec(record).unwrap();
+        let value = crate::deliver::carry::fetched_value(&nodes.desk(), &key, value).unwrap();
+        let fetched: crate::deliver::mark::Record = serde_json::from_slice(&value).unwrap();
+        assert_eq!((fetched.letters_doubted, fetched.cursor()), (None, Some(Seq(30))));
+        fetched.letters_lost_upto
+    };
+    assert_eq!(noted("a", &record), Seq(30));
+    assert_eq!(noted("b", &record), Seq::ZERO, "it has none");
+    // It was noted when the sink had got as far as that.
+    record.letters_lost_upto = Seq(12);
+    record.letters_doubted = Some(place);
+    assert_eq!(noted("a", &record), Seq(12));
+}
+
+#[test]
 fn what_is_damaged_is_said_and_keeps_nothing_else_behind() {
     let (nodes, dir) = (Nodes::new(), tempfile::tempdir().unwrap());
     let own = Letters::open(dir.path(), "a", false).unwrap();

@@ -25,6 +25,8 @@ pub(in crate::deliver::letters) struct Memory {
     is_full: AtomicBool,
     /// Where only the rest of a record is.
     rest: Mutex<Option<u64>>,
+    /// Where records are damaged.
+    pub(in crate::deliver::letters) damaged: Mutex<std::collections::BTreeSet<u64>>,
 }
 
 impl Memory {
@@ -70,13 +72,15 @@ impl Journal for Memory {
         let records = lock(&self.records);
         let of = records.range(behind + 1..).filter(|(_, (of, _))| of == topic);
         // A page is short, so that there are several.
-        let rest = *lock(&self.rest);
+        let (rest, damaged) = (*lock(&self.rest), lock(&self.damaged).clone());
         let of = of.take(7).map(|(place, (_, record))| Kept {
             place: *place,
             len: 1,
             tag: record.tag,
             content: if rest == Some(*place) {
                 Content::Rest
+            } else if damaged.contains(place) {
+                Content::Damaged
             } else {
                 Content::Whole(record.payload.clone())
             },
@@ -201,6 +205,28 @@ pub(in crate::deliver::letters) fn seqs(letters: &Letters) -> Vec<u64> {
         .into_iter()
         .map(|seq| seq.0)
         .collect()
+}
+
+/// One has read the second record before it was damaged, and the nodes have the sink in turns.
+#[test]
+fn damage_that_was_noted_is_no_news_to_a_node_that_knows_less_of_it() {
+    let nodes = Nodes::new();
+    let all = nodes.of("a");
+    all.add(&letters(1..=30)).unwrap();
+    let damage = |seq: u64| {
+        let place = all.index(|index| index.places[&Seq(seq)].offset);
+        lock(&nodes.memory.damaged).insert(place);
+        nodes.of("a")
+    };
+    let (one, two) = (damage(3), damage(20));
+    let mut record = crate::deliver::mark::Record::default();
+    record.begin_at(Seq(31));
+    let mut is_news = |letters: &Letters, upto| record.doubt_letters(letters, Seq(upto));
+    assert!(!is_news(&all, 30) && is_news(&one, 30) && is_news(&two, 31));
+    for letters in [&one, &two, &one] {
+        assert!(!is_news(letters, 40));
+    }
+    assert_eq!(record.letters_lost_upto, Seq(31));
 }
 
 #[test]
