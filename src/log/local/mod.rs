@@ -45,6 +45,7 @@ mod placed;
 mod read;
 mod recovery;
 mod refused;
+mod reread;
 mod scratch;
 mod sealed;
 mod shared;

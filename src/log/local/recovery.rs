@@ -8,9 +8,10 @@ use std::sync::Arc;
 use super::fault::SegmentError;
 use super::gaps::{Gaps, Stood};
 use super::journal::{self, Journal, Newest, Recovered, last_possible};
-use super::known::{self, KnownKeys};
+use super::known::KnownKeys;
 use super::owed::{Aside, Owed, set_segment_aside};
 use super::refused::OpenError;
+use super::reread;
 use super::sealed::{self, Access, Manifest, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
@@ -297,24 +298,14 @@ impl Finder<'_> {
             last = sealed.manifest.last.0,
             "the known keys of a segment are missing; they are read from its events again"
         );
-        let table = self.known.table(first);
-        for index in 0..sealed.manifest.packs.len() {
-            let block = match sealed.read(index) {
-                Ok(block) => block,
-                // What can't be read now would be stored again later.
-                Err(SegmentError::Io(source)) if !framefile::is_bad_medium(&source) => {
-                    let path = sealed.dir.clone();
-                    return Err(OpenError::Io { path, source });
-                }
-                // What is damaged is found, named and set aside when it is read for somebody.
-                Err(_) => continue,
-            };
-            for event in &block.events {
-                if let Some(identity) = known::Identity::of(event) {
-                    table.insert(&identity, event.seq, event.received_at);
-                }
-            }
-        }
+        let read = reread::keys_of_sealed(sealed, self.known.table(first), &mut || true);
+        read.map_err(|error| match error {
+            SegmentError::Io(source) => OpenError::Io {
+                path: sealed.dir.clone(),
+                source,
+            },
+            error => OpenError::Unreadable(error.to_string()),
+        })?;
         sealed.close_idle(std::time::Duration::ZERO);
         let is_written = unless_full(self.known.seal(first), "the known keys of a segment", first);
         let is_written = is_written.map_err(|source| OpenError::Io {

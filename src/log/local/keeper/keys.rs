@@ -7,8 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use super::Keeper;
 use crate::event::Seq;
 use crate::log::local::fault::{self, SegmentError};
-use crate::log::local::known::{self, KeyFile, Unit};
-use crate::log::local::shared::Shared;
+use crate::log::local::known::{self, KeyFile, Table, Unit};
+use crate::log::local::reread;
+use crate::log::local::shared::{Segment, Shared};
 use crate::sync::{read_lock, write_lock};
 
 /// Close retries for 72 hours, its event log goes back 30 days: keys are known at least this long.
@@ -60,6 +61,8 @@ pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
 impl Keeper {
     /// Merges known keys, or saves what can be saved of damaged ones, if there is something to do.
     pub(super) fn merge_keys(&mut self) -> Result<(), SegmentError> {
+        // Where it could not be done at once.
+        self.end_doubts()?;
         let now = self.shared.options.now.now();
         let known = read_lock(&self.shared.known);
         let (order, dir, sets) = (known.to_merge(now), known.dir().to_owned(), known.sets());
@@ -92,6 +95,56 @@ impl Keeper {
                 input.remove()
             }?;
         }
+        self.end_doubts()
+    }
+
+    /// Where damage took known keys, those of kept segments are read from the events again: until that is done nothing that may be one of them is
+    /// stored, and nothing else waits for it.
+    fn end_doubts(&mut self) -> Result<(), SegmentError> {
+        let doubted = read_lock(&self.shared.known).doubted();
+        if doubted.is_empty() {
+            return Ok(());
+        }
+        let mut segments = self.shared.all_segments();
+        segments.retain(|(first, _)| doubted.iter().any(|unit| unit.names(*first)));
+        for (first, segment) in segments {
+            let known = read_lock(&self.shared.known);
+            let is_known = known.has_table(first) || known.has_file(first);
+            drop(known);
+            if is_known {
+                continue;
+            }
+            if self.shared.next_segment_after(first).is_none() {
+                // It may still take events, and then a file would not have all of its keys: when the next one has begun.
+                return Ok(());
+            }
+            self.read_again(first, &segment)?;
+        }
+        write_lock(&self.shared.known).end_doubts(&doubted);
+        tracing::info!("the known keys of all events that are kept are whole again");
+        Ok(())
+    }
+
+    /// Makes the file of the keys of a complete segment from its events.
+    fn read_again(&mut self, first: Seq, segment: &Segment) -> Result<(), SegmentError> {
+        self.shared.desk.begin(format!(
+            "reading known keys from the events of the segment from event {first} on"
+        ));
+        let read = self.at_leisure("keys", Some(first), true, |go_on| {
+            let mut table = Table::default();
+            reread::keys_of(segment, &mut table, go_on)?;
+            Ok(table)
+        });
+        // What was dropped meanwhile is not kept.
+        if self.shared.segment(first).is_none() {
+            return Ok(());
+        }
+        let table = read?;
+        let path = read_lock(&self.shared.known).file_path(first);
+        known::write_file(&path, &table)?;
+        let file = KeyFile::open(&path, first)?;
+        let table = write_lock(&self.shared.known).sealed(first, Some(file));
+        drop(table);
         Ok(())
     }
 }

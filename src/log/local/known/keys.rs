@@ -39,6 +39,9 @@ pub(in crate::log::local) struct KnownKeys {
     tables: BTreeMap<Seq, Arc<Table>>,
     /// Older ones first.
     pub(super) units: Vec<Arc<Unit>>,
+    /// Damaged sets that have given way to what could be read of them, before the rest is read from events again. They are in force for that long:
+    /// what they may hold is in doubt.
+    doubted: Vec<Arc<Unit>>,
     /// Damaged sets of which nothing is known before there is room to save what can be read of them.
     unsaved: Vec<Unsaved>,
     /// Held by whoever copies or compares the files.
@@ -54,6 +57,7 @@ impl KnownKeys {
             dir: dir.to_owned(),
             tables: BTreeMap::new(),
             units: found.units,
+            doubted: Vec::new(),
             unsaved: found.unsaved,
             held: Arc::default(),
         })
@@ -102,28 +106,48 @@ impl KnownKeys {
         (found, self.may_hold(hash))
     }
 
+    /// Those in doubt come last.
     fn may_hold(&self, hash: u64) -> Vec<Arc<Unit>> {
         let probe = Probe::new(hash);
-        self.units
-            .iter()
-            .filter(|unit| unit.may_hold(&probe))
-            .cloned()
-            .collect()
+        self.in_force().filter(|unit| unit.may_hold(&probe)).cloned().collect()
+    }
+
+    fn in_force(&self) -> impl Iterator<Item = &Arc<Unit>> {
+        self.units.iter().chain(&self.doubted)
     }
 
     /// All keys: those in memory, and those on disk.
     pub(super) fn everything(&self) -> (Vec<Arc<Table>>, Vec<Arc<Unit>>) {
-        (self.tables.values().cloned().collect(), self.units.clone())
+        (
+            self.tables.values().cloned().collect(),
+            self.in_force().cloned().collect(),
+        )
     }
 
     /// Whether a set is in force.
     pub(super) fn holds(&self, unit: &Arc<Unit>) -> bool {
-        self.units.iter().any(|known| Arc::ptr_eq(known, unit))
+        self.in_force().any(|known| Arc::ptr_eq(known, unit))
     }
 
     /// The keys of a complete segment that are in no file yet.
     pub fn unwritten(&self, segment: Seq) -> Option<Arc<Table>> {
         self.tables.get(&segment).filter(|_| !self.has_file(segment)).cloned()
+    }
+
+    /// Whether the keys of a segment are in memory.
+    pub fn has_table(&self, segment: Seq) -> bool {
+        self.tables.contains_key(&segment)
+    }
+
+    /// Sets in doubt: the keys of kept segments that they name are to be read from the events.
+    pub fn doubted(&self) -> Vec<Arc<Unit>> {
+        self.doubted.clone()
+    }
+
+    /// All keys of kept segments that these sets lack are known again.
+    pub fn end_doubts(&mut self, over: &[Arc<Unit>]) {
+        self.doubted
+            .retain(|unit| !over.iter().any(|over| Arc::ptr_eq(over, unit)));
     }
 
     /// The segments whose keys are in memory, in order.
@@ -253,8 +277,8 @@ impl KnownKeys {
         &self.dir
     }
 
-    /// A merge is in place: what was merged gives way to it, and is the caller's to remove. `None` where somebody is copying the
-    /// files; then the merged one is.
+    /// A merge is in place: what was merged gives way to it, and is the caller's to remove; what was damaged of it is in doubt until
+    /// [its end](KnownKeys::end_doubts). `None` where somebody is copying the files; then the merged one is.
     #[must_use]
     pub fn merged(&mut self, order: &Order, merged: &Merged) -> Option<Vec<Arc<Unit>>> {
         if self.is_held() {
@@ -263,6 +287,10 @@ impl KnownKeys {
         self.units
             .retain(|unit| !order.inputs.iter().any(|input| Arc::ptr_eq(input, unit)));
         self.units.insert(0, merged.0.clone());
+        if order.saves() {
+            order.inputs.iter().for_each(|input| input.doubt());
+            self.doubted.extend(order.inputs.iter().cloned());
+        }
         Some(order.inputs.clone())
     }
 

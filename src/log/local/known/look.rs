@@ -44,8 +44,14 @@ pub(in crate::log::local) fn find(
                 seq = seq.max(Some(at));
             }
         };
-        if ask(&in_force(known), &asked, identity.hash, &mut find)? {
-            return Ok(Answer { seq, asked });
+        match ask(&in_force(known), &asked, identity.hash, &mut find) {
+            Ok(true) => return Ok(Answer { seq, asked }),
+            Ok(false) => {}
+            // What others hold is known, whatever is in doubt.
+            Err(_) if seq.is_some() && asked.iter().any(|unit| unit.is_doubted()) => {
+                return Ok(Answer { seq, asked: Vec::new() });
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -57,6 +63,7 @@ pub(in crate::log::local) fn every(known: &RwLock<KnownKeys>, each: &mut dyn FnM
         table.sorted().into_iter().for_each(|(_, key, seq)| each(key, seq));
     }
     for unit in units {
+        unit.certain()?;
         for page in 0..unit.known().pages() {
             unit.known().page(page, each)?;
         }
@@ -99,7 +106,7 @@ pub(super) fn ask(
     each: &mut dyn FnMut(&[u8], Seq),
 ) -> io::Result<bool> {
     for unit in units {
-        let Err(error) = unit.known().around(hash, each) else {
+        let Err(error) = unit.around(hash, each) else {
             continue;
         };
         if !in_force(unit) {

@@ -185,7 +185,7 @@ impl Order {
             tracing::error!(
                 pages = damaged,
                 "known keys were damaged beyond repair: repetitions of some events that have expired would be stored again; those \
-                 of events that are kept are read from the events at the next start"
+                 of events that are kept are read from the events, before anything is stored that may repeat one"
             );
         }
         builder.finish(manifest, go_on)

@@ -21,6 +21,8 @@ use crate::event::Seq;
 pub(in crate::log::local) struct Unit {
     content: Content,
     pub(super) damaged: AtomicBool,
+    /// What could be read of it is in another set; what could not is to be read from events that are kept.
+    doubted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -34,6 +36,7 @@ impl Unit {
         Arc::new(Unit {
             content,
             damaged: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
         })
     }
 
@@ -50,6 +53,38 @@ impl Unit {
             Content::File(file) => file.may_hold(probe),
             Content::Month(month) => month.may_hold(probe),
         }
+    }
+
+    /// From now on nobody is told what is in it: it may lack what nobody has read again yet.
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::SeqCst)
+    }
+
+    /// An error where it is in doubt: what it may hold is neither known nor new.
+    pub(super) fn certain(&self) -> io::Result<()> {
+        if !self.is_doubted() {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "known keys were damaged, and those of events that are kept are being read from the events again",
+        ))
+    }
+
+    /// Hands on every key with this hash, and perhaps others. Reads the disk.
+    pub(super) fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
+        self.certain()?;
+        self.known().around(hash, each)?;
+        // Once it is in doubt, another file may have come to its place, and been read for it.
+        self.certain()
+    }
+
+    /// Whether any key of the segment that begins with `first` may be in it, or have been.
+    pub fn names(&self, first: Seq) -> bool {
+        self.segments().contains(&first) || self.partly().contains(&first)
     }
 
     /// Notes if an error proves damage, so that the keeper puts it right.

@@ -2,6 +2,7 @@
 
 mod back;
 mod damage;
+mod doubt;
 mod dropping;
 mod erasing;
 mod full;

@@ -131,6 +131,9 @@ fn merge_all(known: &mut KnownKeys, now: i64) -> usize {
             }
             .unwrap();
         }
+        // As if there were no events any more from which to read what is lost.
+        let doubted = known.doubted();
+        known.end_doubts(&doubted);
         count += 1;
     }
     count
