@@ -1,8 +1,8 @@
-//! What is missing in a data directory and does not show by itself: the end of the log.
+//! What is missing in a data directory and does not show by itself: the end of the log, and known keys.
 
 use std::path::PathBuf;
 
-use crate::harness::Daemon;
+use crate::harness::{Daemon, until};
 
 const FILE: &str = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
 
@@ -46,5 +46,34 @@ async fn without_a_daemon_too_a_log_whose_end_is_missing_is_told_of() {
         (gap["from"].as_u64(), gap["to"].as_u64()),
         (Some(3), Some(5)),
         "{status}"
+    );
+}
+
+/// Their keys are nowhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_made_again_of_events_are_not_those_of_what_is_gone() {
+    let mut daemon = Daemon::start("[log]\nsegment_size = \"64 KiB\"\n").await;
+    for id in 1..=60_u64 {
+        // Does not compress to nothing, so that segments fill.
+        let noise: String = (1..=200)
+            .map(|n: u64| format!("{:x}", id.wrapping_mul(2_654_435_761).wrapping_mul(n * n)))
+            .collect();
+        let body =
+            format!(r#"{{"event": {{"id": "ev_{id}", "date_updated": "2024-02-15T12:48:23", "data": "{noise}"}}}}"#);
+        assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    }
+    until("segments are sealed", async || {
+        let status = daemon.status();
+        let log = &status["log"];
+        log["segments"].as_u64() > Some(1) && log["unsealed"].as_u64() <= Some(1)
+    })
+    .await;
+    daemon.stop().await;
+    std::fs::remove_dir_all(daemon.data().join("keys")).unwrap();
+    daemon.run().await;
+    let said = daemon.stderr();
+    assert!(
+        said.contains("a redelivery of such an event would be stored again"),
+        "{said}"
     );
 }

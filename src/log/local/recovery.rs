@@ -295,7 +295,8 @@ impl Finder<'_> {
         tracing::warn!(
             first = first.0,
             last = sealed.manifest.last.0,
-            "the known keys of a segment are missing; they are read from its events again"
+            "the known keys of a segment are missing; they are read from its events again, which tell nothing of those that were erased or \
+             have expired: a redelivery of such an event would be stored again"
         );
         let table = self.known.table(first);
         for index in 0..sealed.manifest.packs.len() {
