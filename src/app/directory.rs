@@ -101,6 +101,24 @@ pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
         return facade(config, nodes::open_log(config).await?, Mode::Look).await;
     }
     let log = build_log(options, &Handle::current()).await??;
+    let looked = facade(config, log, Mode::Look).await?;
+    // A log whose end is missing does not show that by itself.
+    let seen = match looked.engine.seen_beyond().await {
+        Ok(Some(seen)) => seen,
+        Ok(None) => return Ok(looked),
+        Err(error) => {
+            tracing::warn!(%error, "whether the end of the log is missing can't be seen");
+            return Ok(looked);
+        }
+    };
+    drop(looked);
+    // It may have been stored since the log was opened. What is opened now has all that had been seen by then, or has lost it.
+    let options = log::Options {
+        read_only: true,
+        ..log::Options::from_config(config)
+    };
+    let log = build_log(options, &Handle::current()).await??;
+    log.skip_past(seen).await?;
     facade(config, log, Mode::Look).await
 }
 

@@ -116,6 +116,9 @@ pub struct Summary {
     /// Known keys that are damaged, one sentence for each set: they are not in the backup, or not in what was restored.
     #[serde(default)]
     pub damaged_keys: Vec<String>,
+    /// Dead letters that damage has taken, one sentence for each sink: they are not in the backup.
+    #[serde(default)]
+    pub damaged_letters: Vec<String>,
 }
 
 /// What stands at the end.
@@ -127,6 +130,8 @@ pub(super) struct End {
     pub damaged: Vec<(Seq, Seq)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_keys: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_letters: Vec<String>,
     /// SHA-256 of all tags and payloads before it, as hex.
     pub sha256: String,
 }

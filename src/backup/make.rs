@@ -133,9 +133,10 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
     };
     // The order is what makes it consistent: see the module's head.
     let others = other_files(dir).map_err(data)?;
-    let picture = tokio::runtime::Handle::current()
+    let mut picture = tokio::runtime::Handle::current()
         .block_on(engine.picture())
         .map_err(data)?;
+    let damaged_letters = std::mem::take(&mut picture.damaged);
     let last = *log.head().borrow();
     let head = Head {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -164,6 +165,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         last: taken.last,
         damaged: taken.damaged.clone(),
         damaged_keys: damaged_keys.clone(),
+        damaged_letters: damaged_letters.clone(),
         sha256: std::mem::take(&mut out.digest).hex(),
     };
     out.json(TAG_END, &end).map_err(written)?;
@@ -177,6 +179,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         bytes: out.bytes,
         damaged: taken.damaged,
         damaged_keys,
+        damaged_letters,
     })
 }
 

@@ -70,6 +70,7 @@ fn read(input: impl Read, name: &Path, taker: &mut dyn Taker) -> Result<(Head, S
                 bytes: bytes + framefile::HEADER_LEN,
                 damaged: end.damaged,
                 damaged_keys: end.damaged_keys,
+                damaged_letters: end.damaged_letters,
             };
             return Ok((head, summary));
         }

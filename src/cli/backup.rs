@@ -166,14 +166,25 @@ fn told(global: &Global, summary: &Summary) -> Outcome {
         let notice = format!("events {first} to {last} are damaged in the log, and so not in the backup");
         report::notice(global.json, &notice);
     }
-    for why in &summary.damaged_keys {
+    for why in summary.damaged_keys.iter().chain(&summary.damaged_letters) {
         report::notice(global.json, &format!("not in the backup: {why}"));
     }
-    if summary.damaged.is_empty() && summary.damaged_keys.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Found)
+    match but_for(summary) {
+        None => Ok(()),
+        Some(_) => Err(Failure::Found),
     }
+}
+
+/// What damage had taken of it, half a sentence; `None`: nothing.
+fn but_for(summary: &Summary) -> Option<String> {
+    let parts = [
+        ("events", summary.damaged.is_empty()),
+        ("known keys", summary.damaged_keys.is_empty()),
+        ("dead letters", summary.damaged_letters.is_empty()),
+    ];
+    let parts = parts.into_iter().filter(|(_, is_whole)| !is_whole);
+    let parts: Vec<&str> = parts.map(|(what, _)| what).collect();
+    (!parts.is_empty()).then(|| format!("but for {} that are damaged", parts.join(" and ")))
 }
 
 /// What was restored, and where.
@@ -221,7 +232,12 @@ impl Restore {
         };
         let Some(dir) = shown else {
             global.print(&summary, |summary| {
-                format!("the backup of {} is whole: {}", when(summary.made_at), content(summary))
+                let but_for = but_for(summary).map_or_else(String::new, |but_for| format!(" {but_for}"));
+                format!(
+                    "the backup of {} is whole{but_for}: {}",
+                    when(summary.made_at),
+                    content(summary)
+                )
             })?;
             return lacking(global, "would not be restored", &summary);
         };
@@ -252,12 +268,15 @@ impl Restore {
     }
 }
 
-/// Says which known keys a backup lacks, or does not hold as they were: its events are whole.
+/// Says which known keys and dead letters a backup lacks, or does not hold as they were: its events are whole.
 fn lacking(global: &Global, what: &str, summary: &Summary) -> Outcome {
     for why in &summary.damaged_keys {
         report::notice(global.json, &format!("{what}: {why}"));
     }
-    if summary.damaged_keys.is_empty() {
+    for why in &summary.damaged_letters {
+        report::notice(global.json, &format!("not in the backup: {why}"));
+    }
+    if summary.damaged_keys.is_empty() && summary.damaged_letters.is_empty() {
         Ok(())
     } else {
         Err(Failure::Found)

@@ -68,7 +68,7 @@ impl Check {
             .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
             .collect();
         warnings.extend(Tokens::warnings(&config.admin));
-        warnings.extend(data_directory(&config));
+        warnings.extend(data_directory(&config).await);
         let damaged = crate::close::damaged_on_disk(&config.log.dir);
         warnings.extend(damaged.into_iter().map(|one| one.what));
         let made = if self.create && faults.is_empty() {
@@ -313,7 +313,7 @@ pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
 }
 
 /// What is wrong with the data directory; none of it keeps the daemon from starting.
-fn data_directory(config: &Config) -> Vec<String> {
+async fn data_directory(config: &Config) -> Vec<String> {
     let dir = &config.log.dir;
     // Nothing of the log is in it where others keep it.
     if !dir.exists() || config.log.engine != Engine::Local {
@@ -325,9 +325,16 @@ fn data_directory(config: &Config) -> Vec<String> {
     };
     match log::LocalLog::open(options) {
         Ok(log) => {
-            let stats = log.stats();
+            // What its sinks have seen may tell of more than the log does.
+            let (gaps, unseen) = match app::open_read(config).await {
+                Ok(looked) => (looked.log.stats().gaps, None),
+                Err(error) => {
+                    let why = format!("whether the end of the log is missing can't be seen: {error}");
+                    (log.stats().gaps, Some(why))
+                }
+            };
             let lost = |gap: &log::Gap| format!("{} are lost: {}", gap.told(), gap.reason);
-            let mut warnings: Vec<String> = stats.gaps.iter().map(lost).collect();
+            let mut warnings: Vec<String> = gaps.iter().map(lost).chain(unseen).collect();
             warnings.extend(log.damaged_keys());
             warnings.extend(crowded(config, &log));
             warnings

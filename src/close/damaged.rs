@@ -107,7 +107,8 @@ impl CloseStore {
         let keys = self.check().err().map(|why| {
             DamagedFile::new(
                 store::KEYS,
-                "the keys of subscriptions that were made here are not known, and their deliveries are refused",
+                "the keys of subscriptions that were made here are not known: their deliveries are refused, and only what keys of the configuration \
+                 sign is taken (`close.local_key` among them)",
                 &why,
                 "put close/keys.json back from a backup, then restart closehook; without one move it away, restart, and let `closehook \
                  subscription apply` make a new key",

@@ -185,6 +185,26 @@ impl Engine {
         Ok(())
     }
 
+    /// The newest event that a sink has seen, or has a letter of, where the log ends before it; `None` where it does not. For whoever looks at a log
+    /// that nobody writes: nothing has it go on.
+    pub async fn seen_beyond(&self) -> Result<Option<Seq>, EngineError> {
+        // Which of several nodes' marks fit is theirs to find out.
+        if self.shares_sinks() {
+            return Ok(None);
+        }
+        let log = &*self.inner.log;
+        let head = *log.head().borrow();
+        let mut most = self.newest_letters().await.map_err(EngineError)?;
+        for key in self.record_keys().await? {
+            // What can't be made out tells nothing: its sink begins anew, and says so.
+            if let Some((record, _)) = self.whole_record(&key).await? {
+                most.push(seen(&record));
+            }
+        }
+        most.retain(|by_this| *by_this > head && is_possible(log, head, *by_this));
+        Ok(most.into_iter().max())
+    }
+
     /// A position that this log can't have come to would have its sink begin at the end of the log, and pass what it has not had.
     async fn take_back_impossible(&self, key: &str, mut record: Record, revision: Revision) {
         let log = &*self.inner.log;

@@ -22,7 +22,7 @@ use super::outset::Outset;
 use super::reading::aside;
 use super::replay::Jobs;
 use super::stopping::LeftBehind;
-use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
+use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
 use crate::age::Clock;
 use crate::config::SinkConfig;
@@ -518,18 +518,6 @@ impl Engine {
             *before = upto;
             is_new
         });
-    }
-
-    /// What has to be remembered of the engine. An event that the state has passed as dead is in the dead letters, since these
-    /// are looked at later.
-    pub async fn picture(&self) -> std::io::Result<Picture> {
-        let state = self.inner.store.all().await.map_err(std::io::Error::other)?;
-        let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
-        // Whoever has none yet may have some by the time it is their turn.
-        let mut sinks = lock(&self.inner.configured).clone();
-        sinks.extend(letters::listed(&self.inner.dead_dir)?.into_iter().map(|(sink, _)| sink));
-        let dead = letters::files(&self.inner.dead_dir, &self.givers_first(sinks))?;
-        Ok(Picture { state, dead })
     }
 
     /// Contacts a sink without delivering anything.

@@ -27,6 +27,7 @@ pub mod mark;
 mod memory;
 mod outset;
 mod parting;
+mod pictured;
 mod reading;
 mod reload;
 mod rendering;

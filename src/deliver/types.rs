@@ -551,6 +551,8 @@ pub struct Picture {
     pub state: Vec<(String, Vec<u8>)>,
     /// Files of dead letters: below the data directory, open, and how long each was. They only grow.
     pub dead: Vec<(PathBuf, std::fs::File, u64)>,
+    /// A sentence for each sink of whose dead letters damage has taken some.
+    pub damaged: Vec<String>,
 }
 
 pub(super) fn dead_letter(

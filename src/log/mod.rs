@@ -139,7 +139,7 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     async fn note_seen(&self, _seen: Seq) {}
 
     /// Makes sure that Seqs up to `seen` are never given out again: a sink has seen them, although damage took them from the
-    /// log.
+    /// log. One that is only looked at tells of them as lost.
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError>;
 
     /// Erases events: each doomed one is replaced by a tombstone, in the log and in every copy the log has made of it. Its Seq

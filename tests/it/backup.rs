@@ -441,3 +441,33 @@ async fn a_restored_log_lacks_nothing_and_its_sinks_lag_by_events() {
     until("it has them", async || ids_in(&two.path("events.jsonl")).len() == 7).await;
     until("nothing is left", async || two.sink("file")["lag_events"] == 0).await;
 }
+
+/// Nobody would know after a restore that there was more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_names_the_dead_letters_that_damage_has_taken() {
+    let receiver = Receiver::start(400).await;
+    let mut one = Daemon::start(&SINKS.replace("URL", &receiver.url)).await;
+    one.store(1..=3).await;
+    until("all are dead", async || one.sink("http")["dead"].as_u64() == Some(3)).await;
+    one.stop().await;
+    let file = one.path("one.backup");
+    one.ok(&["backup", text(&file)]);
+    let whole = one.ok(&["restore", "--check", text(&file)]);
+    assert!(whole.contains("is whole: 3 events"), "{whole}");
+
+    std::fs::remove_file(one.data().join("dead/http")).unwrap();
+    let said = one.fails(1, &["backup", "--force", text(&file)]);
+    assert!(
+        said.contains("not in the backup: dead letters of \"http\"") && said.contains("is gone"),
+        "{said}"
+    );
+    let checked = one.run_command(&["restore", "--check", text(&file)]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(
+        said.contains("is whole but for dead letters that are damaged: 3 events"),
+        "{said}"
+    );
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(said.contains("not in the backup: dead letters of \"http\""), "{said}");
+}

@@ -216,6 +216,10 @@ async fn keys_that_can_not_be_read_are_a_trouble_whatever_other_keys_there_are()
         troubles.iter().any(|one| one["what"].as_str().unwrap().contains(file))
     };
     assert!(said(&status, "close/keys.json is damaged"), "{status}");
+    assert!(
+        said(&status, "only what keys of the configuration sign is taken"),
+        "{status}"
+    );
     assert_eq!(status["well"], false);
     // It is not known before a restart.
     std::fs::remove_file(&keys).unwrap();

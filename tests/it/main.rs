@@ -98,6 +98,7 @@ mod letters_shown;
 mod limits;
 mod listen;
 mod log;
+mod log_missing;
 mod monitoring;
 mod month;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]

@@ -243,7 +243,23 @@ impl LocalLog {
     /// Makes sure that Seqs up to `seen` are never given out again: a sink has seen them, although damage took them from
     /// the log.
     pub async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
+        if self.writer.is_none() {
+            return self.lack_up_to(seen);
+        }
         self.ask(|reply| Request::SkipTo(seen.next(), reply)).await
+    }
+
+    /// Who only looks keeps to itself what is missing at the end, and reads on to there as whoever writes the log will have it.
+    fn lack_up_to(&self, seen: Seq) -> Result<(), AppendError> {
+        let head = *self.shared.head.borrow();
+        if seen <= head {
+            return Ok(());
+        }
+        let why = "sinks have seen them, and the log ends before them";
+        let noted = self.shared.gaps.record(head.next(), seen, why);
+        noted.map_err(|error| AppendError::Failing(error.to_string()))?;
+        self.shared.head.send_replace(seen);
+        Ok(())
     }
 
     /// Completes the newest segment, so that it can be sealed.

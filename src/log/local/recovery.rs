@@ -296,7 +296,8 @@ impl Finder<'_> {
         tracing::warn!(
             first = first.0,
             last = sealed.manifest.last.0,
-            "the known keys of a segment are missing; they are read from its events again"
+            "the known keys of a segment are missing; they are read from its events again, which tell nothing of those that were erased or \
+             have expired: a redelivery of such an event would be stored again"
         );
         let read = reread::keys_of_sealed(sealed, self.known.table(first), &mut || true);
         read.map_err(|error| match error {
