@@ -86,7 +86,8 @@ async fn a_backfill_that_its_command_leaves_behind_is_said_and_why_it_waits_is_o
         world.faults.order(fault).unwrap();
     };
     let refused = |status: u16, on: &str| Fault::new(Kind::Status).status(status).on(on).times(1000);
-    let begin = ["backfill", "--since", "3d"];
+    // The world of the fake begins thirty days ago.
+    let begin = ["backfill", "--since", "31d"];
     order(&rig, refused(401, "GET /api/v1/me/"));
     let said = rig.daemon.fails(1, &begin);
     assert!(
@@ -121,7 +122,7 @@ async fn a_backfill_that_its_command_leaves_behind_is_said_and_why_it_waits_is_o
     assert!(said.contains("stays, and the daemon goes on with it"), "{said}");
 
     // What is refused is told without the one that is left.
-    let said = rig.daemon.fails(1, &["backfill", "--until", "60d"]);
+    let said = rig.daemon.fails(1, &["backfill", "--since", "3d"]);
     assert!(
         said.contains("nothing lies between") && !said.contains("the backfill begun at"),
         "{said}"
@@ -182,7 +183,7 @@ async fn a_backfill_whose_command_is_to_outlive_its_terminal_does() {
         .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
         .arg(command.get_program())
         .args(command.get_args())
-        .args(["backfill", "--since", "3d"])
+        .args(["backfill", "--since", "31d"])
         .env_remove("CLOSEHOOK_CONFIG")
         .envs(variables)
         .stdin(Stdio::null())
