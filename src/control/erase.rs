@@ -1,7 +1,7 @@
 //! Erasing somebody's data: whose it is, and where a log has to look for it.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::pick::Pick;
 use crate::deliver::DeadLetter;
 use crate::event::{self, Event, Seq};
 use crate::json::{self, Kind, Node};
-use crate::log::Narrow;
+use crate::log::{self, Narrow};
 
 /// Whose data: what fits any of these. Bodies in quarantine are no events, so it is enough that lead or address stand in them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -94,8 +94,9 @@ impl EraseHere {
         // What was read meanwhile may be older than that.
         on.log.forget_read_ahead();
         let (letters, unread) = whose.letters(on).await?;
+        let (letters, kept) = whose.without_kept(on, letters, &self.erased).await;
         let (dead_letters_dropped, mut left) = on.engine.dead_erase(letters, Some(self.erased)).await;
-        left.extend(unread);
+        left.extend(kept.into_iter().chain(unread));
         out.say(&Forgotten {
             dead_letters_dropped,
             left,
@@ -139,12 +140,22 @@ impl Erase {
         let meant = whose.clone();
         let doomed = Arc::new(move |event: &Event| meant.is_in(event));
         let erased = on.log.erase(place, doomed).await;
-        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        // After the log, so that none is made or copied of what is still there.
         // An earlier erasure may not have come to its end: what it made a tombstone may still be in memory.
         let seqs = erased.as_ref().ok();
-        let seqs = seqs.map(|erased| erased.seqs.iter().chain(&erased.before).copied().collect());
+        let seqs: Option<Vec<Seq>> = seqs.map(|erased| erased.seqs.iter().chain(&erased.before).copied().collect());
+        let gone = seqs.as_deref().unwrap_or_default();
+        let (letters, kept) = whose.without_kept(on, letters, gone).await;
         let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
-        let erased = erased.map_err(text)?;
+        let erased = match erased {
+            Err(error) if dead_letters_dropped == 0 => return Err(text(error)),
+            // What went all the same is told with the error.
+            Err(error) => log::Erased {
+                left: vec![text(error)],
+                ..log::Erased::default()
+            },
+            Ok(erased) => erased,
+        };
         // Also where nothing was found: an earlier one may not have come to its end there.
         let told = if erased.seqs.is_empty() {
             erased.before.clone()
@@ -153,7 +164,10 @@ impl Erase {
         };
         let mut answer = Erased {
             erased: erased.seqs,
-            left: erased.left.into_iter().chain(left_in_letters).chain(unread).collect(),
+            left: (erased.left.into_iter().chain(kept))
+                .chain(left_in_letters)
+                .chain(unread)
+                .collect(),
             dead_letters_dropped,
         };
         let here = EraseHere { whose, erased: told };
@@ -197,6 +211,47 @@ impl Erase {
             }
         }
         Ok((letters, unread))
+    }
+
+    /// The letters without those of which the log still has the event, or may have it: what it could not erase is still to be delivered, and
+    /// its letter goes with it when this is done again. The others are told in one sentence. `erased`: what the log is known to have erased.
+    async fn without_kept(
+        &self,
+        on: &Facade,
+        letters: BTreeSet<Seq>,
+        erased: &[Seq],
+    ) -> (BTreeSet<Seq>, Option<String>) {
+        let erased: BTreeSet<Seq> = erased.iter().copied().collect();
+        let (mut gone, rest): (BTreeSet<Seq>, BTreeSet<Seq>) =
+            letters.into_iter().partition(|seq| erased.contains(seq));
+        let looks = futures::stream::iter(rest).map(async |seq| {
+            let found = tokio::time::timeout(GONE_WITHIN, on.log.get(seq)).await;
+            (seq, found)
+        });
+        let mut looks = std::pin::pin!(looks.buffer_unordered(LOOKS));
+        let mut kept = BTreeMap::new();
+        while let Some((seq, found)) = looks.next().await {
+            match found {
+                // Of what came at this Seq since there is nothing to be erased.
+                Ok(Ok(found)) if found.as_ref().is_none_or(|event| !self.is_in(event)) => {
+                    gone.insert(seq);
+                }
+                Ok(Ok(_)) => {
+                    kept.insert(seq, "is still in the log".to_owned());
+                }
+                Ok(Err(error)) => {
+                    kept.insert(seq, format!("may still be in the log ({error})"));
+                }
+                Err(_) => {
+                    kept.insert(seq, "may still be in the log, which does not answer".to_owned());
+                }
+            }
+        }
+        let left = kept.first_key_value().map(|(seq, why)| {
+            let count = kept.len();
+            format!("the dead letters of {count} event(s) stay until their events go: event {seq} {why}")
+        });
+        (gone, left)
     }
 
     /// Whether an event is meant.

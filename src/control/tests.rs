@@ -22,6 +22,7 @@ use crate::rules::RuleSet;
 use crate::state::Store;
 use crate::sync::lock;
 
+mod erasing;
 mod told;
 mod turns;
 
@@ -36,6 +37,8 @@ struct Lending {
     damaged: Mutex<Vec<(Seq, Seq)>>,
     /// How often it was read.
     reads: Mutex<u64>,
+    /// Behind this nothing is erased, for there is no room.
+    erases_upto: Mutex<Seq>,
 }
 
 #[async_trait]
@@ -116,7 +119,16 @@ impl Log for Lending {
         Log::skip_past(&self.log, seen).await
     }
     async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
-        Log::erase(&self.log, narrow, doomed).await
+        let upto = *lock(&self.erases_upto);
+        let part = Arc::new(move |event: &Event| event.seq <= upto && doomed(event));
+        let mut erased = Log::erase(&self.log, narrow, part).await?;
+        if upto < Seq(u64::MAX) {
+            if erased.seqs.is_empty() {
+                return Err(ChangeError("no room".into()));
+            }
+            erased.left.push(Erased::not_reached(upto.next(), "no room"));
+        }
+        Ok(erased)
     }
     fn stats(&self) -> Stats {
         self.log.stats()
@@ -250,6 +262,7 @@ impl Bench {
             most: Mutex::default(),
             damaged: Mutex::default(),
             reads: Mutex::default(),
+            erases_upto: Mutex::new(Seq(u64::MAX)),
         });
         let facade = facade(dir.path(), log.clone()).await;
         Bench { _dir: dir, log, facade }

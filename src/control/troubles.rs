@@ -431,8 +431,11 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
     let name = sink.name.as_str();
     if sink.paused {
         let waiting = several(sink.lag_events, "event waits", "events wait");
+        // Who has it go on says that they have seen this as well.
+        let seen = sink.last_error.as_ref().filter(|_| sink.needs_person);
+        let seen = seen.map_or_else(String::new, |error| format!("; {error}"));
         found.say(
-            format!("sink {name} is paused, and {waiting} for it"),
+            format!("sink {name} is paused, and {waiting} for it{seen}"),
             format!("`closehook sinks resume {name}`"),
         );
     } else if let Some(error) = sink.last_error.as_ref().filter(|_| is_troubled(sink)) {

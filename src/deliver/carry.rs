@@ -78,18 +78,21 @@ pub(super) fn fetched_value(desk: &Arc<letters::Desk>, key: &str, mut value: Vec
         let read = letters.read();
         read.map_err(|error| format!("dead letters of sink \"{sink}\": {error}"))?;
         if record.compare_letters(&letters) {
-            value = with_lost_upto(value, record.letters_lost_upto);
+            value = with_lost(value, &record);
         }
     }
     Ok(carried_value(key, value))
 }
 
-/// The value of a record in which nothing else is another one, whoever has written it.
-fn with_lost_upto(value: Vec<u8>, upto: Seq) -> Vec<u8> {
+/// The value of a record with what this one says of letters that were lost. Nothing else in it is another one, whoever has written it.
+fn with_lost(value: Vec<u8>, of: &Record) -> Vec<u8> {
     let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(&value) else {
         return value;
     };
-    record.insert("letters_lost_upto".to_owned(), upto.0.into());
+    record.insert("letters_lost_upto".to_owned(), of.letters_lost_upto.0.into());
+    if let Some(at) = of.letters_lost {
+        record.insert("letters_lost".to_owned(), at.to_string().into());
+    }
     serde_json::to_vec(&record).unwrap_or(value)
 }
 
@@ -233,5 +236,7 @@ mod tests {
         let noted = |sink: &str| (records[sink].letters_lost_upto, records[sink].letters);
         assert_eq!(noted("gone"), (Seq(8), None));
         assert_eq!(noted("kept"), (Seq::ZERO, None));
+        let is_to_be_seen = |sink: &str| records[sink].letters_lost.is_some();
+        assert!(is_to_be_seen("gone") && !is_to_be_seen("kept"));
     }
 }

@@ -301,7 +301,7 @@ impl Engine {
     /// Removes letters for good, of these events at any sink, removed ones included, and leaves nothing of them in the files, nor of any
     /// letter that went before. `named`: those that say whose they are, whether or not the log still had their events; `of_log`: what the
     /// log has erased, `None` where it could not, and so may still have them. Gives how many there were, and a sentence for each place that
-    /// may still hold some of it.
+    /// may still hold some of it. Of those that go without the log having erased their events it stays known that they went.
     pub async fn dead_erase(&self, named: BTreeSet<Seq>, of_log: Option<Vec<Seq>>) -> (u64, Vec<String>) {
         // What the log could not erase is for others to deliver: of that the letters go alone.
         let reach = if of_log.is_some() {
@@ -309,9 +309,12 @@ impl Engine {
         } else {
             Reach::Letters
         };
-        let seqs: Arc<[Seq]> = named.into_iter().chain(of_log.into_iter().flatten()).collect();
+        let erased: BTreeSet<Seq> = of_log.into_iter().flatten().collect();
+        let seqs: Arc<[Seq]> = named.union(&erased).copied().collect();
+        let dropped: Arc<[Seq]> = named.difference(&erased).copied().collect();
+        let erased: Arc<[Seq]> = erased.into_iter().collect();
         let mut left = self.let_go(&seqs, reach).await;
-        let (count, left_in_files) = self.erase_letters(&seqs).await;
+        let (count, left_in_files) = self.erase_letters(&erased, &dropped).await;
         if left.is_empty() {
             // What one sink gave another meanwhile may have been read there before it went.
             left = self.let_go(&seqs, reach).await;
@@ -344,13 +347,14 @@ impl Engine {
         asked.into_iter().flatten().collect()
     }
 
-    async fn erase_letters(&self, seqs: &Arc<[Seq]>) -> (u64, Vec<String>) {
+    /// `erased`: of these the log has erased the events; `dropped`: of these it has not.
+    async fn erase_letters(&self, erased: &Arc<[Seq]>, dropped: &Arc<[Seq]>) -> (u64, Vec<String>) {
         let engine = self.clone();
         let mut left = match aside(move || engine.places_left()).await {
             Ok(left) => left,
             Err(error) => vec![format!("{}: {error}", self.inner.dead_dir.display())],
         };
-        let (mut erased, mut silent) = (0, Duration::ZERO);
+        let (mut count, mut silent) = (0, Duration::ZERO);
         let all = lock(&self.inner.letters).clone();
         for (sink, letters) in all {
             let place = if letters.is_shared() {
@@ -364,19 +368,24 @@ impl Engine {
                 ));
                 continue;
             }
-            let seqs = seqs.clone();
+            let (erased, dropped) = (erased.clone(), dropped.clone());
             let began = Instant::now();
             let scrubbed = at_length(move |turn| {
-                let removed = letters.erase(&seqs, turn)?;
-                turn();
-                Ok::<_, FrameError>((removed, letters.scrub(turn)))
+                let mut gone = 0;
+                let mut let_go = || -> Result<(), FrameError> {
+                    gone += letters.erase(&erased, turn)?;
+                    gone += letters.erase_alone(&dropped, turn)?;
+                    turn();
+                    letters.scrub(turn)
+                };
+                let done = let_go();
+                (gone, done)
             });
             let error = match scrubbed.await {
-                Ok(Ok((removed, scrubbed))) => {
-                    erased += removed;
-                    scrubbed.err().map(|error| error.to_string())
+                Ok((gone, done)) => {
+                    count += gone;
+                    done.err().map(|error| error.to_string())
                 }
-                Ok(Err(error)) => Some(error.to_string()),
                 Err(error) => {
                     silent += began.elapsed();
                     Some(error)
@@ -384,7 +393,7 @@ impl Engine {
             };
             left.extend(error.map(|error| format!("{place}: {error}")));
         }
-        (erased, left)
+        (count, left)
     }
 
     /// Letters that can't be erased from here, a sentence for each place. Blocking.

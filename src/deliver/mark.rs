@@ -106,6 +106,10 @@ pub(super) struct Record {
     /// By what the damage is told that this was noted of: the same is not noted again as long as it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters_doubted: Option<u64>,
+    /// Since when letters are known to have been lost to damage; until somebody has seen that. Whoever has found it may have been a command,
+    /// of which nobody reads what it says of other sinks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters_lost: Option<Timestamp>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -259,6 +263,7 @@ impl Record {
     fn lose_letters(&mut self, upto: Seq) {
         // A sink that has read nothing yet may have had letters all the same, from others.
         self.letters_lost_upto = self.letters_lost_upto.max(upto).max(Seq(1));
+        self.letters_lost.get_or_insert_with(Timestamp::now);
     }
 
     /// The newest durable record, with what people have ordered since: a part of what is to be saved, which waits for nothing.
@@ -267,13 +272,15 @@ impl Record {
             paused: now.paused,
             unmarked: now.unmarked.clone(),
             begun_anew: now.begun_anew,
+            letters_lost: now.letters_lost,
             ..self.clone()
         }
     }
 
     /// Whether what people have ordered is in both the same.
     pub fn has_orders_of(&self, now: &Record) -> bool {
-        (self.paused, &self.unmarked, self.begun_anew) == (now.paused, &now.unmarked, now.begun_anew)
+        let orders = |record: &Record| (record.paused, record.begun_anew, record.letters_lost);
+        orders(self) == orders(now) && self.unmarked == now.unmarked
     }
 
     /// Whether the sink is finished with an event.

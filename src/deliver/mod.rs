@@ -47,7 +47,7 @@ mod types;
 mod worker;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use carry::{Carried, carried_value, carry_dead_letters, fetch_dead_letters, fetched_state, holds_dead_letters};
 pub use driving::Referral;

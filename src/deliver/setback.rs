@@ -64,6 +64,7 @@ pub(super) fn adopt(log: &dyn Log, sink: &str, record: &mut Record) -> bool {
             detached_at: record.detached_at,
             fence: record.fence,
             begun_anew: main.map(|_| Timestamp::now()),
+            letters_lost: record.letters_lost,
             log_id: Some(log.id().to_owned()),
             ..Record::default()
         };

@@ -379,6 +379,15 @@ fn open_log(dir: &Path) -> LocalLog {
     .unwrap()
 }
 
+/// Leaves a dead letter of an event, as a sink does that gives it up.
+pub fn leave_letter(dir: &Path, sink: &str, event: &crate::event::Event) {
+    let dead = dir.join("dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let letters = super::letters::Letters::open(&dead, sink, false).unwrap();
+    let letter = super::types::dead_letter(sink, event, "no".into(), 1, None);
+    letters.add(&[letter]).unwrap();
+}
+
 /// Every event is refused for good.
 fn refuse(receiver: &Receiver) {
     receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));

@@ -372,6 +372,13 @@ fn a_failure_is_a_trouble_while_something_waits_or_somebody_has_to_look() {
         (sink["waits_for"], sink["lag_events"]) = (json!("it answered 400; it is tried again soon"), json!(2));
     });
     assert!(waiting[0].contains("put its receiver right"), "{waiting:?}");
+    let paused = with(&|sink| {
+        (sink["paused"], sink["needs_person"]) = (json!(true), json!(true));
+    });
+    assert!(
+        paused[0].contains("is paused") && paused[0].contains("it answered 400"),
+        "{paused:?}"
+    );
     let of_program = with(&|sink| {
         sink["last_error"] = json!("its transform failed: x (line 3)");
         sink["lag_events"] = json!(2);

@@ -321,12 +321,25 @@ impl Letters {
     /// Removes letters whose events were erased; gives how many there were. What shows damage, and stays as it is until that is noted, does
     /// not keep them. Blocking; `turn` is called as it gets on.
     pub fn erase(&self, seqs: &[Seq], turn: &dyn Fn()) -> Result<u64, FrameError> {
-        let removed = self.remove(seqs);
-        if removed.is_ok() || self.is_shared() || self.damage_mark().is_none() {
-            return removed;
+        self.although_damaged(|| self.remove(seqs), turn)
+    }
+
+    /// The same of letters whose events were not erased with them: that they went is remembered, as by [`Letters::drop_for_good`]. Blocking.
+    pub fn erase_alone(&self, seqs: &[Seq], turn: &dyn Fn()) -> Result<u64, FrameError> {
+        self.although_damaged(|| self.drop_for_good(seqs), turn)
+    }
+
+    fn although_damaged(
+        &self,
+        let_go: impl Fn() -> Result<u64, FrameError>,
+        turn: &dyn Fn(),
+    ) -> Result<u64, FrameError> {
+        let gone = let_go();
+        if gone.is_ok() || self.is_shared() || self.damage_mark().is_none() {
+            return gone;
         }
         self.scrub(turn)?;
-        self.remove(seqs)
+        let_go()
     }
 
     /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.

@@ -185,6 +185,54 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
     }
 }
 
+/// Whoever starts a command that finds it may read nothing of what it says of a sink, and to the daemon it is no news any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_letters_were_lost_is_said_until_somebody_has_seen_it_although_a_command_has_found_it() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=3).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 3).await;
+    durable(&engine, 3).await;
+    assert!(!status(&engine).needs_person);
+    engine.shutdown().await;
+    std::fs::remove_file(bench.dir.path().join("dead/a")).unwrap();
+    let key = crate::deliver::mark::record_key("a");
+    let engine = bench.engine(Mode::Jobs).await;
+    until("a command has noted it", async || {
+        let (saved, _) = engine.record(&key).await.unwrap().unwrap();
+        saved.letters_lost_upto > Seq::ZERO
+    })
+    .await;
+    engine.shutdown().await;
+    let is_said = |status: SinkStatus| {
+        let said = status.last_error.unwrap_or_default();
+        status.needs_person && said.contains("dead letters of it were lost")
+    };
+    for _ in 0..2 {
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is said", async || is_said(status(&engine))).await;
+        engine.shutdown().await;
+    }
+    assert!(is_said(status(&bench.engine(Mode::Look).await)));
+    let engine = bench.engine(Mode::Follow).await;
+    until("it is said", async || is_said(status(&engine))).await;
+    engine.pause("a", false).await.unwrap();
+    until("somebody has seen it", async || !status(&engine).needs_person).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("the sink is open", async || status(&engine).waits_for.is_none()).await;
+    assert!(!status(&engine).needs_person);
+    let said = state(&bench, &engine, 2).await;
+    assert!(
+        matches!(&said, EventState::Unknown { .. }),
+        "it is not known for that: {said:?}"
+    );
+    engine.shutdown().await;
+}
+
 /// The file was written anew without it, and shows nothing any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_was_damaged_while_the_sink_ran_is_not_said_to_be_delivered() {

@@ -464,6 +464,7 @@ impl<'a> Worker<'a> {
                 if !paused {
                     self.record.unmarked = None;
                     self.record.begun_anew = None;
+                    self.record.letters_lost = None;
                 }
                 self.tried_in_vain = false;
                 self.pausing.push(done);

@@ -365,13 +365,28 @@ fn said(tries: &Tries, is_parked: bool) -> String {
 
 /// What somebody has to see, and since when.
 fn to_be_seen(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
-    if let Some(unmarked) = &record.unmarked {
-        return Some((unmarked.words(sink), unmarked.at));
-    }
-    let words = format!(
-        "its position was lost to damage of the state, or was of another log: it began anew at the oldest event kept, so deliveries repeat, and it may have been paused before; `closehook sinks resume {sink}` says that this was seen"
-    );
-    record.begun_anew.map(|at| (words, at))
+    let unmarked = record.unmarked.as_ref();
+    let unmarked = unmarked.map(|unmarked| (unmarked.words(sink), unmarked.at));
+    let begun_anew = record.begun_anew.map(|at| {
+        (
+            format!(
+                "its position was lost to damage of the state, or was of another log: it began anew at the oldest event kept, so deliveries repeat, and it may have been paused before; `closehook sinks resume {sink}` says that this was seen"
+            ),
+            at,
+        )
+    });
+    let letters_lost = record.letters_lost.map(|at| {
+        (
+            format!(
+                "dead letters of it were lost to damage: `closehook events show` says of which events it is not known any more whether they were delivered, and `closehook replay --sink {sink} --since TIME` sends them again; `closehook sinks resume {sink}` says that this was seen"
+            ),
+            at,
+        )
+    });
+    // Whoever says that they have seen it has seen all of it.
+    let asks = [unmarked, begun_anew, letters_lost].into_iter().flatten();
+    let (words, since): (Vec<String>, Vec<Timestamp>) = asks.unzip();
+    Some((words.join("; "), since.into_iter().min()?))
 }
 
 /// A handle on what is saved of a sink, without a worker behind it. `oldest`: see [`oldest_of`].
