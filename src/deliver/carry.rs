@@ -9,7 +9,6 @@ use super::letters::{self, Letters};
 use super::mark::{RECORDS, Record, record_key};
 use super::stored::open_store;
 use super::types::{DEAD, EngineError, Mode, failed};
-use crate::event::Seq;
 use crate::state::journal::Journal;
 use crate::state::{Expected, Revision, Store, put_json};
 use crate::task;
@@ -167,7 +166,7 @@ mod tests {
     use super::super::letters::Extent;
     use super::*;
     use crate::deliver::types::dead_letter;
-    use crate::event::{Event, Kind, Source};
+    use crate::event::{Event, Kind, Seq, Source};
 
     /// All letters of the sink have gone from its file by the time the log is copied: there is none where it goes.
     #[test]
