@@ -35,6 +35,8 @@ To move to another machine: stop the daemon here, so that nothing is delivered a
 the configuration and what its sinks wrote; start the daemon there; point Close at it. Close sends again what it could not
 deliver meanwhile.
 
+What damage keeps out of it is named, and the exit code is 1; all else is in it.
+
 Examples:
   closehook backup /var/backups/closehook.backup
   closehook backup - | ssh backup-host 'cat > closehook.backup'
@@ -53,13 +55,16 @@ pub(super) struct Backup {
 /// The restored log is another one than the original: its next event gets a Seq far beyond all that the original can have
 /// given out, and files of sinks are appended to, never cut. Sinks go on where they were at the time of the backup.
 #[derive(Debug, Args)]
-#[command(after_help = "The directory must be empty or missing; an error leaves it so.
+#[command(
+    after_help = "The directory must be empty or missing; an error leaves it so. Known keys that can't be opened are left
+out; these, and dead letters that the backup lacks, are named, with exit code 1: all else is there.
 
 Examples:
   closehook restore /var/backups/closehook.backup
   closehook restore closehook.backup --dir /srv/closehook
   closehook restore --check closehook.backup    # says what is in it
-  ssh old-host closehook backup - | closehook restore -")]
+  ssh old-host closehook backup - | closehook restore -"
+)]
 pub(super) struct Restore {
     /// What `closehook backup` wrote; - for standard input
     file: PathBuf,
