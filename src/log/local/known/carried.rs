@@ -6,16 +6,11 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::{damage, is_damage};
+use super::disk::is_damage;
 use super::file;
 use super::month::{self, Manifest};
 use super::opening::is_month;
-
-/// What the head of an index is judged by.
-const BEGIN_LEN: usize = 64;
-
-/// No manifest is longer: what names itself so need not be one.
-const MANIFEST_LEN_MAX: usize = 16 << 20;
+use super::part::Part;
 
 /// No file of a segment's keys is longer. It is kept while it passes by, and judged when it has.
 const SEGMENT_LEN_MAX: usize = 512 << 20;
@@ -32,29 +27,6 @@ pub struct CarriedKeys {
     segments: Vec<String>,
     /// A newer closehook has made one.
     newer: Option<io::Error>,
-}
-
-/// What is kept of a file.
-#[derive(Debug, Default)]
-pub(super) struct Part {
-    /// How it begins; all of it where it is a manifest.
-    pub begin: Vec<u8>,
-    pub len: u64,
-    pub crc: u32,
-    /// The same without what comes before what a head's own checksum is of.
-    pub crc_of_head: u32,
-}
-
-impl Part {
-    fn add(&mut self, bytes: &[u8], is_kept: bool) {
-        let kept = if is_kept { MANIFEST_LEN_MAX } else { BEGIN_LEN };
-        let room = kept.saturating_sub(self.begin.len()).min(bytes.len());
-        self.begin.extend_from_slice(&bytes[..room]);
-        let before = 16_u64.saturating_sub(self.len).min(bytes.len() as u64) as usize;
-        self.crc_of_head = crc32c::crc32c_append(self.crc_of_head, &bytes[before..]);
-        self.crc = crc32c::crc32c_append(self.crc, bytes);
-        self.len += bytes.len() as u64;
-    }
 }
 
 impl CarriedKeys {
@@ -120,10 +92,4 @@ impl CarriedKeys {
         }
         Ok(found)
     }
-}
-
-/// The part of this name.
-pub(super) fn part<'a>(parts: &'a BTreeMap<PathBuf, Part>, name: &Path) -> io::Result<&'a Part> {
-    let missing = || damage(&format!("{}: it is missing", name.display()));
-    parts.get(name).ok_or_else(missing)
 }

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::super::options::SEGMENT_EVENTS_MAX;
-use super::carried::Part;
 use super::disk::{damage, long, read_at, word};
 use super::filter::{Filter, Probe};
 use super::first::V1;
 use super::identity::Identity;
 use super::left;
 use super::page::{self, Pages, pages_of};
+use super::part::Part;
 use super::set::Known;
 use super::table::Table;
 use crate::event::Seq;

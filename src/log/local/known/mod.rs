@@ -2,8 +2,8 @@
 //!
 //! The newest segment has a table in memory (`table`), rebuilt from its journal at start. When a segment is complete its keys
 //! go into a file of their own, `keys/<first seq>` (`file`), and the table goes; where that could not be done yet it is rebuilt, too.
-//! The file outlives the segment: a duplicate is known for as long as Close may send it again, however short the log's retention. The files of a month are merged into databases (`month`, `merge`). Of all
-//! these only a filter (about two bytes a key) stays in memory; a filter's "maybe" is confirmed by comparing whole keys on disk,
+//! The file outlives the segment: a duplicate is known for as long as Close may send it again, however short the log's retention. The
+//! files of a month are merged into databases (`month`, `merge`). Of all these only a filter (about two bytes a key) stays in memory; a filter's "maybe" is confirmed by comparing whole keys on disk,
 //! never by hash alone. Nothing on disk is open but for the moment it is read, or a little longer.
 //!
 //! Keys are found by the hash of the event's id, so the same sets answer "which revisions of this id are there?".
@@ -26,6 +26,7 @@ mod merge;
 mod month;
 mod opening;
 mod page;
+mod part;
 mod set;
 mod table;
 #[cfg(test)]
