@@ -393,6 +393,26 @@ fn refuse(receiver: &Receiver) {
     receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
 }
 
+/// As many events are stored, and refused for good: all are dead letters, and that is durable.
+async fn with_dead(receiver: &Arc<Receiver>, events: u64) -> (Bench, Engine) {
+    let mut bench = Bench::new(vec![sink_on(receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(receiver);
+    bench.store(1..=events).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == events).await;
+    durable(&engine, events).await;
+    (bench, engine)
+}
+
+/// One bit of a file is another one.
+fn flip_in_the_middle(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// What is said of an event at the first sink.
 async fn state(bench: &Bench, engine: &Engine, seq: u64) -> EventState {
     let event = bench.log.get(Seq(seq)).unwrap().unwrap();

@@ -92,6 +92,24 @@ impl Journal for Silent {
     }
 }
 
+/// An engine on a node that has its log for itself, and its letters in a journal.
+async fn begin(bench: &Bench, journal: &Arc<Silent>) -> Engine {
+    let options = Options {
+        log: Arc::new(bench.log.clone()),
+        store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap(),
+        dir: bench.dir.path().to_owned(),
+        rules: bench.rules.clone(),
+        sinks: bench.sinks.clone(),
+        mode: Mode::Follow,
+        names: Arc::default(),
+        clock: crate::age::Clock::new(jiff::Timestamp::now),
+    };
+    let begun = Engine::start_among(options, Arc::new(Alone::default()), Some(journal.clone()));
+    begun.await.unwrap()
+}
+
 /// On one thread, which whoever waits on it takes from everybody: the journal speaks again only if that goes on.
 #[tokio::test]
 async fn whoever_asks_about_a_dead_letter_that_comes_late_takes_no_thread_from_others() {
@@ -107,21 +125,7 @@ async fn whoever_asks_about_a_dead_letter_that_comes_late_takes_no_thread_from_o
         letters.add(&[dead_letter("a", &event, "no".into(), 1, None)]).unwrap();
     }
     drop(letters);
-    let options = Options {
-        log: Arc::new(bench.log.clone()),
-        store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
-            .await
-            .unwrap(),
-        dir: bench.dir.path().to_owned(),
-        rules: bench.rules.clone(),
-        sinks: bench.sinks.clone(),
-        mode: Mode::Follow,
-        names: Arc::default(),
-        clock: crate::age::Clock::new(jiff::Timestamp::now),
-    };
-    let engine = Engine::start_among(options, Arc::new(Alone::default()), Some(journal.clone()))
-        .await
-        .unwrap();
+    let engine = begin(&bench, &journal).await;
     caught_up(&engine, 3).await;
     assert_eq!(receiver.seqs(), [3]);
     journal.is_cut.store(true, Ordering::SeqCst);
@@ -205,27 +209,9 @@ async fn a_letter_that_nodes_share_and_that_is_damaged_leaves_later_deliveries_d
     let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
     bench.sinks[0].breaker.refusals = 10_000;
     let journal = Arc::new(Silent::default());
-    let begin = async || {
-        let options = Options {
-            log: Arc::new(bench.log.clone()),
-            store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
-                .await
-                .unwrap(),
-            dir: bench.dir.path().to_owned(),
-            rules: bench.rules.clone(),
-            sinks: bench.sinks.clone(),
-            mode: Mode::Follow,
-            names: Arc::default(),
-            clock: crate::age::Clock::new(jiff::Timestamp::now),
-        };
-        let leases = Arc::new(Alone::default());
-        Engine::start_among(options, leases, Some(journal.clone()))
-            .await
-            .unwrap()
-    };
     refuse(&receiver);
     bench.store(1..=3).await;
-    let engine = begin().await;
+    let engine = begin(&bench, &journal).await;
     until("all are dead", async || status(&engine).dead == 3).await;
     durable(&engine, 3).await;
     engine.shutdown().await;
@@ -233,7 +219,7 @@ async fn a_letter_that_nodes_share_and_that_is_damaged_leaves_later_deliveries_d
     journal.damaged.store(at.unwrap() as u64 + 1, Ordering::SeqCst);
     receiver.says(|_| Ok(Outcome::Delivered));
     for upto in [4, 5] {
-        let engine = begin().await;
+        let engine = begin(&bench, &journal).await;
         bench.store(upto..=upto).await;
         durable(&engine, upto).await;
         let lost = state(&bench, &engine, 2).await;

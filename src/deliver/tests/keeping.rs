@@ -193,13 +193,7 @@ async fn letters_that_can_not_be_read_postpone_and_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_letters_keep_nothing_from_going_and_are_said() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 5).await;
-    durable(&engine, 5).await;
+    let (bench, engine) = with_dead(&receiver, 5).await;
     engine.shutdown().await;
     let path = bench.dir.path().join("dead/a");
     std::fs::write(&path, vec![b'x'; 5000]).unwrap();

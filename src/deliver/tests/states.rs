@@ -74,13 +74,7 @@ async fn an_event_whose_letter_was_dropped_is_lost_and_not_delivered() {
 /// Which letters damage took nobody knows.
 async fn doubts_deliveries_after(damage: impl FnOnce(&std::path::Path)) {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 5).await;
-    durable(&engine, 5).await;
+    let (bench, engine) = with_dead(&receiver, 5).await;
     engine.shutdown().await;
     damage(&bench.dir.path().join("dead/a"));
     receiver.says(|_| Ok(Outcome::Delivered));
@@ -140,19 +134,9 @@ async fn an_event_whose_letter_was_cut_off_is_not_said_to_be_delivered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_damage_ends() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 5).await;
-    durable(&engine, 5).await;
+    let (bench, engine) = with_dead(&receiver, 5).await;
     engine.shutdown().await;
-    let file = bench.dir.path().join("dead/a");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    flip_in_the_middle(&bench.dir.path().join("dead/a"));
     receiver.says(|_| Ok(Outcome::Delivered));
 
     let engine = bench.engine(Mode::Follow).await;
@@ -189,13 +173,7 @@ async fn what_is_delivered_after_letters_were_damaged_stays_delivered_and_the_da
 #[tokio::test(flavor = "multi_thread")]
 async fn that_letters_were_lost_is_said_until_somebody_has_seen_it_although_a_command_has_found_it() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=3).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 3).await;
-    durable(&engine, 3).await;
+    let (bench, engine) = with_dead(&receiver, 3).await;
     assert!(!status(&engine).needs_person);
     engine.shutdown().await;
     std::fs::remove_file(bench.dir.path().join("dead/a")).unwrap();
@@ -237,18 +215,8 @@ async fn that_letters_were_lost_is_said_until_somebody_has_seen_it_although_a_co
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_was_damaged_while_the_sink_ran_is_not_said_to_be_delivered() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 5).await;
-    durable(&engine, 5).await;
-    let file = bench.dir.path().join("dead/a");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    let (bench, engine) = with_dead(&receiver, 5).await;
+    flip_in_the_middle(&bench.dir.path().join("dead/a"));
     engine.letters_of("a").scrub(&|| ()).unwrap();
     receiver.says(|_| Ok(Outcome::Delivered));
     bench.store(6..=6).await;
@@ -275,19 +243,9 @@ async fn an_event_whose_letter_was_damaged_while_the_sink_ran_is_not_said_to_be_
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_to_the_letters_of_a_sink_that_is_not_configured_is_noted() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    until("all are dead", async || status(&engine).dead == 5).await;
-    durable(&engine, 5).await;
+    let (mut bench, engine) = with_dead(&receiver, 5).await;
     engine.shutdown().await;
-    let file = bench.dir.path().join("dead/a");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    flip_in_the_middle(&bench.dir.path().join("dead/a"));
     let sinks = std::mem::take(&mut bench.sinks);
     let engine = bench.engine(Mode::Follow).await;
     let letters = engine.letters_of("a");
