@@ -13,7 +13,7 @@ use super::reading::aside;
 use super::setback::{adopt, end_before, is_possible, seen, skip_past, take_back};
 use super::types::{EngineError, Mode, failed};
 use crate::event::Seq;
-use crate::log::Log;
+use crate::log::{Log, SEGMENT_EVENTS_MAX};
 use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::supervise;
 use crate::sync::lock;
@@ -27,9 +27,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Dead letters that can't be read keep the log from going on for so long at the most: receiving waits for no sink.
 const LETTERS_AWAITED: Duration = Duration::from_secs(60);
-
-/// Events that may have been lost with the end of a log, of which there may be letters: as many as a segment of the local log holds.
-const UNKNOWN_MAX: u64 = 250_000;
 
 /// Has the log go on behind what is known to have been given out, before it takes anything.
 async fn go_on_behind(log: &dyn Log, known: Result<Seq, String>) -> Result<(), String> {
@@ -51,7 +48,8 @@ async fn go_on(log: Arc<dyn Log>, seen: Seq, engine: Weak<Inner>, over: Cancella
             && began.elapsed() >= LETTERS_AWAITED
         {
             tracing::error!(%why, "the log goes on without that, behind all that they can be of");
-            known = Ok(Seq(seen.0.saturating_add(UNKNOWN_MAX)));
+            // As many as a segment holds may have been lost with the end of the log.
+            known = Ok(Seq(seen.0.saturating_add(SEGMENT_EVENTS_MAX)));
         }
         match go_on_behind(&*log, known).await {
             Ok(()) => {

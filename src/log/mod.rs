@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 pub use absent::AbsentLog;
 pub use local::{
-    CarriedKeys, Clock, Holder, KeyFiles, LocalLog, Moved, OpenError, Options, Piece, Placer, Restorer, SCRATCH, Taken,
-    commit_copy, holder, identity, is_copy_begun, is_state_begun, key_file, moved, note_moved, note_serving,
-    note_state_begun, raise_limit, refuse_moved, reopen, shared_upto, space, take_dir,
+    CarriedKeys, Clock, Holder, KeyFiles, LocalLog, Moved, OpenError, Options, Piece, Placer, Restorer, SCRATCH,
+    SEGMENT_EVENTS_MAX, Taken, commit_copy, holder, identity, is_copy_begun, is_state_begun, key_file, moved,
+    note_moved, note_serving, note_state_begun, raise_limit, refuse_moved, reopen, shared_upto, space, take_dir,
 };
 pub use types::{
     AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError,

@@ -62,7 +62,7 @@ pub use handle::LocalLog;
 pub use known::{CarriedKeys, KeyFiles};
 pub use lock::{Holder, holder, note_serving, take_dir};
 pub use moved::{Moved, identity, moved, note_moved, refuse_moved, reopen, shared_upto};
-pub use options::Options;
+pub use options::{Options, SEGMENT_EVENTS_MAX};
 pub use placed::{Placer, commit as commit_copy, is_begun as is_copy_begun};
 pub use refused::OpenError;
 pub use scratch::DIR as SCRATCH;

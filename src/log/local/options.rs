@@ -16,7 +16,7 @@ const ROUND: Duration = Duration::from_secs(2);
 pub(super) const SEGMENTS_IN_ROOM: u64 = 10;
 
 /// Events in one segment at the most: bounds the memory that the keys of an unsealed segment take (about 60 bytes each).
-pub(super) const SEGMENT_EVENTS_MAX: u64 = 250_000;
+pub const SEGMENT_EVENTS_MAX: u64 = 250_000;
 
 /// How the log is kept.
 #[derive(Debug, Clone)]

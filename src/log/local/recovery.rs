@@ -16,7 +16,7 @@ use super::sealed::{self, Access, Manifest, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
 use crate::files;
-use crate::framefile::{self, FrameError};
+use crate::framefile::{self, FrameError, Scan};
 
 /// So often a segment is looked at by somebody who only looks, while whoever owns the directory is at work on it.
 const LOOKS_MAX: u32 = 3;
@@ -345,29 +345,7 @@ impl Finder<'_> {
         if let Some(newest_us) = segment.blocks().iter().map(|block| block.head.newest_us).max() {
             self.gaps.found_after(newest_us);
         }
-        if scan.torn > 0 {
-            tracing::info!(
-                bytes = scan.torn,
-                journal = %dir.display(),
-                "cut off the unfinished last write; nobody was told that it was stored"
-            );
-        }
-        if !self.repair {
-            let path = dir.join(journal::FILE_NAME);
-            let told = scan.damage.iter().map(|damage| format!("{}: {damage}", path.display()));
-            inventory.damage.extend(told);
-        }
-        if self.repair && !scan.damage.is_empty() {
-            let aside = Aside {
-                first,
-                dir: dir.clone(),
-                to: swap::aside(self.log_dir, first),
-                damage: scan.damage.clone(),
-            };
-            if !unless_full(aside.make(), "a copy of what is damaged of a journal", first).map_err(fail)? {
-                inventory.owed.asides.push(aside);
-            }
-        }
+        self.take_scan(first, &dir, &scan, inventory).map_err(fail)?;
         for (from, to) in lost {
             self.record_gap(from, to, "their bytes in the journal are damaged")
                 .map_err(fail)?;
@@ -445,6 +423,33 @@ impl Finder<'_> {
             && unless_full(set_segment_aside(self.log_dir, first), "setting a segment aside", first).map_err(fail)?;
         if !is_away {
             inventory.owed.segments.push(first);
+        }
+        Ok(())
+    }
+
+    /// What was cut off of a journal, and what is damaged: said, and kept beside it.
+    fn take_scan(&self, first: Seq, dir: &Path, scan: &Scan, inventory: &mut Inventory) -> io::Result<()> {
+        if scan.torn > 0 {
+            tracing::info!(
+                bytes = scan.torn,
+                journal = %dir.display(),
+                "cut off the unfinished last write; nobody was told that it was stored"
+            );
+        }
+        if !self.repair {
+            let path = dir.join(journal::FILE_NAME);
+            let told = scan.damage.iter().map(|damage| format!("{}: {damage}", path.display()));
+            inventory.damage.extend(told);
+        } else if !scan.damage.is_empty() {
+            let aside = Aside {
+                first,
+                dir: dir.to_owned(),
+                to: swap::aside(self.log_dir, first),
+                damage: scan.damage.clone(),
+            };
+            if !unless_full(aside.make(), "a copy of what is damaged of a journal", first)? {
+                inventory.owed.asides.push(aside);
+            }
         }
         Ok(())
     }
