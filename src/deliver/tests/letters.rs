@@ -126,13 +126,7 @@ async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_letter_that_is_erased_without_its_event_it_stays_known_that_it_went() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.sinks[0].breaker.refusals = 10_000;
-    refuse(&receiver);
-    let engine = bench.engine(Mode::Follow).await;
-    bench.store(1..=3).await;
-    until("all are dead", async || status(&engine).dead == 3).await;
-    durable(&engine, 3).await;
+    let (bench, engine) = with_dead(&receiver, 3).await;
     assert_eq!(engine.dead_erase([Seq(2)].into(), None).await, (1, Vec::new()));
     let erased = engine.dead_erase([Seq(3)].into(), Some(Vec::new())).await;
     assert_eq!(erased, (1, Vec::new()));

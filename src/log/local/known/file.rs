@@ -253,6 +253,12 @@ impl KeyFile {
     }
 }
 
+/// Checks a file of known keys from outside, all of it.
+pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
+    let file = KeyFile::open(path, segment)?;
+    (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
+}
+
 /// Checks a file that was read, all of it.
 pub(super) fn check_bytes(bytes: &[u8]) -> io::Result<()> {
     if bytes.len() < 12 || bytes[..8] != MAGIC {

@@ -10,7 +10,6 @@ use super::disk::{self, entries, is_damage};
 use super::file::KeyFile;
 use super::merge::{self, Merged, Order};
 use super::month::{self, Month};
-use super::set::Known;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
 use crate::files;
@@ -164,12 +163,6 @@ pub(in crate::log::local) fn save(
     };
     disk::set_aside(damaged)?;
     Ok(saved)
-}
-
-/// Checks a file of known keys from outside, all of it.
-pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
-    let file = KeyFile::open(path, segment)?;
-    (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
 }
 
 /// Removes the sets in a directory that is being made of another one's which are damaged; gives a sentence for each. What is theirs and of

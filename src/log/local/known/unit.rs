@@ -9,10 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::disk::{is_damage, remove, remove_named, set_aside};
-use super::file::KeyFile;
+use super::file::{KeyFile, check_file};
 use super::filter::Probe;
 use super::month::Month;
-use super::opening::check_file;
 use super::set::Known;
 use crate::event::Seq;
 

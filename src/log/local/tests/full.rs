@@ -289,17 +289,24 @@ async fn damaged_keys_are_saved_where_there_is_room_for_them_once() {
     log.close();
 }
 
+/// What a log leaves free here.
+const RESERVE: u64 = 32 << 20;
+
+fn with_reserve(data: &Path) -> LocalLog {
+    let reserve = Some(RESERVE);
+    LocalLog::open(Options {
+        reserve,
+        ..options(data)
+    })
+    .unwrap()
+}
+
 /// Below its reserve the log stores nothing, and merging can wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_merged_where_that_leaves_the_reserve() {
-    const RESERVE: u64 = 32 << 20;
     let Some(disk) = Disk::of_mib(64) else { return };
     let data = disk.data();
-    let log = LocalLog::open(Options {
-        reserve: Some(RESERVE),
-        ..options(&data)
-    })
-    .unwrap();
+    let log = with_reserve(&data);
     // Nothing is merged while somebody copies them.
     let held = read_lock(&log.shared.known).on_disk();
     for first in [1, 6, 11, 16] {
@@ -321,14 +328,9 @@ async fn keys_are_merged_where_that_leaves_the_reserve() {
 /// Below its reserve the log stores nothing, and a journal can be read just as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_is_sealed_where_that_leaves_the_reserve() {
-    const RESERVE: u64 = 32 << 20;
     let Some(disk) = Disk::of_mib(64) else { return };
     let data = disk.data();
-    let log = LocalLog::open(Options {
-        reserve: Some(RESERVE),
-        ..options(&data)
-    })
-    .unwrap();
+    let log = with_reserve(&data);
     store(&log, 1..=5).await;
     log.roll().await.unwrap();
     // A database alone would fit.
