@@ -34,6 +34,7 @@ pub(super) fn of(status: &Status, now: Timestamp) -> Vec<Trouble> {
     for one in &status.sinks {
         sink(&one.sink, &mut found);
     }
+    removed(status, &mut found);
     stranded(status, &mut found);
     found.0
 }
@@ -514,6 +515,19 @@ fn is_about_a_program(error: &str) -> bool {
         "one of its templates",
     ];
     words.iter().any(|words| error.starts_with(words))
+}
+
+/// What is wrong with the dead letters of sinks that are not there any more.
+fn removed(status: &Status, found: &mut Found) {
+    for (sink, trouble) in &status.removed_sinks_damaged {
+        found.say(
+            format!("sink {sink}, which is not configured: dead letters: {trouble}"),
+            format!(
+                "if {sink} is to come back, configure it again: `closehook events show` then says of which events it is not known any more \
+                 whether they were delivered; else `closehook sinks forget {sink}` lets go of it and of its dead letters"
+            ),
+        );
+    }
 }
 
 /// What other sinks gave up for one that is not there any more.
