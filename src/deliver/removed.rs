@@ -50,25 +50,31 @@ impl Engine {
     pub async fn damaged_removed(&self) -> Result<BTreeMap<String, String>, EngineError> {
         let letters = lock(&self.inner.letters).clone();
         let mut found = BTreeMap::new();
+        for key in self.record_keys().await? {
+            let sink = key.trim_start_matches(RECORDS);
+            if self.is_configured(sink) {
+                continue;
+            }
+            let trouble = match self.record(&key).await {
+                Ok(None) => None,
+                Ok(Some((record, _))) => {
+                    if let Some(letters) = letters.get(sink) {
+                        letters.damage_is_seen(record.letters_seen);
+                    }
+                    let lost = record.letters_lost;
+                    lost.map(|at| format!("some were lost to damage that was found at {at:.0}"))
+                }
+                Err(error) => Some(format!("whether some were lost can't be read: {error}")),
+            };
+            found.extend(trouble.map(|trouble| (sink.to_owned(), trouble)));
+        }
         for (sink, letters) in letters {
             if !self.is_configured(&sink)
                 && let Some(trouble) = letters.trouble()
             {
+                // It says more.
                 found.insert(sink, trouble);
             }
-        }
-        for key in self.record_keys().await? {
-            let sink = key.trim_start_matches(RECORDS);
-            if self.is_configured(sink) || found.contains_key(sink) {
-                continue;
-            }
-            let trouble = match self.record(&key).await {
-                Ok(record) => record
-                    .and_then(|(record, _)| record.letters_lost)
-                    .map(|at| format!("some were lost to damage that was found at {at:.0}")),
-                Err(error) => Some(format!("whether some were lost can't be read: {error}")),
-            };
-            found.extend(trouble.map(|trouble| (sink.to_owned(), trouble)));
         }
         Ok(found)
     }
