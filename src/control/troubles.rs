@@ -92,6 +92,16 @@ fn daemon(status: &Status, found: &mut Found) {
             format!("{what_to_do}; it goes on by itself"),
         );
     }
+    if let Some(why) = &status.log.keys_doubted {
+        found.say(
+            format!("deliveries that may be here already are answered 503: {why}"),
+            format!(
+                "it ends by itself, and Close sends them again; if it lasts, see that the disk of {} can be read and has room: the log says \
+                 what keeps it (`journalctl -u closehook`)",
+                status.daemon.dir.display()
+            ),
+        );
+    }
     servers(status, found);
     if status.keys == 0 {
         found.say(
