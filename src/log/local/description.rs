@@ -72,11 +72,14 @@ impl Description {
                 Ok(description)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                let made = if dir.join("log").is_dir() {
-                    Description::anew(dir)
-                } else {
-                    Description::fresh(None, None)
-                };
+                // Where that can't be seen, another log would be begun in the place of one that may be there.
+                let made = has_log(dir).and_then(|has_log| {
+                    if has_log {
+                        Description::anew(dir)
+                    } else {
+                        Description::fresh(None, None)
+                    }
+                });
                 made.map_err(fail)?.put_or_owe(dir)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
@@ -266,6 +269,15 @@ pub fn note_state_begun(dir: &Path) -> io::Result<()> {
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
 }
 
+/// Whether there is a log beside a description.
+fn has_log(dir: &Path) -> io::Result<bool> {
+    match std::fs::metadata(dir.join("log")) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// What stands in a description.
 enum Found {
     Known(Description),
@@ -365,6 +377,16 @@ mod tests {
         note_state_begun(dir.path()).unwrap_err();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         assert!(!aside(&path).exists());
+    }
+
+    #[test]
+    fn where_it_can_not_be_seen_whether_there_is_a_log_no_other_one_is_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        // Following it ends with ELOOP.
+        std::os::unix::fs::symlink(&log, &log).unwrap();
+        Description::open(dir.path(), true).unwrap_err();
+        assert!(!dir.path().join(NAME).exists());
     }
 
     #[test]
