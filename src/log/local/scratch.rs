@@ -520,7 +520,7 @@ mod tests {
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(dir, Some(1), Some(1)).unwrap();
             std::fs::remove_dir(&copies).unwrap();
-            std::fs::create_dir(dir.join(UNNAMED)).unwrap();
+            framefile::make_dir(&dir.join(UNNAMED)).unwrap();
             assert_eq!(prepare(dir), [""; 0]);
             let made = std::fs::metadata(&copies).unwrap();
             assert_eq!((made.uid(), made.gid()), (1, 1));
