@@ -146,10 +146,17 @@ async fn keys_of(log: &Arc<LocalLog>, erased: BTreeSet<Seq>) -> anyhow::Result<K
     })
 }
 
+/// Whether there is no data directory; that it can't be looked at is an error.
+fn is_missing(dir: &Path) -> anyhow::Result<bool> {
+    let found = dir.try_exists();
+    let found = found.map_err(|error| anyhow!("{} can't be looked at: {error}", dir.display()))?;
+    Ok(!found)
+}
+
 /// Copies the log of the data directory into the stream of the configuration.
 pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyhow::Result<Copied> {
     let dir = &config.log.dir;
-    if !dir.is_dir() {
+    if is_missing(dir)? {
         bail!(OpenError::Missing(dir.clone()));
     }
     let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
@@ -401,7 +408,7 @@ pub async fn reopen(config: &Config) -> anyhow::Result<()> {
         return copy::reopen(&options).await.map_err(|error| anyhow!(error));
     }
     let dir = &config.log.dir;
-    if !dir.is_dir() {
+    if is_missing(dir)? {
         bail!(OpenError::Missing(dir.clone()));
     }
     let _held = log::take_dir(dir)?;

@@ -214,6 +214,10 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
         let now = Instant::now();
         looked_at = Some(now);
         account.begins_to_look();
+        if account.store.check_marks().is_err() {
+            // Nothing could be noted of it; which is said of the file, and is no fault of Close's side.
+            schedule.compare_at(now + account.policy().reconcile_every);
+        }
         let compare = (schedule.reconcile_at <= now).then_some(up_to_now);
         let (checked, compared) = tokio::select! {
             () = stop.cancelled() => return,

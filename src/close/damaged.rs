@@ -115,9 +115,14 @@ impl CloseStore {
             )
         });
         let marks = self.forgotten().map(|why| {
+            let what = if self.check_marks().is_err() {
+                "how far the log is complete is not known here: it is not compared with Close's, and no backfill begins"
+            } else {
+                "how far the log was complete, and a backfill that was under way, are forgotten"
+            };
             DamagedFile::new(
                 store::MARKS,
-                "how far the log was complete, and a backfill that was under way, are forgotten",
+                what,
                 why,
                 "it is found out anew for what comes; `closehook backfill` fetches what Close still has of what was before. Where nothing \
                  compares the logs, move close/state.json away",

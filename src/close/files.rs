@@ -100,9 +100,9 @@ pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
         framefile::sync_parent(dir).map_err(|error| fail(&error))?;
         leave_to_owner(dir);
     }
-    framefile::replace_file(path, text).map_err(|error| fail(&error))?;
-    leave_to_owner(path);
-    Ok(())
+    // It is the daemon's from the moment that it has its name: one that is root's could not be read by it, once this was cut off.
+    let owner = owner_of(dir).map_err(|error| fail(&error))?;
+    framefile::replace_file_as(path, text, 0o600, owner).map_err(|error| fail(&error))
 }
 
 /// Removes a file, durably; what is not there is removed. Blocking.
@@ -117,14 +117,20 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 
 /// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.
 fn leave_to_owner(path: &Path) {
+    if let Some(Ok(Some((user, group)))) = path.parent().map(owner_of) {
+        // If it fails, the daemon's own error says so better.
+        let _ = std::os::unix::fs::lchown(path, Some(user), Some(group));
+    }
+}
+
+/// Whose what root makes in a directory is to be; `None`: whoever makes it is who has it.
+fn owner_of(dir: &Path) -> std::io::Result<Option<(u32, u32)>> {
     use std::os::unix::fs::MetadataExt;
     if !rustix::process::geteuid().is_root() {
-        return;
+        return Ok(None);
     }
-    if let Some(dir) = path.parent().and_then(|dir| std::fs::metadata(dir).ok()) {
-        // If it fails, the daemon's own error says so better.
-        let _ = std::os::unix::fs::lchown(path, Some(dir.uid()), Some(dir.gid()));
-    }
+    let dir = std::fs::metadata(dir)?;
+    Ok(Some((dir.uid(), dir.gid())))
 }
 
 /// Waits for the right to replace a file; given back when the handle is dropped. Whoever has it may be a process that stands still, so

@@ -10,7 +10,8 @@
 //! - `custom_fields.json`: what custom fields are called (see `fields`).
 //!
 //! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read
-//! is an error to whoever would change it, and is never written over; the daemon goes on without those keys.
+//! is an error to whoever would change it, and is never written over; the daemon goes on without those keys. Whatever a newer closehook
+//! has written is never written over either.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -202,7 +203,8 @@ pub(super) struct CloseStore {
     /// Why the keys file can't be read; then it is not written either.
     fault: Option<Error>,
     marks: Kept<Marks>,
-    /// Why the marks of before could not be read: they are found out anew, and the file is written over.
+    /// Why the marks of before could not be read: they are found out anew, and the file is written over, unless a newer closehook has written
+    /// it.
     forgotten: Option<Error>,
     /// An error is why it can't be read.
     organization: Kept<Result<Option<Organization>, Error>>,
@@ -265,7 +267,11 @@ impl CloseStore {
         let (marks, forgotten) = match read_json::<Marks>(&dir.join(MARKS)) {
             Ok(marks) => (marks, None),
             Err(error) => {
-                tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
+                if matches!(error, Error::Newer(_)) {
+                    tracing::error!(%error, "how far the log is complete is not known here; it is not compared with Close's");
+                } else {
+                    tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
+                }
                 (None, Some(error))
             }
         };
@@ -294,6 +300,14 @@ impl CloseStore {
     /// Why the marks of before are forgotten; `None`: they are not.
     pub fn forgotten(&self) -> Option<&Error> {
         self.forgotten.as_ref()
+    }
+
+    /// Whether it can be noted how far the log is complete: what a newer closehook knows of that is left to it.
+    pub fn check_marks(&self) -> Result<(), Error> {
+        match &self.forgotten {
+            Some(newer @ Error::Newer(_)) => Err(newer.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// The directory this is below.
@@ -434,6 +448,7 @@ impl CloseStore {
     }
 
     async fn write_marks(self: &Arc<CloseStore>, change: Change<Marks>) -> Result<(), Error> {
+        self.check_marks()?;
         let now = self.seams.now();
         let change: Change<Marks> = Box::new(move |marks| {
             let before = marks.clone();

@@ -3,8 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use futures::future::join4;
+use futures::future::join5;
 use jiff::Timestamp;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::answers::{Out, Refusal, text};
@@ -12,6 +13,7 @@ use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
 use crate::close::{CloseStatus, DamagedFile};
+use crate::deliver::EngineError;
 use crate::event::{Event, Seq};
 use crate::log::{Stats, space};
 use crate::node;
@@ -33,9 +35,10 @@ impl Show {
             Err("no daemon is running".to_owned())
         };
         // What is not said in time is left out: the rest of the picture is worth having at once.
-        let (last_delivery_at, removed_sinks, disk, damaged) = join4(
+        let (last_delivery_at, removed_sinks, removed_sinks_damaged, disk, damaged) = join5(
             timeout(ANSWERS_WITHIN, last_delivery(on)),
             timeout(ANSWERS_WITHIN, on.engine.detached()),
+            timeout(ANSWERS_WITHIN, on.engine.damaged_removed()),
             timeout(ANSWERS_WITHIN, disk(on)),
             timeout(ANSWERS_WITHIN, on.account.damaged()),
         )
@@ -44,14 +47,8 @@ impl Show {
             let why = format!("it was not read within {} s", ANSWERS_WITHIN.as_secs());
             vec![DamagedFile::unread(&why)]
         });
-        let removed_sinks = match removed_sinks {
-            Ok(found) => found.map_err(text),
-            Err(_) => Err(format!("they were not read within {} s", ANSWERS_WITHIN.as_secs())),
-        };
-        let (removed_sinks, removed_sinks_unread) = match removed_sinks {
-            Ok(found) => (found, None),
-            Err(why) => (Vec::new(), Some(why)),
-        };
+        let (removed_sinks, unread) = in_time(removed_sinks);
+        let (removed_sinks_damaged, letters_unread) = in_time(removed_sinks_damaged);
         let mut status = Status {
             well: false,
             troubles: Vec::new(),
@@ -70,7 +67,8 @@ impl Show {
             sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
             removed_sinks,
-            removed_sinks_unread,
+            removed_sinks_unread: unread.or(letters_unread),
+            removed_sinks_damaged,
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
             close: CloseStatus {
@@ -85,6 +83,18 @@ impl Show {
         status.troubles = troubles::of(&status, now);
         status.well = status.troubles.is_empty();
         out.say(&status).await
+    }
+}
+
+/// What was read of removed sinks, or nothing, and why.
+fn in_time<T: Default>(read: Result<Result<T, EngineError>, Elapsed>) -> (T, Option<Refusal>) {
+    match read {
+        Ok(Ok(found)) => (found, None),
+        Ok(Err(why)) => (T::default(), Some(text(why))),
+        Err(_) => {
+            let why = format!("they were not read within {} s", ANSWERS_WITHIN.as_secs());
+            (T::default(), Some(why))
+        }
     }
 }
 

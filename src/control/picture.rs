@@ -397,6 +397,7 @@ mod tests {
             unsealed: 1,
             oldest_at: Some(at(80)),
             gaps: Vec::new(),
+            keys_doubted: None,
         };
         assert_eq!((kept_from(&stats(1)), kept_from(&stats(2))), (None, Some(at(80))));
     }

@@ -65,6 +65,9 @@ pub struct Status {
     /// Why those can't be read now: there may be some; `None` where they can.
     #[serde(default)]
     pub removed_sinks_unread: Option<String>,
+    /// By sink that is not configured, what is wrong with its dead letters.
+    #[serde(default)]
+    pub removed_sinks_damaged: BTreeMap<String, String>,
     /// By sink that is not configured, how many events other sinks gave up for it and it has not had.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stranded: BTreeMap<String, u64>,

@@ -34,6 +34,7 @@ pub(super) fn of(status: &Status, now: Timestamp) -> Vec<Trouble> {
     for one in &status.sinks {
         sink(&one.sink, &mut found);
     }
+    removed(status, &mut found);
     stranded(status, &mut found);
     found.0
 }
@@ -89,6 +90,16 @@ fn daemon(status: &Status, found: &mut Found) {
         found.say(
             format!("events can't be stored, and Close is told to send them again: {why}"),
             format!("{what_to_do}; it goes on by itself"),
+        );
+    }
+    if let Some(why) = &status.log.keys_doubted {
+        found.say(
+            format!("deliveries that may be here already are answered 503: {why}"),
+            format!(
+                "it ends by itself, and Close sends them again; if it lasts, see that the disk of {} can be read and has room: the log says \
+                 what keeps it (`journalctl -u closehook`)",
+                status.daemon.dir.display()
+            ),
         );
     }
     servers(status, found);
@@ -514,6 +525,19 @@ fn is_about_a_program(error: &str) -> bool {
         "one of its templates",
     ];
     words.iter().any(|words| error.starts_with(words))
+}
+
+/// What is wrong with the dead letters of sinks that are not there any more.
+fn removed(status: &Status, found: &mut Found) {
+    for (sink, trouble) in &status.removed_sinks_damaged {
+        found.say(
+            format!("sink {sink}, which is not configured: dead letters: {trouble}"),
+            format!(
+                "if {sink} is to come back, configure it again: `closehook events show` then says of which events it is not known any more \
+                 whether they were delivered; else `closehook sinks forget {sink}` lets go of it and of its dead letters"
+            ),
+        );
+    }
 }
 
 /// What other sinks gave up for one that is not there any more.

@@ -102,7 +102,7 @@ pub fn holds_dead_letters(data_dir: &Path) -> std::io::Result<bool> {
 
 /// In a sink's record: how much there is of the file of its dead letters, and by what damage to them is told. Both are of where they are
 /// kept. The copy has another file, or none, as it makes none for a sink without letters.
-const OF_LETTERS: [&str; 2] = ["letters", "letters_doubted"];
+const OF_LETTERS: [&str; 3] = ["letters", "letters_doubted", "letters_seen"];
 
 /// A value of the state as the copy gets it.
 pub fn carried_value(key: &str, value: Vec<u8>) -> Vec<u8> {
@@ -142,7 +142,7 @@ fn compare(dir: &Path, records: &mut BTreeMap<String, Record>, carried: &mut Car
         let of_sink = format!("dead letters of sink \"{sink}\"");
         letters.read().map_err(|error| format!("{of_sink}: {error}"))?;
         record.compare_letters(&letters);
-        (record.letters, record.letters_doubted) = (None, None);
+        (record.letters, record.letters_doubted, record.letters_seen) = (None, None, None);
         if let Some(trouble) = letters.trouble() {
             carried.damaged.retain(|said| !said.starts_with(&of_sink));
             carried.damaged.push(format!("{of_sink}: {trouble}"));
@@ -177,6 +177,7 @@ mod tests {
         let mut record = Record {
             letters: Extent::of(&file, 7),
             letters_doubted: Some(u64::MAX),
+            letters_seen: Some(u64::MAX),
             ..Record::default()
         };
         record.begin_at(Seq(5));
@@ -186,6 +187,7 @@ mod tests {
         let value = carried_value(&key, serde_json::to_vec(&record).unwrap());
         let mut copied: Record = serde_json::from_slice(&value).unwrap();
         assert_eq!((copied.letters, copied.letters_doubted), (None, None));
+        assert_eq!(copied.letters_seen, None);
         assert_eq!(copied.cursor(), record.cursor());
         let letters = Letters::open(dir.path(), "a", false).unwrap();
         copied.compare_letters(&letters);

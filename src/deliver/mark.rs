@@ -110,6 +110,9 @@ pub(super) struct Record {
     /// of which nobody reads what it says of other sinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters_lost: Option<Timestamp>,
+    /// By what the damage is told that somebody has seen: it is not said again, however long it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters_seen: Option<u64>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
@@ -273,13 +276,21 @@ impl Record {
             unmarked: now.unmarked.clone(),
             begun_anew: now.begun_anew,
             letters_lost: now.letters_lost,
+            letters_seen: now.letters_seen,
             ..self.clone()
         }
     }
 
     /// Whether what people have ordered is in both the same.
     pub fn has_orders_of(&self, now: &Record) -> bool {
-        let orders = |record: &Record| (record.paused, record.begun_anew, record.letters_lost);
+        let orders = |record: &Record| {
+            (
+                record.paused,
+                record.begun_anew,
+                record.letters_lost,
+                record.letters_seen,
+            )
+        };
         orders(self) == orders(now) && self.unmarked == now.unmarked
     }
 

@@ -30,6 +30,7 @@ mod parting;
 mod pictured;
 mod reading;
 mod reload;
+mod removed;
 mod rendering;
 mod replay;
 mod replays;

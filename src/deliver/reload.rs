@@ -16,6 +16,7 @@ use super::judges;
 use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
 use super::reading::aside;
+use super::removed::{self, Compared};
 use super::rendering::Rendering;
 use super::stopping::Running;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges};
@@ -229,10 +230,15 @@ impl Engine {
                     continue;
                 }
             };
-            let letters = self.own_letters_of(name);
-            let upto = record.passed();
-            let doubted = |letters: &Letters| record.doubt_letters(letters, upto);
-            let is_doubted = letters.as_ref().is_some_and(doubted);
+            let letters = self.own_letters_of(name, &record);
+            let mut is_doubted = false;
+            if let Some(letters) = &letters {
+                match removed::compare(record.clone(), letters).await {
+                    Compared::Done(compared, is_news) => (record, is_doubted) = (*compared, is_news),
+                    Compared::NotNow => is_done = false,
+                    Compared::Never => {}
+                }
+            }
             if record.detached_at.is_none() || is_doubted {
                 record.detached_at.get_or_insert(now);
                 let expected = Expected::Revision(revision);
@@ -247,12 +253,6 @@ impl Engine {
             }
         }
         Ok(is_done)
-    }
-
-    /// The letters of a sink that are on this machine, as far as there are any: without a worker nobody else notes damage to them.
-    fn own_letters_of(&self, sink: &str) -> Option<Letters> {
-        let letters = lock(&self.inner.letters).get(sink).cloned();
-        letters.filter(|letters| !letters.is_shared())
     }
 
     /// Tries again to note which sinks were removed, until that is done: the log is kept for them.

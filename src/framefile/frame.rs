@@ -169,3 +169,9 @@ pub(super) fn judge_header(bytes: &[u8; HEADER_LEN as usize], path: &Path, forma
     }
     Ok(())
 }
+
+/// Whether some of a header of this format is in its place. No chance puts its beginning or its checksum there.
+pub(super) fn is_left_of_header(bytes: &[u8; HEADER_LEN as usize], format: Format) -> bool {
+    let has_checksum = |version| bytes[28..] == header(Format { version, ..format })[28..];
+    bytes[..8] == format.magic || (1..=format.version).any(has_checksum)
+}

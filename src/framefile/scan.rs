@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::frame::{
-    FRAME_MAGIC, FRAME_OVERHEAD, Format, FrameError, HEADER_LEN, frame_crc, judge_header, parse_head, whole_frame,
+    FRAME_MAGIC, FRAME_OVERHEAD, Format, FrameError, HEADER_LEN, frame_crc, is_left_of_header, judge_header,
+    parse_head, whole_frame,
 };
 use super::surface::Surface;
 
@@ -49,6 +50,11 @@ impl Scan {
     pub fn ends_unreadable(&self) -> bool {
         self.damage.last().is_some_and(|damage| damage.to == self.good_len)
     }
+
+    /// Whether the file has lost its beginning: nobody knows what was in front of the first frame that was found.
+    pub fn lacks_beginning(&self) -> bool {
+        self.damage.first().is_some_and(|damage| damage.from == damage.to)
+    }
 }
 
 /// One whole frame of a scan.
@@ -91,8 +97,9 @@ pub fn has_header(path: &Path, format: Format) -> Result<bool, FrameError> {
 }
 
 /// Hands every whole frame to `each` of a file whose header is damaged, or which has lost its beginning: what it is, its owner knows from elsewhere.
-/// The header counts as damage.
-pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
+/// The header counts as damage. Where there is nothing of a header in front of a frame that stands right behind one, as many bytes may be missing
+/// as other frames took up, and that counts as well ([`Scan::lacks_beginning`]).
+pub fn scan_behind_header(path: &Path, format: Format, mut each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
     let fail = |source| FrameError::Io {
         path: path.to_owned(),
         source,
@@ -103,12 +110,23 @@ pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Sc
     // Where bytes are missing at the beginning a frame may have moved to where the header was.
     let moved = find_frame(&surface, 0).map_err(fail)?;
     let begin = moved.filter(|at| *at < HEADER_LEN).unwrap_or(HEADER_LEN);
-    let mut scan = scan_frames(&surface, path, begin, each)?;
+    let mut first = None;
+    let mut scan = scan_frames(&surface, path, begin, |frame| {
+        first.get_or_insert(frame.offset);
+        each(frame);
+    })?;
     let header = Damage {
         from: 0,
         to: begin.min(end),
     };
     scan.damage.insert(0, header);
+    if first == Some(HEADER_LEN) {
+        let mut bytes = [0; HEADER_LEN as usize];
+        surface.read_exact_at(&mut bytes, 0).map_err(fail)?;
+        if !is_left_of_header(&bytes, format) {
+            scan.damage.insert(0, Damage { from: 0, to: 0 });
+        }
+    }
     Ok(scan)
 }
 

@@ -138,6 +138,7 @@ impl Log for AbsentLog {
             unsealed: 0,
             oldest_at: None,
             gaps: Vec::new(),
+            keys_doubted: None,
         }
     }
 

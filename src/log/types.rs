@@ -177,6 +177,9 @@ pub struct Stats {
     pub oldest_at: Option<Timestamp>,
     /// What damage took away.
     pub gaps: Vec<Gap>,
+    /// Why of some events it is not known whether they are here already, so that they are refused; `None`: it is known of each.
+    #[serde(default)]
+    pub keys_doubted: Option<String>,
 }
 
 /// The servers that keep a log together.

@@ -397,7 +397,7 @@ fn read_generation(path: &Path) -> Result<Content, FrameError> {
         Err(error) if is_damage(&error) => {
             content = Content::default();
             let mut has_moved = false;
-            let scanned = framefile::scan_behind_header(path, |frame| {
+            let scanned = framefile::scan_behind_header(path, FORMAT, |frame| {
                 has_moved |= frame.offset < framefile::HEADER_LEN;
                 content.take(&frame);
             });
@@ -407,7 +407,9 @@ fn read_generation(path: &Path) -> Result<Content, FrameError> {
                 Err(error) if is_damage(&error) => true,
                 Err(error) => return Err(error),
             };
-            tracing::error!(file = %path.display(), "the header of a state file is damaged; what is behind it is read all the same");
+            if !content.damaged {
+                tracing::error!(file = %path.display(), "the header of a state file is damaged; what is behind it is read all the same");
+            }
         }
         Err(error) => return Err(error),
     }

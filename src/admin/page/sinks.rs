@@ -143,16 +143,24 @@ struct RemovedRow {
     in_url: String,
     /// Where it may have letters.
     letters: Option<u64>,
+    /// What is wrong with these.
+    trouble: Option<String>,
 }
 
 impl RemovedRow {
-    /// Those whose positions are kept, and those that have letters.
-    fn all(positions: Vec<String>, letters: Vec<dead::OfRemoved>) -> Vec<RemovedRow> {
-        let mut all: BTreeMap<String, Option<u64>> = sorted::map(positions.into_iter().map(|name| (name, None)));
+    /// Those whose positions are kept, and those that have letters, or have lost some to damage.
+    fn all(
+        positions: Vec<String>,
+        letters: Vec<dead::OfRemoved>,
+        mut damaged: BTreeMap<String, String>,
+    ) -> Vec<RemovedRow> {
+        let names = positions.into_iter().chain(damaged.keys().cloned());
+        let mut all: BTreeMap<String, Option<u64>> = sorted::map(names.map(|name| (name, None)));
         all.extend(letters.into_iter().map(|one| (one.sink, Some(one.letters))));
         let row = |(name, letters): (String, Option<u64>)| RemovedRow {
             in_url: in_url(&name),
             letters,
+            trouble: damaged.remove(&name),
             name,
         };
         all.into_iter().map(row).collect()
@@ -172,7 +180,7 @@ pub async fn list(view: View) -> Shown {
     Ok(html(&Sinks {
         frame: view.frame("/sinks"),
         table: SinkTable { sinks },
-        removed: RemovedRow::all(status.removed_sinks, letters),
+        removed: RemovedRow::all(status.removed_sinks, letters, status.removed_sinks_damaged),
         trouble: trouble.or(unread),
         stranded: status.stranded,
     }))

@@ -20,6 +20,8 @@ impl Account {
     /// Compares the log with Close's from the mark on, stores what is missing, and moves the mark. `up_to_now`: also what is so
     /// young that it may still be delivered; that would rather come signed, but where there was a gap nobody should wait for it.
     pub(in crate::close) async fn reconcile(&self, up_to_now: bool) -> Result<(), Error> {
+        // Else all that Close still has would be fetched each time, and nothing come of it.
+        self.store.check_marks()?;
         let client = self.client_on_time().await?;
         let policy = self.policy();
         let begun = client.now();

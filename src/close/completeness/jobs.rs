@@ -95,6 +95,7 @@ impl Account {
 
     /// Begins a backfill; [`Account::run_job`] carries it out. An interrupted one is forgotten for it.
     pub async fn begin_job(&self, ask: Ask) -> Result<(), Error> {
+        self.store.check_marks()?;
         let (_, spec) = self.spec(ask).await?;
         // One that failed or was killed is in nobody's way: only what is at work, or about to be.
         let is_at_work = self.is_at_work.load(Ordering::Relaxed);

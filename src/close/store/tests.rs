@@ -66,6 +66,28 @@ async fn a_keys_file_that_cannot_be_read_is_never_written_over() {
     );
 }
 
+/// What it says is worth something to the closehook that has written it.
+#[tokio::test]
+async fn marks_of_a_newer_closehook_are_never_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("close")).unwrap();
+    let path = dir.path().join("close/state.json");
+    let newer = r#"{"version": 2, "complete": "in another way"}"#;
+    std::fs::write(&path, newer).unwrap();
+    let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
+    for refused in [store.check_marks(), store.change_marks(|_| ()).await] {
+        let refused = refused.unwrap_err();
+        assert!(refused.to_string().contains("run the newer version"), "{refused}");
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
+    // What is damaged is worth nothing to anybody.
+    std::fs::write(&path, "nonsense").unwrap();
+    let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
+    assert!(store.forgotten().is_some());
+    store.change_marks(|_| ()).await.unwrap();
+    assert!(readable(dir.path()).iter().all(Result::is_ok));
+}
+
 /// An account whose changes are shared in a store.
 fn account_on(dir: &Path, store: Arc<dyn state::Store>) -> Account {
     let mut config = crate::config::Config::load(&crate::config::Layers::new(&[], crate::rules::faults)).unwrap();

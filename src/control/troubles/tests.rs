@@ -61,6 +61,16 @@ fn each_trouble_is_said_with_what_to_do() {
             "it is tried again at 2024-02-15T12:31:00Z",
         ),
         (
+            Box::new(|s| s["log"]["keys_doubted"] = json!("known keys were damaged")),
+            "answered 503: known keys were damaged",
+            "see that the disk of /data can be read",
+        ),
+        (
+            Box::new(|s| s["removed_sinks_damaged"] = json!({ "old": "some were lost to damage" })),
+            "sink old, which is not configured: dead letters: some were lost to damage",
+            "`closehook sinks forget old`",
+        ),
+        (
             Box::new(|s| s["stranded"] = json!({ "old": 2 })),
             "2 events wait for sink old, which is not configured",
             "configure old again",

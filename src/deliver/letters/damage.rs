@@ -85,12 +85,26 @@ fn mark_of(text: &str) -> u64 {
 impl Letters {
     /// What is wrong with what keeps them, one sentence; `None` where nothing is.
     pub fn trouble(&self) -> Option<String> {
+        let seen = *lock(&self.shared.seen);
+        let is_seen = |damage: &&Damage| self.is_covered(damage.mark, seen);
         let found = self.index(|index| {
-            let damage = index.damage.as_ref().map(|damage| damage.words.clone());
+            let damage = index.damage.as_ref().filter(|damage| !is_seen(damage));
+            let damage = damage.map(|damage| damage.words.clone());
             let found: Vec<String> = damage.into_iter().chain(index.missing.clone()).collect();
             found.join("; ")
         });
         Some(found).filter(|found| !found.is_empty()).or_else(|| self.unread())
+    }
+
+    /// Whether damage with this mark is among what goes by the other one. Places of what nodes share rise: the last one goes for all before it.
+    fn is_covered(&self, mark: Option<u64>, by: Option<u64>) -> bool {
+        mark.is_some() && if self.is_shared() { mark <= by } else { mark == by }
+    }
+
+    /// Somebody has seen the damage that is told by this, as the sink's record says: it is said no more. What is shared with other nodes
+    /// stays damaged, and each of them would find it for ever.
+    pub fn damage_is_seen(&self, mark: Option<u64>) {
+        *lock(&self.shared.seen) = mark;
     }
 
     /// Why they can't be read now, one sentence; `None` where they can.

@@ -156,7 +156,7 @@ impl Disk {
         let mut index = Index::default();
         let (mut known, mut strange) = (0_u64, 0_u64);
         let mut is_free = true;
-        let scan = framefile::scan_behind_header(&self.path, |frame| {
+        let scan = framefile::scan_behind_header(&self.path, FORMAT, |frame| {
             // Where the beginning of the file is missing something else is in the header's place.
             is_free &= frame.offset >= framefile::HEADER_LEN;
             let counter = if index.take(&frame) { &mut known } else { &mut strange };
@@ -176,7 +176,7 @@ impl Disk {
             self.looked_at = scan.good_len;
             return Ok(index);
         }
-        let is_mendable = strange == 0 && is_free && self.may("medium").is_ok();
+        let is_mendable = strange == 0 && is_free && !scan.lacks_beginning() && self.may("medium").is_ok();
         let mut mended = if is_mendable && framefile::put_header_back(&self.path, FORMAT).is_ok() {
             self.scan()?
         } else {

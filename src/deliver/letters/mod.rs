@@ -108,6 +108,8 @@ struct Shared {
     max: AtomicU64,
     /// Of events up to here damage may have taken letters.
     lost_upto: AtomicU64,
+    /// By what the damage is told that somebody has seen; `None`: nobody has seen any.
+    seen: Mutex<Option<u64>>,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     keeper: Mutex<Box<dyn Keeper>>,
 }
@@ -152,6 +154,7 @@ impl Letters {
                 busy: watch::Sender::new(0),
                 max: AtomicU64::new(u64::MAX),
                 lost_upto: AtomicU64::default(),
+                seen: Mutex::default(),
                 keeper: Mutex::new(keeper),
                 path,
             }),

@@ -189,7 +189,11 @@ fn is_old_aside_of(dir: &Path, own: &str, name: &str) -> bool {
     };
     let number = set_aside.strip_prefix(own).and_then(|rest| rest.strip_prefix('.'));
     let is_number = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
-    set_aside == own || (is_number && dir.join(set_aside).symlink_metadata().is_err())
+    let is_missing = || {
+        let found = dir.join(set_aside).symlink_metadata();
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    set_aside == own || (is_number && is_missing())
 }
 
 #[cfg(test)]

@@ -233,4 +233,20 @@ async fn a_letter_that_nodes_share_and_that_is_damaged_leaves_later_deliveries_d
         assert!(status(&engine).dead_trouble.is_some());
         engine.shutdown().await;
     }
+    // Once somebody has seen it that goes for good, although what is damaged stays in the journal.
+    let engine = begin(&bench, &journal).await;
+    until("it is open", async || status(&engine).waits_for.is_none()).await;
+    engine.pause("a", false).await.unwrap();
+    assert_eq!(status(&engine).dead_trouble, None);
+    until("nobody is asked for", async || !status(&engine).needs_person).await;
+    engine.shutdown().await;
+    let engine = begin(&bench, &journal).await;
+    bench.store(6..=6).await;
+    durable(&engine, 6).await;
+    assert_eq!(
+        (status(&engine).dead_trouble, status(&engine).needs_person),
+        (None, false)
+    );
+    assert!(matches!(state(&bench, &engine, 2).await, EventState::Unknown { .. }));
+    engine.shutdown().await;
 }

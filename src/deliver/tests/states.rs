@@ -263,6 +263,34 @@ async fn damage_to_the_letters_of_a_sink_that_is_not_configured_is_noted() {
     engine.shutdown().await;
 }
 
+/// Else nobody would hear of it before the sink is configured again.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_of_a_sink_that_is_not_configured_which_are_gone_are_noted_and_shown() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    if std::fs::metadata(bench.dir.path()).unwrap().created().is_err() {
+        return;
+    }
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    bench.sinks.clear();
+    let engine = bench.engine(Mode::Follow).await;
+    assert!(engine.damaged_removed().await.unwrap().is_empty());
+    engine.shutdown().await;
+    std::fs::remove_file(bench.dir.path().join("dead/a")).unwrap();
+    for words in ["is gone, with the letters", "lost to damage", "lost to damage"] {
+        let engine = bench.engine(Mode::Follow).await;
+        let damaged = engine.damaged_removed().await.unwrap();
+        assert!(damaged.get("a").is_some_and(|why| why.contains(words)), "{damaged:?}");
+        engine.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();

@@ -462,9 +462,12 @@ impl<'a> Worker<'a> {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
                 if !paused {
+                    // What is shown of the letters is what was read of them, whether or not that was noted yet.
+                    self.doubt_letters();
                     self.record.unmarked = None;
                     self.record.begun_anew = None;
                     self.record.letters_lost = None;
+                    self.record.letters_seen = self.record.letters_doubted;
                 }
                 self.tried_in_vain = false;
                 self.pausing.push(done);

@@ -442,6 +442,7 @@ impl Worker<'_> {
                 self.remove_letters(&gone).await;
             }
             self.kit.letters.damage_is_noted(self.durable.letters_doubted);
+            self.kit.letters.damage_is_seen(self.durable.letters_seen);
             if self.durable.has_orders_of(&self.record) {
                 self.pausing.drain(..).for_each(|done| drop(done.send(Ok(()))));
             }

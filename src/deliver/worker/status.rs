@@ -416,6 +416,7 @@ pub(in crate::deliver) fn afar(config: &SinkConfig, view: View, letters: Letters
 
 /// What is seen of a sink of which there is nothing but what is saved.
 pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letters: &Letters, log: &dyn Log) -> View {
+    letters.damage_is_seen(record.letters_seen);
     let head = *log.head().borrow();
     let cursor = record.cursor().unwrap_or_default();
     let open: &[SavedItem] = record.main.as_ref().map_or(&[], |main| &main.open);

@@ -260,6 +260,7 @@ async fn read(kit: &Kit, known: &Record) -> Result<(Record, Option<Revision>), S
     };
     let mut record = compare_letters(kit, record, revision.is_some()).await?;
     kit.letters.note_lost_upto(record.letters_lost_upto);
+    kit.letters.damage_is_seen(record.letters_seen);
     // It is configured, whether or not that could be noted when it was again.
     record.detached_at = None;
     if kit.follow && record.main.is_none() {

@@ -146,11 +146,10 @@ impl Shared {
         let began = Instant::now();
         let found = tokio::time::timeout(LOOK_WITHIN, self.store.get(PROOFS)).await;
         match found {
-            Ok(Ok(Some(entry))) => {
-                if let Ok(proofs) = entry.json() {
-                    take(proofs);
-                }
-            }
+            Ok(Ok(Some(entry))) => match entry.json() {
+                Ok(proofs) => take(proofs),
+                Err(error) => tracing::warn!(error, "what a directory is to be shown can't be read"),
+            },
             Ok(Ok(None)) => take(Proofs::new()),
             Ok(Err(error)) => tracing::warn!(%error, "what a directory is to be shown can't be looked up"),
             Err(_) => tracing::warn!("what a directory is to be shown could not be looked up in time"),

@@ -338,6 +338,7 @@ impl Log for JetStreamLog {
             unsealed: 0,
             oldest_at: *read_lock(&self.shared.oldest),
             gaps: gaps.into_iter().collect(),
+            keys_doubted: None,
         }
     }
 

@@ -56,11 +56,11 @@ impl Description {
             source,
         };
         match read(&path) {
-            Ok(description) if description.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
+            Ok(Found::Newer(found)) => Err(OpenError::Newer {
                 dir: dir.to_owned(),
-                found: description.format,
+                found,
             }),
-            Ok(mut description) => {
+            Ok(Found::Known(mut description)) => {
                 if description.id.is_empty() {
                     description.id.clone_from(&description.epoch);
                 }
@@ -72,11 +72,14 @@ impl Description {
                 Ok(description)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                let made = if dir.join("log").is_dir() {
-                    Description::anew(dir)
-                } else {
-                    Description::fresh(None, None)
-                };
+                // Where that can't be seen, another log would be begun in the place of one that may be there.
+                let made = has_log(dir).and_then(|has_log| {
+                    if has_log {
+                        Description::anew(dir)
+                    } else {
+                        Description::fresh(None, None)
+                    }
+                });
                 made.map_err(fail)?.put_or_owe(dir)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
@@ -219,7 +222,8 @@ impl Description {
 /// Whether there was a whole state beside the log once.
 pub fn is_state_begun(dir: &Path) -> io::Result<bool> {
     match read(&dir.join(NAME)) {
-        Ok(description) => Ok(description.state_begun),
+        Ok(Found::Known(description)) => Ok(description.state_begun),
+        Ok(Found::Newer(found)) => Err(refuse(dir, found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         // It is made anew, and notes it then.
         Err(error) if framefile::is_damage(&error) => Ok(true),
@@ -254,7 +258,9 @@ pub fn note_state_begun(dir: &Path) -> io::Result<()> {
     let mut description = match read(&path) {
         // It is owed: the one that is written later notes it.
         Err(error) if error.kind() == io::ErrorKind::NotFound || framefile::is_damage(&error) => return Ok(()),
-        read => read?,
+        Err(error) => return Err(error),
+        Ok(Found::Newer(found)) => return Err(refuse(dir, found)),
+        Ok(Found::Known(description)) => description,
     };
     if description.state_begun {
         return Ok(());
@@ -263,8 +269,39 @@ pub fn note_state_begun(dir: &Path) -> io::Result<()> {
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
 }
 
-fn read(path: &Path) -> io::Result<Description> {
-    files::read(path).and_then(|json| Ok(serde_json::from_slice(&json)?))
+/// Whether there is a log beside a description.
+fn has_log(dir: &Path) -> io::Result<bool> {
+    match std::fs::metadata(dir.join("log")) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What stands in a description.
+enum Found {
+    Known(Description),
+    /// Of a newer closehook, and of this format. What else is in it may be of any kind.
+    Newer(u32),
+}
+
+fn read(path: &Path) -> io::Result<Found> {
+    #[derive(Deserialize)]
+    struct Formatted {
+        format: u32,
+    }
+    let json = files::read(path)?;
+    let Formatted { format } = serde_json::from_slice(&json)?;
+    if format > DIRECTORY_FORMAT {
+        return Ok(Found::Newer(format));
+    }
+    Ok(Found::Known(serde_json::from_slice(&json)?))
+}
+
+/// Nothing is read of one that a newer closehook has written, nor is it written over.
+fn refuse(dir: &Path, found: u32) -> io::Error {
+    let dir = dir.to_owned();
+    io::Error::other(OpenError::Newer { dir, found })
 }
 
 /// What tells this log from others without its description, and this damage from another: it stays the same until somebody writes.
@@ -323,6 +360,33 @@ mod tests {
         );
         Description::open(dir.path(), true).unwrap();
         Description::open(dir.path(), false).unwrap();
+    }
+
+    #[test]
+    fn a_description_of_a_newer_closehook_is_refused_and_stays_whatever_else_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let path = dir.path().join(NAME);
+        let text = r#"{"format":3,"epoch":{"in":"another way"}}"#;
+        std::fs::write(&path, text).unwrap();
+        for create in [false, true] {
+            let refused = Description::open(dir.path(), create).unwrap_err();
+            assert!(matches!(refused, OpenError::Newer { found: 3, .. }), "{refused}");
+        }
+        is_state_begun(dir.path()).unwrap_err();
+        note_state_begun(dir.path()).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert!(!aside(&path).exists());
+    }
+
+    #[test]
+    fn where_it_can_not_be_seen_whether_there_is_a_log_no_other_one_is_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        // Following it ends with ELOOP.
+        std::os::unix::fs::symlink(&log, &log).unwrap();
+        Description::open(dir.path(), true).unwrap_err();
+        assert!(!dir.path().join(NAME).exists());
     }
 
     #[test]

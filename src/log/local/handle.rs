@@ -329,6 +329,7 @@ impl LocalLog {
             unsealed,
             oldest_at: oldest_us.map(sealed::time),
             gaps: self.shared.gaps.lost(),
+            keys_doubted: read_lock(&self.shared.known).in_doubt().map(str::to_owned),
         }
     }
 

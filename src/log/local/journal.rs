@@ -343,16 +343,17 @@ pub(super) fn recover(
     let (journal, scan) = match opened {
         Err(error @ FrameError::Alien(_)) => {
             found = Collector::new(first, limit, with_keys);
-            let behind = framefile::scan_behind_header(&path, |frame| found.take(&frame))?;
+            let behind = framefile::scan_behind_header(&path, FORMAT, |frame| found.take(&frame))?;
             if found.blocks.is_empty() {
                 return Err(error);
             }
             tracing::error!(%error, "the header of a journal is damaged; what is behind it is read");
             // Else what is in its place may be what is left of a block.
-            let is_in_place = found
-                .blocks
-                .first()
-                .is_some_and(|block| block.offset == framefile::HEADER_LEN);
+            let is_in_place = !behind.lacks_beginning()
+                && found
+                    .blocks
+                    .first()
+                    .is_some_and(|block| block.offset == framefile::HEADER_LEN);
             if repair && is_in_place && framefile::put_header_back(&path, FORMAT).is_ok() {
                 found = Collector::new(first, limit, with_keys);
                 open_journal(&path, repair, &mut found)?

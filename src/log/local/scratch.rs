@@ -33,6 +33,9 @@ use crate::{files, framefile};
 /// Where they are, below a data directory. What is in it counts for no limit on that: looking at events must not make any go.
 pub const DIR: &str = "scratch";
 
+/// What it is called while root makes it.
+const UNNAMED: &str = "scratch.new";
+
 const PREFIX: &str = "closehook-copy-";
 
 /// How the names of earlier versions began, before the number of the process, which held no lock.
@@ -326,21 +329,52 @@ fn remove(at: &Path) -> io::Result<()> {
 
 /// For whoever opens a log to write it: makes the place for copies, and removes what was left there. Gives a sentence for each that can't be.
 pub(super) fn prepare(data_dir: &Path) -> Vec<String> {
-    let name = data_dir.join(DIR);
-    match framefile::make_dir(&name).and_then(|()| leave_to_owner(data_dir, &name)) {
+    let made = if rustix::process::geteuid().is_root() {
+        make_for_owner(data_dir)
+    } else {
+        make_own(data_dir)
+    };
+    match made {
         Ok(()) => clear_own(data_dir),
-        Err(error) => vec![format!("{} can't be made for copies: {error}", name.display())],
+        Err(error) => {
+            let name = data_dir.join(DIR);
+            vec![format!("{} can't be made for copies: {error}", name.display())]
+        }
     }
 }
 
-/// Gives the place that root makes to whose the data directory is, at once: the daemon could not look into it, nor remove what is left there,
-/// once a command of root's was cut off.
-fn leave_to_owner(data_dir: &Path, place: &Path) -> io::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
+fn make_own(data_dir: &Path) -> io::Result<()> {
+    let name = data_dir.join(DIR);
+    framefile::make_dir(&name)?;
+    match open_dir(&name) {
+        // A command of root's made it, with an older closehook, and was cut off before it had left it to whose it is to be: it is empty.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            std::fs::remove_dir(&name).map_err(|_| error)?;
+            framefile::make_dir(&name)
+        }
+        opened => opened.map(drop),
     }
+}
+
+/// Makes the place as root, for whose the data directory is, before it has its name: once this was cut off the daemon could not look into it,
+/// nor remove what is left there.
+fn make_for_owner(data_dir: &Path) -> io::Result<()> {
     let owner = std::fs::metadata(data_dir)?;
-    fchown(open_dir(place)?, Some(owner.uid()), Some(owner.gid()))
+    let leave = |place: &Path| fchown(open_dir(place)?, Some(owner.uid()), Some(owner.gid()));
+    let name = data_dir.join(DIR);
+    match leave(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        left => return left,
+    }
+    // It may be there: what made it was cut off.
+    let unnamed = data_dir.join(UNNAMED);
+    framefile::make_dir(&unnamed)?;
+    leave(&unnamed)?;
+    match std::fs::rename(&unnamed, &name) {
+        // Somebody else has made one, and uses it.
+        Err(_) if open_dir(&name).is_ok() => std::fs::remove_dir(&unnamed),
+        renamed => renamed,
+    }
 }
 
 /// Removes what processes have left that are there no more, for an erasure: gives a sentence for each copy that can't be removed and may
@@ -476,6 +510,28 @@ mod tests {
         assert_eq!((names(&away).len(), names(target.path()).len()), (1, 1));
         drop(copy);
         assert_eq!(names(&away), [""; 0]);
+    }
+
+    /// Whoever made it was cut off before it was the daemon's.
+    #[test]
+    fn a_place_that_root_could_not_leave_to_the_daemon_keeps_nobody_from_one() {
+        let (data_dir, copies) = data_dir();
+        let dir = data_dir.path();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir, Some(1), Some(1)).unwrap();
+            std::fs::remove_dir(&copies).unwrap();
+            framefile::make_dir(&dir.join(UNNAMED)).unwrap();
+            assert_eq!(prepare(dir), [""; 0]);
+            let made = std::fs::metadata(&copies).unwrap();
+            assert_eq!((made.uid(), made.gid()), (1, 1));
+            assert!(!dir.join(UNNAMED).exists());
+        } else {
+            std::fs::set_permissions(&copies, Permissions::from_mode(0)).unwrap();
+            assert_eq!(prepare(dir), [""; 0]);
+            assert_eq!(clear_own(dir), [""; 0]);
+        }
+        let mode = std::fs::metadata(&copies).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     /// What is only waited for must not look like what can't be: a start goes on without it.

@@ -131,7 +131,9 @@ async fn a_damaged_header_costs_nothing_of_what_is_behind_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_has_lost_its_beginning_is_damaged_and_keeps_what_was_saved_before() {
     let original = tempfile::tempdir().unwrap();
-    for (round, keys) in [(1_u32, &["a", "b"][..]), (2, &["b"][..])] {
+    // A change takes up more than a header does: what is left of one fills the place of that.
+    let (first, second_key) = ("sink/the first one", "sink/the second one");
+    for (round, keys) in [(1_u32, &[first, second_key][..]), (2, &[second_key][..])] {
         let state = LocalStore::open(original.path(), false).unwrap();
         for key in keys {
             put(&state, key, &round).await.unwrap();
@@ -142,8 +144,8 @@ async fn a_state_that_has_lost_its_beginning_is_damaged_and_keeps_what_was_saved
     let mut places = Vec::new();
     framefile::scan(&newest, FORMAT, |frame| places.push(frame.offset)).unwrap();
     let (bytes, second) = (std::fs::read(&newest).unwrap(), places[1]);
-    // Exactly the header and the first change, and a little less.
-    for missing in [second, second - 9] {
+    // Exactly the header and the first change, a little less, and as much as the first change takes up: the second one is where that was.
+    for missing in [second, second - 9, second - framefile::HEADER_LEN] {
         let dir = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(original.path()).unwrap() {
             let entry = entry.unwrap();
@@ -153,7 +155,7 @@ async fn a_state_that_has_lost_its_beginning_is_damaged_and_keeps_what_was_saved
         std::fs::write(cut, &bytes[missing as usize..]).unwrap();
         let state = LocalStore::open(dir.path(), true).unwrap();
         assert!(state.is_damaged(), "{missing}");
-        let values = (get::<u32>(&state, "a").await, get::<u32>(&state, "b").await);
+        let values = (get::<u32>(&state, first).await, get::<u32>(&state, second_key).await);
         assert_eq!(values, (Some(1), Some(2)), "{missing}");
     }
 }

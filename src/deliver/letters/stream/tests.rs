@@ -229,6 +229,32 @@ fn damage_that_was_noted_is_no_news_to_a_node_that_knows_less_of_it() {
     assert_eq!(record.letters_lost_upto, Seq(31));
 }
 
+/// It stays in the journal, where each node finds it as often as it begins.
+#[test]
+fn damage_that_somebody_has_seen_is_said_no_more_and_what_comes_later_is() {
+    let nodes = Nodes::new();
+    let all = nodes.of("a");
+    all.add(&letters(1..=30)).unwrap();
+    let damage = |seq: u64| {
+        let place = all.index(|index| index.places[&Seq(seq)].offset);
+        lock(&nodes.memory.damaged).insert(place);
+        place
+    };
+    let seen = damage(3);
+    let one = nodes.of("a");
+    assert!(one.trouble().is_some());
+    one.damage_is_seen(one.damage_mark());
+    assert_eq!(one.trouble(), None);
+    assert!(one.is_damaged(), "that somebody has seen it brings no letter back");
+    let other = nodes.of("a");
+    other.damage_is_seen(Some(seen));
+    assert_eq!(other.trouble(), None);
+    damage(20);
+    let later = nodes.of("a");
+    later.damage_is_seen(Some(seen));
+    assert!(later.trouble().is_some());
+}
+
 #[test]
 fn what_one_node_writes_every_node_knows() {
     let nodes = Nodes::new();

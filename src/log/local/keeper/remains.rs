@@ -123,7 +123,7 @@ fn look_through_journal(
     let mut is_strange = false;
     let mut is_wanted = true;
     let mut has_rest = false;
-    let scanned = framefile::scan_behind_header(path, |frame| {
+    let scanned = framefile::scan_behind_header(path, journal::FORMAT, |frame| {
         // Where bytes are missing at the beginning, those before a block that has moved there may be what is left of another one.
         has_rest |= 0 < frame.offset && frame.offset < framefile::HEADER_LEN;
         is_wanted = is_wanted && progress();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 
@@ -15,7 +16,7 @@ use super::identity::{Identity, id_part};
 use super::merge::{self, Merged, Order};
 use super::opening::{self, Unsaved};
 use super::table::Table;
-use super::unit::{Content, Unit};
+use super::unit::{Content, READ_AGAIN, Unit};
 use crate::event::Seq;
 use crate::framefile;
 
@@ -142,6 +143,15 @@ impl KnownKeys {
     /// Sets in doubt: the keys of kept segments that they name are to be read from the events.
     pub fn doubted(&self) -> Vec<Arc<Unit>> {
         self.doubted.clone()
+    }
+
+    /// Why some keys are neither known nor new, one sentence; `None`: none is.
+    pub fn in_doubt(&self) -> Option<&'static str> {
+        if !self.doubted.is_empty() {
+            return Some(READ_AGAIN);
+        }
+        let is_damaged = self.units.iter().any(|unit| unit.damaged.load(Ordering::Relaxed));
+        is_damaged.then_some("known keys are damaged, and what can be read of them has still to be saved")
     }
 
     /// All keys of kept segments that these sets lack are known again.

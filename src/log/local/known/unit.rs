@@ -15,6 +15,10 @@ use super::month::Month;
 use super::set::Known;
 use crate::event::Seq;
 
+/// What is said while there are sets in doubt.
+pub(super) const READ_AGAIN: &str =
+    "known keys were damaged, and those of events that are kept are being read from the events again";
+
 /// See the module's head.
 #[derive(Debug)]
 pub(in crate::log::local) struct Unit {
@@ -68,9 +72,7 @@ impl Unit {
         if !self.is_doubted() {
             return Ok(());
         }
-        Err(io::Error::other(
-            "known keys were damaged, and those of events that are kept are being read from the events again",
-        ))
+        Err(io::Error::other(READ_AGAIN))
     }
 
     /// Hands on every key with this hash, and perhaps others. Reads the disk.

@@ -61,7 +61,10 @@ async fn damaged_keys_of_events_in_a_journal_are_known_again_at_once() {
 async fn what_may_repeat_an_event_waits_until_the_keys_are_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let log = two_sealed(dir.path()).await;
+    assert_eq!(log.stats().keys_doubted, None);
     damage_keys(&log, dir.path()).await;
+    let doubted = || log.stats().keys_doubted.unwrap_or_default();
+    assert!(doubted().contains("damaged"), "{}", doubted());
     let db = segment(dir.path(), 1).join("sled/db");
     let kept = dir.path().join("kept");
     std::fs::rename(&db, &kept).unwrap();
@@ -73,6 +76,7 @@ async fn what_may_repeat_an_event_waits_until_the_keys_are_read_again() {
             assert!(error.to_string().contains("from the events"), "{error}");
         }
         assert!(log.find("ev_1").is_err(), "an error is no absence");
+        assert!(doubted().contains("from the events"), "{}", doubted());
         all_known(&log, 11..=20).await;
     }
     // What the damaged set can't have held is new, and stored.
@@ -84,6 +88,7 @@ async fn what_may_repeat_an_event_waits_until_the_keys_are_read_again() {
     std::fs::rename(&kept, &db).unwrap();
     log.go_round().await.unwrap();
     all_known(&log, 1..=20).await;
+    assert_eq!((doubted(), log.stats().keys_doubted), (String::new(), None));
     assert_eq!(log.find("ev_1").unwrap(), [Seq(1)]);
     assert_eq!(log.stats().events, 20 + stored);
     log.close();
