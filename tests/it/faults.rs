@@ -217,7 +217,10 @@ async fn damage_to_any_other_file_costs_at_most_one_commit() {
             std::fs::remove_dir_all(data.join("keys")).unwrap();
         }),
         case("a list of gaps that is none", &nothing, |data| {
-            std::fs::write(data.join("gaps.json"), b"[{").unwrap();
+            std::fs::write(data.join("gaps"), b"[{").unwrap();
+        }),
+        case("a flipped bit in the list of gaps", &nothing, |data| {
+            flip(&data.join("gaps"), 50);
         }),
         case("a description that is none", &nothing, |data| {
             flip(&data.join("closehook.json"), 0);

@@ -38,8 +38,9 @@ pub(super) struct Description {
 }
 
 const NAME: &str = "closehook.json";
-/// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month.
-const DIRECTORY_FORMAT: u32 = 2;
+/// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month. 3: the list of gaps has a
+/// checksum, and another name.
+const DIRECTORY_FORMAT: u32 = 3;
 
 /// Whether this is a data directory, as far as can be seen.
 pub(super) fn is_in(dir: &Path) -> bool {

@@ -26,7 +26,7 @@ use super::{placed, scratch, transfer};
 use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
-use crate::sync::{lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 use crate::task;
 use crate::telemetry;
 
@@ -58,6 +58,7 @@ impl LocalLog {
             Some(newest) => newest,
             None => begin_segment(&shared)?,
         };
+        note_beginning(&shared).map_err(&fail)?;
         // The queue has room for every place there is, and for the few requests that need none.
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
         let (doubts, doubted) = sync_channel(DOUBTS_MAX);
@@ -126,8 +127,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         );
     })
     .map_err(fail_at(&keys_dir))?;
-    let gaps_path = dir.join("gaps.json");
-    let gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
+    let gaps = Gaps::open(&dir, repair)?;
     let Inventory {
         segments,
         newest,
@@ -149,6 +149,17 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     }
     shared.head.send_replace(next.prev());
     Ok((shared, newest))
+}
+
+/// The oldest segment that is there is where the log begins from now on: what is missing before it is on record. Where there is no room for that
+/// now, it is found again.
+fn note_beginning(shared: &Shared) -> io::Result<()> {
+    let oldest = read_lock(&shared.segments).keys().next().copied();
+    match oldest {
+        Some(oldest) => shared.gaps.begin_at_or_owe(oldest),
+        // Not even the newest one could be begun.
+        None => Ok(()),
+    }
 }
 
 fn begin_segment(shared: &Shared) -> Result<Newest, OpenError> {
