@@ -59,6 +59,12 @@ impl LocalLog {
             None => begin_segment(&shared)?,
         };
         note_beginning(&shared).map_err(&fail)?;
+        // Somebody may ask whether it is ready before anything arrives, and before anybody else has looked.
+        if read_lock(&shared.trouble).is_none()
+            && let Err(trouble) = commit::check_space(&shared)
+        {
+            shared.set_trouble(Some(trouble));
+        }
         // The queue has room for every place there is, and for the few requests that need none.
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
         let (doubts, doubted) = sync_channel(DOUBTS_MAX);
