@@ -42,6 +42,11 @@ const NAME: &str = "closehook.json";
 /// checksum, and another name.
 const DIRECTORY_FORMAT: u32 = 3;
 
+/// Whether there is a log in a directory, whatever says so of it.
+fn is_log_in(dir: &Path) -> bool {
+    dir.join("log").is_dir()
+}
+
 /// Whether this is a data directory, as far as can be seen.
 pub(super) fn is_in(dir: &Path) -> bool {
     dir.join(NAME).is_file()
@@ -73,17 +78,26 @@ impl Description {
                 Ok(description)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                let made = if dir.join("log").is_dir() {
+                let made = if is_log_in(dir) {
+                    tracing::error!(
+                        path = %path.display(),
+                        "the data directory's description is missing, which says which log this is; it is made anew, and no event is lost, but \
+                         the log counts as another one from now on: that it was copied to or from other servers is not known any more, and \
+                         files of sinks are only appended to this time; whoever has a copy of the file stops closehook and puts it back"
+                    );
                     Description::anew(dir)
                 } else {
                     Description::fresh(None, None)
                 };
                 made.map_err(fail)?.put_or_owe(dir)
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_log_in(dir) => {
+                Err(OpenError::DescriptionMissing { path })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
-            Err(error) if create && dir.join("log").is_dir() => {
+            Err(error) if create && is_log_in(dir) => {
                 let aside = aside(&path);
                 tracing::error!(
                     %error,
@@ -93,7 +107,7 @@ impl Description {
                 );
                 Description::anew(dir).map_err(fail)?.put_or_owe(dir)
             }
-            Err(error) if dir.join("log").is_dir() => Err(OpenError::DescriptionDamaged {
+            Err(error) if is_log_in(dir) => Err(OpenError::DescriptionDamaged {
                 path,
                 why: error.to_string(),
             }),
@@ -174,7 +188,7 @@ impl Description {
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
         match self.put(dir) {
             Ok(()) => {}
-            Err(error) if files::is_full(&error) && dir.join("log").is_dir() => {
+            Err(error) if files::is_full(&error) && is_log_in(dir) => {
                 tracing::warn!(%error, "there is no room for the data directory's description; it is written when there is");
                 self.is_owed = true;
             }
@@ -322,6 +336,27 @@ mod tests {
             said.contains("is damaged") && said.contains("`closehook serve`"),
             "{said}"
         );
+        Description::open(dir.path(), true).unwrap();
+        Description::open(dir.path(), false).unwrap();
+    }
+
+    #[test]
+    fn a_missing_description_says_what_follows_where_there_is_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let says = |dir: &Path| Description::open(dir, false).unwrap_err().to_string();
+        assert!(says(dir.path()).contains("is not a closehook data directory"));
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let said = says(dir.path());
+        for part in [
+            "closehook.json is missing",
+            "put it back from a copy",
+            "`closehook serve`",
+            "no event is lost",
+            "counts as another one",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!dir.path().join(NAME).exists(), "looking makes nothing");
         Description::open(dir.path(), true).unwrap();
         Description::open(dir.path(), false).unwrap();
     }

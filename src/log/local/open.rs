@@ -60,9 +60,8 @@ impl LocalLog {
         };
         note_beginning(&shared).map_err(&fail)?;
         // Somebody may ask whether it is ready before anything arrives, and before anybody else has looked.
-        if read_lock(&shared.trouble).is_none()
-            && let Err(trouble) = commit::check_space(&shared)
-        {
+        let is_told = read_lock(&shared.trouble).is_some();
+        if !is_told && let Err(trouble) = commit::check_space(&shared) {
             shared.set_trouble(Some(trouble));
         }
         // The queue has room for every place there is, and for the few requests that need none.
