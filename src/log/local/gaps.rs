@@ -48,6 +48,8 @@ pub(super) struct Gaps {
     newest_us: AtomicI64,
     /// Whoever only looks keeps what is found to itself.
     is_owner: bool,
+    /// How many gaps were on record when it was opened.
+    recorded: usize,
     /// The list was damaged, and is where it was: a sentence.
     damage: Option<String>,
     /// The list was damaged: nobody knows what it told.
@@ -76,6 +78,7 @@ impl Gaps {
                 (Record::default(), true)
             }
         };
+        let recorded = record.gaps.len();
         Ok(Gaps {
             dir: dir.to_owned(),
             list: RwLock::new(Arc::new(record.gaps)),
@@ -86,6 +89,7 @@ impl Gaps {
             is_listing: AtomicBool::new(repair && is_incomplete),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
+            recorded,
             damage,
             is_incomplete,
         })
@@ -109,6 +113,17 @@ impl Gaps {
     /// Every gap that is on record.
     pub fn list(&self) -> Arc<Vec<Gap>> {
         read_lock(&self.list).clone()
+    }
+
+    /// What whoever only looks has found, and nobody has written down yet.
+    pub fn only_seen(&self) -> Vec<Gap> {
+        let seen = self.list();
+        let new = seen.iter().skip(self.recorded).filter(|gap| !gap.skipped);
+        if self.is_owner {
+            Vec::new()
+        } else {
+            new.cloned().collect()
+        }
     }
 
     /// Whether what was stored under this Seq is gone.
