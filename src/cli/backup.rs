@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::connect::{Access, Connection, with};
 use super::interrupt::{Stop, unless_told_to_stop};
-use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
+use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
 use super::term::bytes_bar;
 use super::when::when;
 use super::{Failure, Global, Outcome, print_line, report};
@@ -106,6 +106,7 @@ impl Backup {
                 .await?;
                 return told(global, &summary);
             }
+            refuse_in_data_dir(&self.file, &connection.config.log.dir)?;
             let summary = unless_told_to_stop(self.to_file(connection)).await?;
             global.print(&summary, |summary| {
                 format!("{} backed up to {}", content(summary), self.file.display())
