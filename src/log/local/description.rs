@@ -32,6 +32,9 @@ pub(super) struct Description {
     /// There was a whole state beside the log once: that there is none is damage, and no first start. Older versions did not note it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub state_begun: bool,
+    /// The same of the list of gaps, with which stands where the log begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gaps_begun: bool,
     /// There was no room for it: it is in memory alone.
     #[serde(skip)]
     pub is_owed: bool,
@@ -136,12 +139,12 @@ impl Description {
     /// Makes one of the same log, in another life, which has what the one before had.
     pub fn make_another(dir: &Path, before: Description) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let state_begun = before.state_begun;
+        let (state_begun, gaps_begun) = (before.state_begun, before.gaps_begun);
         let mut made = Description::fresh(Some(before.id), before.shared_upto).map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
-        made.state_begun = state_begun;
+        (made.state_begun, made.gaps_begun) = (state_begun, gaps_begun);
         made.store(&path)
     }
 
@@ -171,6 +174,7 @@ impl Description {
             created_at: Timestamp::now(),
             shared_upto,
             state_begun: false,
+            gaps_begun: false,
             is_owed: false,
         }
     }
@@ -215,6 +219,7 @@ impl Description {
             created_at: Timestamp::now(),
             shared_upto: Some(upto),
             state_begun: false,
+            gaps_begun: false,
             is_owed: false,
         };
         description.store(&dir.join(NAME))
@@ -265,16 +270,24 @@ pub(super) fn note_state_beside(dir: &Path) -> io::Result<()> {
 
 /// Notes that there is a whole state beside the log, durably. Only for the holder of the directory, and when the state is durable.
 pub fn note_state_begun(dir: &Path) -> io::Result<()> {
+    note(dir, |description| &mut description.state_begun)
+}
+
+/// The same of the list of gaps.
+pub(super) fn note_gaps_begun(dir: &Path) -> io::Result<()> {
+    note(dir, |description| &mut description.gaps_begun)
+}
+
+fn note(dir: &Path, what: impl Fn(&mut Description) -> &mut bool) -> io::Result<()> {
     let path = dir.join(NAME);
     let mut description = match read(&path) {
         // It is owed: the one that is written later notes it.
         Err(error) if error.kind() == io::ErrorKind::NotFound || framefile::is_damage(&error) => return Ok(()),
         read => read?,
     };
-    if description.state_begun {
+    if std::mem::replace(what(&mut description), true) {
         return Ok(());
     }
-    description.state_begun = true;
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
 }
 

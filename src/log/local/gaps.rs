@@ -58,11 +58,19 @@ pub(super) struct Gaps {
 
 impl Gaps {
     /// Reads the list. One that is damaged counts as empty (what it told about is found again where it can be); with `repair` it is
-    /// set aside, and what is found from now on is stored. One that can't be read now is no empty one.
-    pub fn open(dir: &Path, repair: bool) -> Result<Gaps, OpenError> {
+    /// set aside, and what is found from now on is stored. One that can't be read now is no empty one, nor is one that is missing and `was_begun`.
+    pub fn open(dir: &Path, repair: bool, was_begun: bool) -> Result<Gaps, OpenError> {
         let mut damage = None;
-        let (record, is_incomplete) = match record::read(dir)? {
+        let found = match record::read(dir)? {
+            Found::Nothing if was_begun => Found::Damaged {
+                path: dir.join(record::NAME),
+                why: "it is missing".to_owned(),
+            },
+            found => found,
+        };
+        let (record, is_incomplete) = match found {
             Found::Whole(record) => (record, false),
+            Found::Nothing => (Record::default(), false),
             Found::Damaged { path, why } => {
                 tracing::error!(
                     path = %path.display(),
@@ -184,7 +192,7 @@ impl Gaps {
         }
         match record::read(&self.dir)? {
             Found::Whole(record) => Ok(record.begins),
-            Found::Damaged { .. } => Ok(None),
+            Found::Nothing | Found::Damaged { .. } => Ok(None),
         }
     }
 
@@ -394,6 +402,10 @@ fn known(begins: Seq) -> Option<Seq> {
 /// Gives a damaged list a second name. It goes from its place when the next one takes that. Where that can't be, its bytes are of less use than
 /// a log that starts.
 fn set_aside(path: &Path) {
+    // One that is missing has no bytes, and an earlier one may have some.
+    if path.symlink_metadata().is_err() {
+        return;
+    }
     let aside = framefile::beside(path, ".damaged");
     let removed = match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 
 use super::commit::{self, Committer};
-use super::description::Description;
+use super::description::{self, Description};
 use super::files::raise_limit;
 use super::gaps::Gaps;
 use super::handle::{DOUBTS_MAX, LocalLog, QUEUE_MAX, Threads, Writer};
@@ -24,6 +24,7 @@ use super::refused::OpenError;
 use super::shared::{Segment, Shared};
 use super::{placed, scratch, transfer};
 use crate::event::Seq;
+use crate::files;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
 use crate::sync::{lock, read_lock, write_lock};
@@ -132,7 +133,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         );
     })
     .map_err(fail_at(&keys_dir))?;
-    let gaps = Gaps::open(&dir, repair)?;
+    let gaps = Gaps::open(&dir, repair, description.gaps_begun)?;
     let Inventory {
         segments,
         newest,
@@ -159,11 +160,18 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
 /// The oldest segment that is there is where the log begins from now on: what is missing before it is on record. Where there is no room for that
 /// now, it is found again.
 fn note_beginning(shared: &Shared) -> io::Result<()> {
+    // Where there is none, not even the newest one could be begun.
     let oldest = read_lock(&shared.segments).keys().next().copied();
-    match oldest {
-        Some(oldest) => shared.gaps.begin_at_or_owe(oldest),
-        // Not even the newest one could be begun.
-        None => Ok(()),
+    if let Some(oldest) = oldest {
+        shared.gaps.begin_at_or_owe(oldest)?;
+    }
+    // There may be no list on disk yet.
+    if oldest.is_none() || shared.gaps.is_owed() {
+        return Ok(());
+    }
+    match description::note_gaps_begun(&shared.options.dir) {
+        Err(error) if files::is_full(&error) => Ok(()),
+        noted => noted,
     }
 }
 

@@ -37,8 +37,10 @@ pub(super) struct Record {
 /// What a data directory holds of it.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A whole one, or none at all: nothing is on record then.
+    /// A whole one.
     Whole(Record),
+    /// None at all.
+    Nothing,
     /// One of which nothing can be believed.
     Damaged {
         /// Where it is.
@@ -78,7 +80,7 @@ fn read_old(dir: &Path) -> Result<Found, OpenError> {
     let read = crate::files::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
     match read {
         Ok(gaps) => Ok(Found::Whole(Record { begins: None, gaps })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Whole(Record::default())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         Err(error) if framefile::is_damage(&error) => Ok(Found::Damaged {
             path,
             why: error.to_string(),

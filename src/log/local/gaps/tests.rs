@@ -16,7 +16,7 @@ fn gap(from: u64, to: u64, skipped: bool) -> Gap {
 #[test]
 fn what_nobody_knows_the_end_of_is_as_long_as_somebody_has_seen_it() {
     let dir = tempfile::tempdir().unwrap();
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     gaps.record_or_owe(Seq(11), Seq(1000), "why", Stood::AtLeastTo(Seq(10)))
         .unwrap();
     let lost = || -> (Vec<(u64, u64)>, u64) {
@@ -39,7 +39,7 @@ fn what_nobody_knows_the_end_of_is_as_long_as_somebody_has_seen_it() {
         assert_eq!(lost(), (vec![(11, 10 + certain), (1001, 1005)], certain), "{seen}");
     }
     assert_eq!(
-        Gaps::open(dir.path(), true).unwrap().lost(),
+        Gaps::open(dir.path(), true, false).unwrap().lost(),
         gaps.lost(),
         "it is durable"
     );
@@ -49,7 +49,7 @@ fn what_nobody_knows_the_end_of_is_as_long_as_somebody_has_seen_it() {
 fn who_only_looks_knows_what_it_has_found_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("gaps.json"), "[{").unwrap();
-    let gaps = Gaps::open(dir.path(), false).unwrap();
+    let gaps = Gaps::open(dir.path(), false, false).unwrap();
     gaps.record(Seq(5), Seq(9), "why").unwrap();
     assert_eq!((gaps.lost().len(), gaps.holds(Seq(7))), (1, true));
     assert!(gaps.damage().is_some_and(|why| why.contains("gaps.json")));
@@ -63,12 +63,12 @@ fn a_damaged_list_is_in_its_place_until_the_next_one_is() {
     let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
     std::fs::write(&path, "[{").unwrap();
     for _ in 0..2 {
-        let gaps = Gaps::open(dir.path(), true).unwrap();
+        let gaps = Gaps::open(dir.path(), true, false).unwrap();
         assert!(gaps.is_incomplete() && gaps.is_owed());
         assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
     }
-    Gaps::open(dir.path(), true).unwrap().settle_listed().unwrap();
-    assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
+    Gaps::open(dir.path(), true, false).unwrap().settle_listed().unwrap();
+    assert!(!Gaps::open(dir.path(), true, false).unwrap().is_incomplete());
     assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
 }
 
@@ -86,16 +86,16 @@ fn a_damaged_list_gives_way_to_all_that_is_found_and_not_to_the_first_of_it() {
         assert!(gaps.is_owed() && gaps.holds(Seq(7)) && gaps.holds(Seq(25)));
     };
     for _ in 0..2 {
-        let gaps = Gaps::open(dir.path(), true).unwrap();
+        let gaps = Gaps::open(dir.path(), true, false).unwrap();
         find(&gaps);
         assert!(gaps.is_incomplete());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
     }
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     find(&gaps);
     gaps.settle_listed().unwrap();
     assert!(!gaps.is_owed());
-    let again = Gaps::open(dir.path(), true).unwrap();
+    let again = Gaps::open(dir.path(), true, false).unwrap();
     assert_eq!((again.list(), again.is_incomplete()), (gaps.list(), false));
     assert_eq!(again.list().len(), 2);
 }
@@ -106,10 +106,10 @@ fn a_damaged_list_that_can_not_be_set_aside_stops_nobody() {
     let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
     std::fs::write(&path, "[{").unwrap();
     std::fs::create_dir(&aside).unwrap();
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
     gaps.settle_listed().unwrap();
-    assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
+    assert!(!Gaps::open(dir.path(), true, false).unwrap().is_incomplete());
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_gap_that_could_not_be_stored_is_not_on_record() {
     let (place, away) = (dir.path().join("data"), dir.path().join("away"));
     std::fs::create_dir(&place).unwrap();
     Gaps::write(&place, None, &[gap(1, 2, false)]).unwrap();
-    let gaps = Gaps::open(&place, true).unwrap();
+    let gaps = Gaps::open(&place, true, false).unwrap();
     std::fs::rename(&place, &away).unwrap();
     for _ in 0..2 {
         assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
@@ -130,7 +130,7 @@ fn a_gap_that_could_not_be_stored_is_not_on_record() {
     gaps.record(Seq(5), Seq(9), "why").unwrap();
     gaps.add(Seq(10), Seq(19), "why", Stood::Nothing).unwrap();
     gaps.forget_before(Seq(3), &|_| true).unwrap();
-    let stored = Gaps::open(&place, true).unwrap();
+    let stored = Gaps::open(&place, true, false).unwrap();
     assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
 }
 
@@ -140,7 +140,7 @@ fn what_was_proven_and_could_not_be_stored_is_known_and_stored_later() {
     let dir = tempfile::tempdir().unwrap();
     let (place, away) = (dir.path().join("data"), dir.path().join("away"));
     std::fs::create_dir(&place).unwrap();
-    let gaps = Gaps::open(&place, true).unwrap();
+    let gaps = Gaps::open(&place, true, false).unwrap();
     let uncertain = Stood::AtLeastTo(Seq(10));
     gaps.record_or_owe(Seq(11), Seq(1000), "why", uncertain).unwrap();
     std::fs::rename(&place, &away).unwrap();
@@ -150,7 +150,7 @@ fn what_was_proven_and_could_not_be_stored_is_known_and_stored_later() {
     std::fs::rename(&away, &place).unwrap();
     gaps.settle().unwrap();
     assert!(!gaps.is_owed());
-    assert_eq!(Gaps::open(&place, true).unwrap().lost()[0].certain(), 5);
+    assert_eq!(Gaps::open(&place, true, false).unwrap().lost()[0].certain(), 5);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn what_is_on_record_is_left_out_in_whatever_order_it_was_found() {
         &[gap(30, 39, true), gap(10, 19, false), gap(12, 14, true)],
     )
     .unwrap();
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     let plain =
         |parts: Vec<(Seq, Seq)>| -> Vec<(u64, u64)> { parts.into_iter().map(|(from, to)| (from.0, to.0)).collect() };
     assert_eq!(plain(gaps.unrecorded(Seq(1), Seq(50))), [(1, 9), (20, 29), (40, 50)]);
@@ -176,7 +176,7 @@ fn what_is_on_record_is_left_out_in_whatever_order_it_was_found() {
 #[test]
 fn a_gap_is_found_later_than_those_before_it_and_than_what_was_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     // The clock is behind both.
     let newest = Timestamp::now() + SignedDuration::from_hours(24 * 400);
     gaps.found_after(newest.as_microsecond());
@@ -197,7 +197,7 @@ fn what_was_never_given_out_is_not_lost() {
         &[gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)],
     )
     .unwrap();
-    let gaps = Gaps::open(dir.path(), true).unwrap();
+    let gaps = Gaps::open(dir.path(), true, false).unwrap();
     assert_eq!(gaps.lost(), [gap(5, 9, false)]);
     let parts = |from, to| {
         let parts = gaps.without_skipped(Seq(from), Seq(to)).into_iter();

@@ -28,12 +28,13 @@ fn only_gap(log: &LocalLog) -> Gap {
 
 /// Where the log begins by what is on disk.
 fn begins(dir: &Path) -> Option<Seq> {
-    gaps::Gaps::open(dir, false).unwrap().begins()
+    gaps::Gaps::open(dir, false, false).unwrap().begins()
 }
 
-/// What is in the data directory, with its content.
+/// What is in the data directory, with its content, but for copies of what is looked at.
 fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = walk(dir);
+    files.retain(|path| !path.starts_with(dir.join(SCRATCH)));
     files.sort();
     let read = |path: PathBuf| (path.clone(), std::fs::read(&path).unwrap());
     files.into_iter().map(read).collect()
@@ -101,7 +102,7 @@ async fn a_drop_that_was_cut_off_is_no_loss() {
     for steps in 1..=4 {
         let dir = tempfile::tempdir().unwrap();
         two_sealed(dir.path()).await.close();
-        let list = gaps::Gaps::open(dir.path(), true).unwrap();
+        let list = gaps::Gaps::open(dir.path(), true, false).unwrap();
         list.begin_at(Seq(11)).unwrap();
         let (place, log_dir) = (segment(dir.path(), 1), dir.path().join("log"));
         if steps > 1 {
@@ -151,6 +152,10 @@ async fn a_log_that_does_not_know_where_it_begins_begins_where_it_is_found() {
     remove(dir.path(), 1);
     std::fs::remove_file(dir.path().join("gaps")).unwrap();
     std::fs::write(dir.path().join("gaps.json"), "[]").unwrap();
+    let description = dir.path().join("closehook.json");
+    let old = std::fs::read_to_string(&description).unwrap();
+    let old = old.replace("\"gaps_begun\": true", "\"gaps_begun\": false");
+    std::fs::write(&description, old.replace("\"format\": 3", "\"format\": 2")).unwrap();
     assert_eq!(lost(&visitor(dir.path())), []);
     let log = open(dir.path());
     assert_eq!(lost(&log), []);
@@ -282,6 +287,30 @@ async fn what_is_missing_before_a_jump_at_the_end_is_lost_too() {
             ..options(dir.path())
         });
         assert_eq!(lost(&log), [(11, 20)], "{read_only}");
+        log.close();
+    }
+}
+
+/// Without the list nobody knows any more what was on it, nor where the log begins; that there is none is said all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_gaps_that_is_missing_is_no_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=5).await;
+    log.skip_past(Seq(1000)).await.unwrap();
+    log.append(incoming(body(6, 0))).await.unwrap();
+    log.close();
+    std::fs::remove_file(dir.path().join("gaps")).unwrap();
+    let faults = visitor(dir.path()).verify(&mut |_, _| ());
+    assert!(
+        faults.len() == 1 && faults[0].contains("list of lost events") && faults[0].contains("missing"),
+        "{faults:?}"
+    );
+    for _ in 0..2 {
+        let log = open(dir.path());
+        let gap = only_gap(&log);
+        assert_eq!((gap.from, gap.to, gap.certain()), (Seq(6), Seq(1000), 0));
+        assert_eq!(log.verify(&mut |_, _| ()), [""; 0]);
         log.close();
     }
 }

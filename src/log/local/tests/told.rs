@@ -168,7 +168,7 @@ async fn what_is_dropped_while_somebody_looks_is_not_lost() {
         std::fs::remove_dir_all(segment(dir.path(), gone)).unwrap();
         let keys = dir.path().join("keys");
         let mut known = known::KnownKeys::open(&keys, false, |_, error| panic!("{error}")).unwrap();
-        let gaps = gaps::Gaps::open(dir.path(), false).unwrap();
+        let gaps = gaps::Gaps::open(dir.path(), false, false).unwrap();
         let found = recovery::take_listed(&log_dir, &listed, None, &mut known, &gaps, false).unwrap();
         assert_eq!(gaps.list().len(), 0, "{gone}");
         assert_eq!(found.segments.keys().copied().collect::<Vec<_>>(), left);
