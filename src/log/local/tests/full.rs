@@ -116,6 +116,26 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
     }
 }
 
+/// What goes makes the room in which it is written down that it is not missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_on_a_full_disk_is_not_missing() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    let log = two_sealed(&data).await;
+    disk.fill();
+    assert_eq!(log.drop_before(Seq(11)).await, Ok(Seq(11)));
+    assert_eq!(log.shared.gaps.begins(), Some(Seq(11)));
+    assert!(!log.shared.gaps.is_owed());
+    log.close();
+    let names = std::fs::read_dir(data.join("log")).unwrap();
+    assert_eq!(names.count(), 2, "nothing of it is left");
+    for _ in 0..2 {
+        let log = open(&data);
+        assert_eq!((lost(&log), seqs(&log, 1..=20).len()), (vec![], 10));
+        log.close();
+    }
+}
+
 /// A file of keys may be all that tells how far the journal went: it stays until that is written down.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_keys_prove_is_as_certain_after_a_start_on_a_full_disk() {
