@@ -63,10 +63,10 @@ pub(super) async fn refuse(config: &Config, log: &dyn Log, why: &Why) -> anyhow:
         Some(holds) => bail!(
             "{shown} holds {holds}, which was not copied into the stream {stream}: its events, and what its sinks have still to get, would be \
              forgotten. Run `closehook log copy --to jetstream` first, which takes all of it along; or, where nobody needs it any more, move \
-             closehook.json, gaps.json, copied.json, log, keys, state and dead out of {shown}"
+             closehook.json, gaps (gaps.json), copied.json, log, keys, state and dead out of {shown}"
         ),
         None if is_same && !has_moved => tracing::warn!(
-            "{shown} holds a copy of the log of the stream {stream}, and nothing of it is used: move closehook.json, gaps.json, log, keys, state and dead away"
+            "{shown} holds a copy of the log of the stream {stream}, and nothing of it is used: move closehook.json, gaps (gaps.json), log, keys, state and dead away"
         ),
         None => {}
     }

@@ -119,6 +119,10 @@ pub struct Summary {
     /// Dead letters that damage has taken, one sentence for each sink: they are not in the backup.
     #[serde(default)]
     pub damaged_letters: Vec<String>,
+    /// What is damaged or missing and no daemon had put right when the backup was made without one, a sentence for each, and what to do: what a
+    /// start would save of it is not in the backup.
+    #[serde(default)]
+    pub unrepaired: Vec<String>,
 }
 
 /// What stands at the end.
@@ -132,6 +136,8 @@ pub(super) struct End {
     pub damaged_keys: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_letters: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unrepaired: Vec<String>,
     /// SHA-256 of all tags and payloads before it, as hex.
     pub sha256: String,
 }

@@ -159,6 +159,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
     out.beside_the_events(&head, dir, log, &keys, &others, picture)
         .map_err(written)?;
     let taken = out.events(dir, log, &keys, last)?;
+    let unrepaired = unrepaired(log, !taken.damaged.is_empty() || !damaged_keys.is_empty());
     let end = End {
         events: taken.events,
         first: taken.first,
@@ -166,6 +167,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         damaged: taken.damaged.clone(),
         damaged_keys: damaged_keys.clone(),
         damaged_letters: damaged_letters.clone(),
+        unrepaired: unrepaired.clone(),
         sha256: std::mem::take(&mut out.digest).hex(),
     };
     out.json(TAG_END, &end).map_err(written)?;
@@ -180,7 +182,22 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         damaged: taken.damaged,
         damaged_keys,
         damaged_letters,
+        unrepaired,
     })
+}
+
+/// What a start would put right, where nobody has: a backup that is made without a daemon leaves everything as it is. `lacks_some`: what was read
+/// for the backup is damaged.
+fn unrepaired(log: &LocalLog, lacks_some: bool) -> Vec<String> {
+    let Some(mut found) = log.unrepaired() else {
+        return Vec::new();
+    };
+    if lacks_some || !found.is_empty() {
+        let advice = "no daemon has put right yet what is damaged, and what it would save of that is not in the backup: start `closehook serve` \
+                      once, and back up again";
+        found.push(advice.into());
+    }
+    found
 }
 
 /// Small files of the data directory, relative to it, that are neither the log's nor the engine's, with their content.

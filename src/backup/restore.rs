@@ -71,6 +71,7 @@ fn read(input: impl Read, name: &Path, taker: &mut dyn Taker) -> Result<(Head, S
                 damaged: end.damaged,
                 damaged_keys: end.damaged_keys,
                 damaged_letters: end.damaged_letters,
+                unrepaired: end.unrepaired,
             };
             return Ok((head, summary));
         }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::connect::{Access, Connection, with};
 use super::interrupt::{Stop, unless_told_to_stop};
-use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
+use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
 use super::term::bytes_bar;
 use super::when::when;
 use super::{Failure, Global, Outcome, print_line, report};
@@ -35,7 +35,8 @@ To move to another machine: stop the daemon here, so that nothing is delivered a
 the configuration and what its sinks wrote; start the daemon there; point Close at it. Close sends again what it could not
 deliver meanwhile.
 
-What damage keeps out of it is named, and the exit code is 1; all else is in it.
+What damage keeps out of it is named, and the exit code is 1; all else is in it. Without a daemon what is damaged is left as it
+is: then it is named what a start would have put right first.
 
 Examples:
   closehook backup /var/backups/closehook.backup
@@ -105,6 +106,7 @@ impl Backup {
                 .await?;
                 return told(global, &summary);
             }
+            refuse_in_data_dir(&self.file, &connection.config.log.dir)?;
             let summary = unless_told_to_stop(self.to_file(connection)).await?;
             global.print(&summary, |summary| {
                 format!("{} backed up to {}", content(summary), self.file.display())
@@ -174,9 +176,12 @@ fn told(global: &Global, summary: &Summary) -> Outcome {
     for why in summary.damaged_keys.iter().chain(&summary.damaged_letters) {
         report::notice(global.json, &format!("not in the backup: {why}"));
     }
+    for why in &summary.unrepaired {
+        report::notice(global.json, why);
+    }
     match but_for(summary) {
-        None => Ok(()),
-        Some(_) => Err(Failure::Found),
+        None if summary.unrepaired.is_empty() => Ok(()),
+        _ => Err(Failure::Found),
     }
 }
 
@@ -281,7 +286,10 @@ fn lacking(global: &Global, what: &str, summary: &Summary) -> Outcome {
     for why in &summary.damaged_letters {
         report::notice(global.json, &format!("not in the backup: {why}"));
     }
-    if summary.damaged_keys.is_empty() && summary.damaged_letters.is_empty() {
+    for why in &summary.unrepaired {
+        report::notice(global.json, &format!("when it was backed up: {why}"));
+    }
+    if summary.damaged_keys.is_empty() && summary.damaged_letters.is_empty() && summary.unrepaired.is_empty() {
         Ok(())
     } else {
         Err(Failure::Found)

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::connect::{Access, Connection, with};
 use super::copy;
 use super::interrupt::unless_told_to_stop;
-use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
+use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
 use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
 use crate::config::{Config, Engine, Size, Span};
@@ -133,6 +133,7 @@ async fn export(file: &Path, force: bool, global: &Global, connection: &Connecti
         let (_, unread) = write_all(&mut out, connection, transfer::Export::default(), unwritten).await?;
         return missing(&unread);
     }
+    refuse_in_data_dir(file, &connection.config.log.dir)?;
     let writing = async {
         let mut new = NewFile::begin(file, Mode::Private, force)?;
         let mut out = new.writer();

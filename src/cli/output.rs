@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -36,8 +36,7 @@ impl NewFile {
     /// Begins a file beside its place; `force`: also where there is one of that name already.
     pub fn begin(name: &Path, mode: Mode, force: bool) -> Result<NewFile, Failure> {
         refuse_to_overwrite(name, force)?;
-        let parent = name.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = parent_of(name);
         remove_left(name, parent);
         let mut prefix = name.file_name().unwrap_or_default().to_owned();
         prefix.push(".");
@@ -149,6 +148,34 @@ pub(super) fn refuse_to_overwrite(name: &Path, force: bool) -> Outcome {
     }
 }
 
+/// Refuses a place in the data directory, whatever links lead there: what is in it is closehook's own.
+pub(super) fn refuse_in_data_dir(name: &Path, dir: &Path) -> Outcome {
+    if !is_below(parent_of(name), dir) {
+        return Ok(());
+    }
+    Err(Failure::Work(format!(
+        "{} is in the data directory {}, where closehook keeps the event log, known keys, positions and dead letters: what else is there counts \
+         towards log.max_size, and may be removed or taken for a part of them; name a place outside of it",
+        name.display(),
+        dir.display()
+    )))
+}
+
+fn parent_of(name: &Path) -> &Path {
+    let parent = name.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// Whether a directory is another one, or anywhere below it. What is not there is in none.
+fn is_below(place: &Path, dir: &Path) -> bool {
+    let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let Ok(place) = std::fs::canonicalize(place) else {
+        return false;
+    };
+    let of_dir = id(dir);
+    of_dir.is_some() && place.ancestors().any(|above| id(above) == of_dir)
+}
+
 fn exists(name: &Path) -> Failure {
     Failure::Work(format!(
         "{} exists already: name another file, or overwrite it with --force",
@@ -200,6 +227,40 @@ mod tests {
         write(&name, b"two", Mode::Private, true).unwrap();
         assert_eq!(std::fs::read(&name).unwrap(), b"two");
         assert_eq!(listing(dir.path()), ["out.jsonl"]);
+    }
+
+    #[test]
+    fn nothing_is_put_into_the_data_directory_whatever_leads_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, beside) = (dir.path().join("data"), dir.path().join("beside"));
+        let (inner, link) = (data.join("log"), dir.path().join("link"));
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::create_dir(&beside).unwrap();
+        std::os::unix::fs::symlink(&inner, &link).unwrap();
+        for name in [
+            data.join("all.jsonl"),
+            inner.join("00000000000000000001"),
+            link.join("all.jsonl"),
+            beside.join("../data/all.jsonl"),
+        ] {
+            let said = said(refuse_in_data_dir(&name, &data));
+            assert!(
+                said.contains("is in the data directory") && said.contains("outside"),
+                "{said}"
+            );
+        }
+        // Named by another way itself.
+        let also = dir.path().join("also");
+        std::os::unix::fs::symlink(&data, &also).unwrap();
+        assert!(refuse_in_data_dir(&data.join("all.jsonl"), &also).is_err());
+        for name in [
+            beside.join("all.jsonl"),
+            dir.path().join("data.jsonl"),
+            beside.join("none/all.jsonl"),
+        ] {
+            refuse_in_data_dir(&name, &data).unwrap();
+        }
+        refuse_in_data_dir(&data.join("all.jsonl"), &dir.path().join("none")).unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ const IN_DATA_DIR: [&str; 17] = [
     "closehook.sock",
     "damaged",
     "dead",
-    "gaps.json",
+    "gaps",
     "give-way",
     "history",
     "keys",

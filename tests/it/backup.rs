@@ -442,6 +442,35 @@ async fn a_restored_log_lacks_nothing_and_its_sinks_lag_by_events() {
     until("nothing is left", async || two.sink("file")["lag_events"] == 0).await;
 }
 
+/// Without a daemon what is damaged stays as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_without_a_daemon_says_that_a_start_comes_first() {
+    let mut one = Daemon::start("").await;
+    one.store(1..=9).await;
+    one.stop().await;
+    let file = one.path("one.backup");
+    one.ok(&["backup", text(&file)]);
+    one.ok(&["restore", "--check", text(&file)]);
+    let journal = one.data().join("log/00000000000000000001/journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    std::fs::write(&journal, bytes).unwrap();
+    let said = one.fails(1, &["backup", "--force", text(&file)]);
+    for part in [
+        "are damaged",
+        "can't be read",
+        "start `closehook serve` once, and back up again",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let said = one.fails(1, &["restore", "--check", text(&file)]);
+    assert!(said.contains("when it was backed up: "), "{said}");
+    one.run().await;
+    one.ok(&["backup", "--force", text(&file)]);
+    one.ok(&["restore", "--check", text(&file)]);
+}
+
 /// Nobody would know after a restore that there was more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_names_the_dead_letters_that_damage_has_taken() {

@@ -100,6 +100,11 @@ async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
     // One that was not there before has to note where it begins.
     daemon.configure(&[FILE, "\n", &other].concat());
     daemon.run().await;
+    assert_eq!(
+        daemon.ask_admin("/readyz").await.status(),
+        503,
+        "from the first time on"
+    );
     let (status, answer) = daemon.send(body(6)).await.unwrap();
     assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
     until("it says why nothing is delivered", async || {

@@ -216,8 +216,11 @@ async fn damage_to_any_other_file_costs_at_most_one_commit() {
         case("no files of keys", &nothing, |data| {
             std::fs::remove_dir_all(data.join("keys")).unwrap();
         }),
-        case("a list of gaps that is none", &nothing, |data| {
-            std::fs::write(data.join("gaps.json"), b"[{").unwrap();
+        case("no list of gaps", &nothing, |data| {
+            std::fs::remove_file(data.join("gaps")).unwrap();
+        }),
+        case("a flipped bit in the list of gaps", &nothing, |data| {
+            flip(&data.join("gaps"), 50);
         }),
         case("a description that is none", &nothing, |data| {
             flip(&data.join("closehook.json"), 0);

@@ -353,3 +353,25 @@ async fn a_full_disk_is_named_with_what_to_do() {
     }
     assert_eq!(left, [""; 0]);
 }
+
+/// There it would count towards the log's room, and be taken for a part of the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_into_the_data_directory() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=3).await;
+    let link = daemon.path("link");
+    std::os::unix::fs::symlink(daemon.data().join("log"), &link).unwrap();
+    for runs in [true, false] {
+        if !runs {
+            daemon.stop().await;
+        }
+        for place in [daemon.data().join("all"), link.join("00000000000000000009")] {
+            for command in [&["backup"][..], &["log", "export"], &["backup", "--force"]] {
+                let arguments = [command, &[place.to_str().unwrap()]].concat();
+                let said = daemon.fails(1, &arguments);
+                assert!(said.contains("is in the data directory"), "{command:?}: {said}");
+                assert!(!place.exists());
+            }
+        }
+    }
+}

@@ -32,14 +32,23 @@ pub(super) struct Description {
     /// There was a whole state beside the log once: that there is none is damage, and no first start. Older versions did not note it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub state_begun: bool,
+    /// The same of the list of gaps, with which stands where the log begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gaps_begun: bool,
     /// There was no room for it: it is in memory alone.
     #[serde(skip)]
     pub is_owed: bool,
 }
 
 const NAME: &str = "closehook.json";
-/// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month.
-const DIRECTORY_FORMAT: u32 = 2;
+/// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month. 3: the list of gaps has a
+/// checksum, and another name.
+const DIRECTORY_FORMAT: u32 = 3;
+
+/// Whether there is a log in a directory, whatever says so of it.
+fn is_log_in(dir: &Path) -> bool {
+    dir.join("log").is_dir()
+}
 
 /// Whether this is a data directory, as far as can be seen.
 pub(super) fn is_in(dir: &Path) -> bool {
@@ -71,21 +80,24 @@ impl Description {
                 }
                 Ok(description)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                // Where that can't be seen, another log would be begun in the place of one that may be there.
-                let made = has_log(dir).and_then(|has_log| {
-                    if has_log {
-                        Description::anew(dir)
-                    } else {
-                        Description::fresh(None, None)
-                    }
-                });
-                made.map_err(fail)?.put_or_owe(dir)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
+            // Where that can't be seen, another log would be begun in the place of one that may be there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match (has_log(dir).map_err(fail)?, create) {
+                (true, true) => {
+                    tracing::error!(
+                        path = %path.display(),
+                        "the data directory's description is missing, which says which log this is; it is made anew, and no event is lost, but \
+                         the log counts as another one from now on: that it was copied to or from other servers is not known any more, and \
+                         files of sinks are only appended to this time; whoever has a copy of the file stops closehook and puts it back"
+                    );
+                    Description::anew(dir).map_err(fail)?.put_or_owe(dir)
+                }
+                (true, false) => Err(OpenError::DescriptionMissing { path }),
+                (false, true) => Description::fresh(None, None).map_err(fail)?.put_or_owe(dir),
+                (false, false) => Err(OpenError::Missing(dir.to_owned())),
+            },
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
-            Err(error) if create && dir.join("log").is_dir() => {
+            Err(error) if create && is_log_in(dir) => {
                 let aside = aside(&path);
                 tracing::error!(
                     %error,
@@ -95,7 +107,7 @@ impl Description {
                 );
                 Description::anew(dir).map_err(fail)?.put_or_owe(dir)
             }
-            Err(error) if dir.join("log").is_dir() => Err(OpenError::DescriptionDamaged {
+            Err(error) if is_log_in(dir) => Err(OpenError::DescriptionDamaged {
                 path,
                 why: error.to_string(),
             }),
@@ -124,12 +136,12 @@ impl Description {
     /// Makes one of the same log, in another life, which has what the one before had.
     pub fn make_another(dir: &Path, before: Description) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let state_begun = before.state_begun;
+        let (state_begun, gaps_begun) = (before.state_begun, before.gaps_begun);
         let mut made = Description::fresh(Some(before.id), before.shared_upto).map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
-        made.state_begun = state_begun;
+        (made.state_begun, made.gaps_begun) = (state_begun, gaps_begun);
         made.store(&path)
     }
 
@@ -159,6 +171,7 @@ impl Description {
             created_at: Timestamp::now(),
             shared_upto,
             state_begun: false,
+            gaps_begun: false,
             is_owed: false,
         }
     }
@@ -176,7 +189,7 @@ impl Description {
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
         match self.put(dir) {
             Ok(()) => {}
-            Err(error) if files::is_full(&error) && dir.join("log").is_dir() => {
+            Err(error) if files::is_full(&error) && is_log_in(dir) => {
                 tracing::warn!(%error, "there is no room for the data directory's description; it is written when there is");
                 self.is_owed = true;
             }
@@ -203,6 +216,7 @@ impl Description {
             created_at: Timestamp::now(),
             shared_upto: Some(upto),
             state_begun: false,
+            gaps_begun: false,
             is_owed: false,
         };
         description.store(&dir.join(NAME))
@@ -254,6 +268,15 @@ pub(super) fn note_state_beside(dir: &Path) -> io::Result<()> {
 
 /// Notes that there is a whole state beside the log, durably. Only for the holder of the directory, and when the state is durable.
 pub fn note_state_begun(dir: &Path) -> io::Result<()> {
+    note(dir, |description| &mut description.state_begun)
+}
+
+/// The same of the list of gaps.
+pub(super) fn note_gaps_begun(dir: &Path) -> io::Result<()> {
+    note(dir, |description| &mut description.gaps_begun)
+}
+
+fn note(dir: &Path, what: impl Fn(&mut Description) -> &mut bool) -> io::Result<()> {
     let path = dir.join(NAME);
     let mut description = match read(&path) {
         // It is owed: the one that is written later notes it.
@@ -262,10 +285,9 @@ pub fn note_state_begun(dir: &Path) -> io::Result<()> {
         Ok(Found::Newer(found)) => return Err(refuse(dir, found)),
         Ok(Found::Known(description)) => description,
     };
-    if description.state_begun {
+    if std::mem::replace(what(&mut description), true) {
         return Ok(());
     }
-    description.state_begun = true;
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
 }
 
@@ -367,11 +389,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("log")).unwrap();
         let path = dir.path().join(NAME);
-        let text = r#"{"format":3,"epoch":{"in":"another way"}}"#;
+        let text = r#"{"format":99,"epoch":{"in":"another way"}}"#;
         std::fs::write(&path, text).unwrap();
         for create in [false, true] {
             let refused = Description::open(dir.path(), create).unwrap_err();
-            assert!(matches!(refused, OpenError::Newer { found: 3, .. }), "{refused}");
+            assert!(matches!(refused, OpenError::Newer { found: 99, .. }), "{refused}");
         }
         is_state_begun(dir.path()).unwrap_err();
         note_state_begun(dir.path()).unwrap_err();
@@ -387,6 +409,27 @@ mod tests {
         std::os::unix::fs::symlink(&log, &log).unwrap();
         Description::open(dir.path(), true).unwrap_err();
         assert!(!dir.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn a_missing_description_says_what_follows_where_there_is_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let says = |dir: &Path| Description::open(dir, false).unwrap_err().to_string();
+        assert!(says(dir.path()).contains("is not a closehook data directory"));
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let said = says(dir.path());
+        for part in [
+            "closehook.json is missing",
+            "put it back from a copy",
+            "`closehook serve`",
+            "no event is lost",
+            "counts as another one",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!dir.path().join(NAME).exists(), "looking makes nothing");
+        Description::open(dir.path(), true).unwrap();
+        Description::open(dir.path(), false).unwrap();
     }
 
     #[test]

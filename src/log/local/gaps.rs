@@ -1,12 +1,19 @@
-//! Which Seqs are gone, and why: a small durable list, so that damage is never silent and never found twice.
+//! Which Seqs are gone, and why: a small durable list, so that damage is never silent and never found twice. With it stands where the log
+//! begins: what is missing in the middle leaves Seqs out between two segments, and what is missing at the beginning leaves none.
+
+mod record;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::record::{Found, Record};
+use super::refused::OpenError;
 use crate::event::Seq;
 use crate::files;
 use crate::framefile::{self, FrameError};
@@ -27,8 +34,10 @@ pub(super) enum Stood {
 /// The list, newest last. Whoever asks never waits for the disk: only who changes it does.
 #[derive(Debug)]
 pub(super) struct Gaps {
-    path: PathBuf,
+    dir: PathBuf,
     list: RwLock<Arc<Vec<Gap>>>,
+    /// Where the log begins ([`Gaps::begins`]); 0: nobody knows.
+    begins: AtomicU64,
     changing: Mutex<()>,
     /// Some of the list is not on disk: it was found when there was no room.
     is_owed: AtomicBool,
@@ -39,6 +48,8 @@ pub(super) struct Gaps {
     newest_us: AtomicI64,
     /// Whoever only looks keeps what is found to itself.
     is_owner: bool,
+    /// How many gaps were on record when it was opened.
+    recorded: usize,
     /// The list was damaged, and is where it was: a sentence.
     damage: Option<String>,
     /// The list was damaged: nobody knows what it told.
@@ -47,39 +58,46 @@ pub(super) struct Gaps {
 
 impl Gaps {
     /// Reads the list. One that is damaged counts as empty (what it told about is found again where it can be); with `repair` it is
-    /// set aside, and what is found from now on is stored. One that can't be read now is no empty one.
-    pub fn open(dir: &Path, repair: bool) -> io::Result<Gaps> {
-        let path = dir.join("gaps.json");
+    /// set aside, and what is found from now on is stored. One that can't be read now is no empty one, nor is one that is missing and `was_begun`.
+    pub fn open(dir: &Path, repair: bool, was_begun: bool) -> Result<Gaps, OpenError> {
         let mut damage = None;
-        let mut is_incomplete = false;
-        let read = crate::files::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
-        let list = match read {
-            Ok(list) => list,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) if framefile::is_damage(&error) => {
-                tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
-                is_incomplete = true;
+        let found = match record::read(dir)? {
+            Found::Nothing if was_begun => Found::Damaged {
+                path: dir.join(record::NAME),
+                why: "it is missing".to_owned(),
+            },
+            found => found,
+        };
+        let (record, is_incomplete) = match found {
+            Found::Whole(record) => (record, false),
+            Found::Nothing => (Record::default(), false),
+            Found::Damaged { path, why } => {
+                tracing::error!(
+                    path = %path.display(),
+                    why,
+                    "the list of lost events is damaged and begun anew: what was on it, and whether events are missing before the first one \
+                     that is there, is not known any more"
+                );
                 if repair {
                     set_aside(&path);
                 } else {
-                    damage = Some(format!(
-                        "{}: the list of lost events is damaged: {error}",
-                        path.display()
-                    ));
+                    damage = Some(format!("{}: the list of lost events is damaged: {why}", path.display()));
                 }
-                Vec::new()
+                (Record::default(), true)
             }
-            Err(error) => return Err(error),
         };
+        let recorded = record.gaps.len();
         Ok(Gaps {
-            path,
-            list: RwLock::new(Arc::new(list)),
+            dir: dir.to_owned(),
+            list: RwLock::new(Arc::new(record.gaps)),
+            begins: AtomicU64::new(record.begins.unwrap_or_default().0),
             changing: Mutex::new(()),
             // As long as the damaged one is in its place, it is known that something is not known.
             is_owed: AtomicBool::new(repair && is_incomplete),
             is_listing: AtomicBool::new(repair && is_incomplete),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
+            recorded,
             damage,
             is_incomplete,
         })
@@ -103,6 +121,17 @@ impl Gaps {
     /// Every gap that is on record.
     pub fn list(&self) -> Arc<Vec<Gap>> {
         read_lock(&self.list).clone()
+    }
+
+    /// What whoever only looks has found, and nobody has written down yet.
+    pub fn only_seen(&self) -> Vec<Gap> {
+        let seen = self.list();
+        let new = seen.iter().skip(self.recorded).filter(|gap| !gap.skipped);
+        if self.is_owner {
+            Vec::new()
+        } else {
+            new.cloned().collect()
+        }
     }
 
     /// Whether what was stored under this Seq is gone.
@@ -145,9 +174,54 @@ impl Gaps {
         false
     }
 
-    /// Writes a list for a log that is being restored.
-    pub fn write(dir: &Path, list: &[Gap]) -> io::Result<()> {
-        store(&dir.join("gaps.json"), list)
+    /// Writes a list for a log that is being made, which begins there.
+    pub fn write(dir: &Path, begins: Option<Seq>, list: &[Gap]) -> io::Result<()> {
+        let gaps = list.to_vec();
+        record::write(dir, &Record { begins, gaps })
+    }
+
+    /// Where the log begins: what is missing from there on, and is not on record, was there. `None`: nobody knows.
+    pub fn begins(&self) -> Option<Seq> {
+        known(Seq(self.begins.load(Ordering::Relaxed)))
+    }
+
+    /// The same as it is on disk now. Whoever only looks has to ask when it has seen which segments there are: what is dropped is before it by then.
+    pub fn begins_now(&self) -> Result<Option<Seq>, OpenError> {
+        if self.is_owner {
+            return Ok(self.begins());
+        }
+        match record::read(&self.dir)? {
+            Found::Whole(record) => Ok(record.begins),
+            Found::Nothing | Found::Damaged { .. } => Ok(None),
+        }
+    }
+
+    /// From now on the log begins with the segment that begins there: what was before is on record, or goes on purpose, and not before this is
+    /// durable.
+    pub fn begin_at(&self, first: Seq) -> io::Result<()> {
+        let _changing = lock(&self.changing);
+        if self.begins() == Some(first) && !self.is_owed() {
+            return Ok(());
+        }
+        self.keep_from(first, self.list().to_vec())
+    }
+
+    /// The same where a full disk is no reason not to: what goes makes room.
+    pub fn begin_at_or_owe(&self, first: Seq) -> io::Result<()> {
+        match self.begin_at(first) {
+            Err(error) if files::is_full(&error) => {
+                tracing::warn!(
+                    %error,
+                    first = first.0,
+                    "there is no room to write down where the log begins; it is written down when there is"
+                );
+                let _changing = lock(&self.changing);
+                self.is_owed.store(true, Ordering::Relaxed);
+                self.begins.store(first.0, Ordering::Relaxed);
+                Ok(())
+            }
+            begun => begun,
+        }
     }
 
     /// Records a gap durably, unless it is on record, and says so in the log.
@@ -235,21 +309,26 @@ impl Gaps {
     /// An error of [`Gaps::settle`], with the file's name.
     pub fn failed(&self, source: io::Error) -> FrameError {
         FrameError::Io {
-            path: self.path.clone(),
+            path: self.dir.join(record::NAME),
             source,
         }
     }
 
-    /// Forgets what is before a Seq, as far as it `is_over`.
+    /// Forgets what is before a Seq, as far as it `is_over`. What is forgotten is not missed either: the log begins behind it.
     pub fn forget_before(&self, first_kept: Seq, is_over: &dyn Fn(&Gap) -> bool) -> io::Result<()> {
         let _changing = lock(&self.changing);
         let before = self.list();
-        let is_kept = |gap: &&Gap| gap.to >= first_kept || !is_over(gap);
-        let list: Vec<Gap> = before.iter().filter(is_kept).cloned().collect();
-        if list.len() == before.len() {
+        let (over, list): (Vec<Gap>, Vec<Gap>) = before
+            .iter()
+            .cloned()
+            .partition(|gap| gap.to < first_kept && is_over(gap));
+        let Some(behind) = over.iter().map(|gap| gap.to.next()).max() else {
             return Ok(());
+        };
+        match self.begins() {
+            Some(begins) => self.keep_from(begins.max(behind), list),
+            None => self.keep(list),
         }
-        self.keep(list)
     }
 
     fn add(&self, from: Seq, to: Seq, reason: &str, stood: Stood) -> io::Result<()> {
@@ -294,25 +373,39 @@ impl Gaps {
         list
     }
 
-    /// Only what is durable is on record: else the next one who asks would rely on it. While it is listed what there is, it is owed instead.
     fn keep(&self, list: Vec<Gap>) -> io::Result<()> {
-        if self.is_listing.load(Ordering::Relaxed) {
-            self.is_owed.store(true, Ordering::Relaxed);
-            *write_lock(&self.list) = Arc::new(list);
-            return Ok(());
+        self.keep_from(Seq(self.begins.load(Ordering::Relaxed)), list)
+    }
+
+    /// Only what is durable is on record: else the next one who asks would rely on it. While it is listed what there is, it is owed instead.
+    fn keep_from(&self, begins: Seq, gaps: Vec<Gap>) -> io::Result<()> {
+        let is_listing = self.is_listing.load(Ordering::Relaxed);
+        let record = Record {
+            begins: known(begins),
+            gaps,
+        };
+        if self.is_owner && !is_listing {
+            record::write(&self.dir, &record)?;
         }
-        if self.is_owner {
-            store(&self.path, &list)?;
-        }
-        self.is_owed.store(false, Ordering::Relaxed);
-        *write_lock(&self.list) = Arc::new(list);
+        self.is_owed.store(is_listing, Ordering::Relaxed);
+        self.begins.store(begins.0, Ordering::Relaxed);
+        *write_lock(&self.list) = Arc::new(record.gaps);
         Ok(())
     }
+}
+
+/// No segment begins at 0.
+fn known(begins: Seq) -> Option<Seq> {
+    (begins > Seq::ZERO).then_some(begins)
 }
 
 /// Gives a damaged list a second name. It goes from its place when the next one takes that. Where that can't be, its bytes are of less use than
 /// a log that starts.
 fn set_aside(path: &Path) {
+    // One that is missing has no bytes, and an earlier one may have some.
+    if path.symlink_metadata().is_err() {
+        return;
+    }
     let aside = framefile::beside(path, ".damaged");
     let removed = match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -342,217 +435,4 @@ fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
         parts.push((at, to));
     }
     parts
-}
-
-fn store(path: &Path, list: &[Gap]) -> io::Result<()> {
-    framefile::replace_file(path, &serde_json::to_vec_pretty(list)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gap(from: u64, to: u64, skipped: bool) -> Gap {
-        Gap {
-            from: Seq(from),
-            to: Seq(to),
-            reason: "why".into(),
-            found_at: Timestamp::UNIX_EPOCH,
-            skipped,
-            certain_to: None,
-        }
-    }
-
-    #[test]
-    fn what_nobody_knows_the_end_of_is_as_long_as_somebody_has_seen_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        gaps.record_or_owe(Seq(11), Seq(1000), "why", Stood::AtLeastTo(Seq(10)))
-            .unwrap();
-        let lost = || -> (Vec<(u64, u64)>, u64) {
-            let parts = gaps.without_skipped(Seq(11), Seq(1005)).into_iter();
-            (
-                parts.map(|(from, to)| (from.0, to.0)).collect(),
-                gaps.lost()[0].certain(),
-            )
-        };
-        assert_eq!(lost(), (vec![(1001, 1005)], 0));
-        let told = gaps.lost()[0].told();
-        assert!(told.contains("11") && told.contains("nobody knows how many"), "{told}");
-        // Before it, all of it, and behind it.
-        for seen in [5, 10, 1000, 2000] {
-            gaps.prove(Seq(seen));
-            assert_eq!(lost().1, 0, "{seen}");
-        }
-        for (seen, certain) in [(15, 5), (12, 5), (20, 10)] {
-            gaps.prove(Seq(seen));
-            assert_eq!(lost(), (vec![(11, 10 + certain), (1001, 1005)], certain), "{seen}");
-        }
-        assert_eq!(
-            Gaps::open(dir.path(), true).unwrap().lost(),
-            gaps.lost(),
-            "it is durable"
-        );
-    }
-
-    #[test]
-    fn who_only_looks_knows_what_it_has_found_and_writes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("gaps.json"), "[{").unwrap();
-        let gaps = Gaps::open(dir.path(), false).unwrap();
-        gaps.record(Seq(5), Seq(9), "why").unwrap();
-        assert_eq!((gaps.lost().len(), gaps.holds(Seq(7))), (1, true));
-        assert!(gaps.damage().is_some_and(|why| why.contains("gaps.json")));
-        assert_eq!(std::fs::read_to_string(dir.path().join("gaps.json")).unwrap(), "[{");
-    }
-
-    /// Else nobody would know after a crash that something is not known.
-    #[test]
-    fn a_damaged_list_is_in_its_place_until_the_next_one_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
-        std::fs::write(&path, "[{").unwrap();
-        for _ in 0..2 {
-            let gaps = Gaps::open(dir.path(), true).unwrap();
-            assert!(gaps.is_incomplete() && gaps.is_owed());
-            assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
-        }
-        Gaps::open(dir.path(), true).unwrap().settle_listed().unwrap();
-        assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
-        assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[{");
-    }
-
-    /// A start that ends in between is followed by another one, which has to know that the list tells not all.
-    #[test]
-    fn a_damaged_list_gives_way_to_all_that_is_found_and_not_to_the_first_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("gaps.json");
-        std::fs::write(&path, "[{").unwrap();
-        let find = |gaps: &Gaps| {
-            gaps.record_or_owe(Seq(5), Seq(9), "why", Stood::All).unwrap();
-            gaps.record(Seq(6), Seq(8), "again").unwrap();
-            gaps.record(Seq(20), Seq(29), "why").unwrap();
-            gaps.prove(Seq(7));
-            assert!(gaps.is_owed() && gaps.holds(Seq(7)) && gaps.holds(Seq(25)));
-        };
-        for _ in 0..2 {
-            let gaps = Gaps::open(dir.path(), true).unwrap();
-            find(&gaps);
-            assert!(gaps.is_incomplete());
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
-        }
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        find(&gaps);
-        gaps.settle_listed().unwrap();
-        assert!(!gaps.is_owed());
-        let again = Gaps::open(dir.path(), true).unwrap();
-        assert_eq!((again.list(), again.is_incomplete()), (gaps.list(), false));
-        assert_eq!(again.list().len(), 2);
-    }
-
-    #[test]
-    fn a_damaged_list_that_can_not_be_set_aside_stops_nobody() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, aside) = (dir.path().join("gaps.json"), dir.path().join("gaps.json.damaged"));
-        std::fs::write(&path, "[{").unwrap();
-        std::fs::create_dir(&aside).unwrap();
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{");
-        gaps.settle_listed().unwrap();
-        assert!(!Gaps::open(dir.path(), true).unwrap().is_incomplete());
-    }
-
-    #[test]
-    fn a_gap_that_could_not_be_stored_is_not_on_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let (place, away) = (dir.path().join("data"), dir.path().join("away"));
-        std::fs::create_dir(&place).unwrap();
-        Gaps::write(&place, &[gap(1, 2, false)]).unwrap();
-        let gaps = Gaps::open(&place, true).unwrap();
-        std::fs::rename(&place, &away).unwrap();
-        for _ in 0..2 {
-            assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
-            assert!(gaps.add(Seq(10), Seq(19), "why", Stood::Nothing).is_err());
-            assert!(gaps.forget_before(Seq(3), &|_| true).is_err());
-            assert_eq!(*gaps.list(), [gap(1, 2, false)]);
-        }
-        std::fs::rename(&away, &place).unwrap();
-        gaps.record(Seq(5), Seq(9), "why").unwrap();
-        gaps.add(Seq(10), Seq(19), "why", Stood::Nothing).unwrap();
-        gaps.forget_before(Seq(3), &|_| true).unwrap();
-        let stored = Gaps::open(&place, true).unwrap();
-        assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
-    }
-
-    /// Who has seen it goes on, and tells it only once.
-    #[test]
-    fn what_was_proven_and_could_not_be_stored_is_known_and_stored_later() {
-        let dir = tempfile::tempdir().unwrap();
-        let (place, away) = (dir.path().join("data"), dir.path().join("away"));
-        std::fs::create_dir(&place).unwrap();
-        let gaps = Gaps::open(&place, true).unwrap();
-        let uncertain = Stood::AtLeastTo(Seq(10));
-        gaps.record_or_owe(Seq(11), Seq(1000), "why", uncertain).unwrap();
-        std::fs::rename(&place, &away).unwrap();
-        gaps.prove(Seq(15));
-        assert_eq!((gaps.lost()[0].certain(), gaps.is_owed()), (5, true));
-        assert!(gaps.settle().is_err());
-        std::fs::rename(&away, &place).unwrap();
-        gaps.settle().unwrap();
-        assert!(!gaps.is_owed());
-        assert_eq!(Gaps::open(&place, true).unwrap().lost()[0].certain(), 5);
-    }
-
-    #[test]
-    fn what_is_on_record_is_left_out_in_whatever_order_it_was_found() {
-        let dir = tempfile::tempdir().unwrap();
-        Gaps::write(dir.path(), &[gap(30, 39, true), gap(10, 19, false), gap(12, 14, true)]).unwrap();
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        let plain = |parts: Vec<(Seq, Seq)>| -> Vec<(u64, u64)> {
-            parts.into_iter().map(|(from, to)| (from.0, to.0)).collect()
-        };
-        assert_eq!(plain(gaps.unrecorded(Seq(1), Seq(50))), [(1, 9), (20, 29), (40, 50)]);
-        assert_eq!(plain(gaps.unrecorded(Seq(12), Seq(16))), []);
-        assert_eq!(
-            plain(gaps.without_skipped(Seq(1), Seq(50))),
-            [(1, 11), (15, 29), (40, 50)]
-        );
-    }
-
-    #[test]
-    fn a_gap_is_found_later_than_those_before_it_and_than_what_was_stored() {
-        let dir = tempfile::tempdir().unwrap();
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        // The clock is behind both.
-        let newest = Timestamp::now() + SignedDuration::from_hours(24 * 400);
-        gaps.found_after(newest.as_microsecond());
-        for seq in [1, 5, 9] {
-            gaps.record(Seq(seq), Seq(seq), "why").unwrap();
-        }
-        let found: Vec<Timestamp> = gaps.list().iter().map(|gap| gap.found_at).collect();
-        assert!(found[0].as_microsecond() >= newest.as_microsecond(), "{found:?}");
-        assert!(found[0] < found[1] && found[1] < found[2], "{found:?}");
-    }
-
-    #[test]
-    fn what_was_never_given_out_is_not_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        Gaps::write(dir.path(), &[gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
-        let gaps = Gaps::open(dir.path(), true).unwrap();
-        assert_eq!(gaps.lost(), [gap(5, 9, false)]);
-        let parts = |from, to| {
-            let parts = gaps.without_skipped(Seq(from), Seq(to)).into_iter();
-            parts.map(|(from, to)| (from.0, to.0)).collect::<Vec<_>>()
-        };
-        assert_eq!(parts(1, 9), [(1, 9)]);
-        assert_eq!(parts(5, 19), [(5, 9)]);
-        assert_eq!(parts(10, 19), []);
-        assert_eq!(parts(15, 35), [(20, 29)]);
-        assert_eq!(parts(1, 50), [(1, 9), (20, 29), (40, 50)]);
-        // On record in two parts is on record.
-        gaps.record(Seq(6), Seq(19), "again").unwrap();
-        assert_eq!(gaps.list().len(), 3);
-        gaps.record(Seq(6), Seq(20), "more").unwrap();
-        assert_eq!(gaps.list().len(), 4);
-    }
 }

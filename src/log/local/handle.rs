@@ -364,6 +364,19 @@ impl LocalLog {
         faults
     }
 
+    /// What somebody who only looks has found damaged or missing, and whoever writes the log has not put right yet: one sentence each. `None`:
+    /// it is this one that writes it.
+    pub fn unrepaired(&self) -> Option<Vec<String>> {
+        if !self.shared.options.read_only {
+            return None;
+        }
+        let missing = self.shared.gaps.only_seen();
+        let missing = missing
+            .iter()
+            .map(|gap| format!("{} can't be read: {}", gap.told(), gap.reason));
+        Some(self.shared.damage.iter().cloned().chain(missing).collect())
+    }
+
     /// A sentence for each damaged set of known keys of which nothing is known now: what can be read of it is still to be saved.
     pub fn damaged_keys(&self) -> Vec<String> {
         let owed = lock(&self.shared.owed);

@@ -19,7 +19,7 @@
 //! may take up ([`super::Log::set_room`]). One thread changes what is stored, the keeper (`keeper`); who meets damage while reading
 //! asks it, and waits.
 //!
-//! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`, `copied.json`.
+//! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps`, `copied.json`.
 
 mod back;
 mod block;

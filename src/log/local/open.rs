@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 
 use super::commit::{self, Committer};
-use super::description::Description;
+use super::description::{self, Description};
 use super::files::raise_limit;
 use super::gaps::Gaps;
 use super::handle::{DOUBTS_MAX, LocalLog, QUEUE_MAX, Threads, Writer};
@@ -24,9 +24,10 @@ use super::refused::OpenError;
 use super::shared::{Segment, Shared};
 use super::{placed, scratch, transfer};
 use crate::event::Seq;
+use crate::files;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
-use crate::sync::{lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 use crate::task;
 use crate::telemetry;
 
@@ -58,6 +59,12 @@ impl LocalLog {
             Some(newest) => newest,
             None => begin_segment(&shared)?,
         };
+        note_beginning(&shared).map_err(&fail)?;
+        // Somebody may ask whether it is ready before anything arrives, and before anybody else has looked.
+        let is_told = read_lock(&shared.trouble).is_some();
+        if !is_told && let Err(trouble) = commit::check_space(&shared) {
+            shared.set_trouble(Some(trouble));
+        }
         // The queue has room for every place there is, and for the few requests that need none.
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
         let (doubts, doubted) = sync_channel(DOUBTS_MAX);
@@ -126,8 +133,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
         );
     })
     .map_err(fail_at(&keys_dir))?;
-    let gaps_path = dir.join("gaps.json");
-    let gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
+    let gaps = Gaps::open(&dir, repair, description.gaps_begun)?;
     let Inventory {
         segments,
         newest,
@@ -149,6 +155,24 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     }
     shared.head.send_replace(next.prev());
     Ok((shared, newest))
+}
+
+/// The oldest segment that is there is where the log begins from now on: what is missing before it is on record. Where there is no room for that
+/// now, it is found again.
+fn note_beginning(shared: &Shared) -> io::Result<()> {
+    // Where there is none, not even the newest one could be begun.
+    let oldest = read_lock(&shared.segments).keys().next().copied();
+    if let Some(oldest) = oldest {
+        shared.gaps.begin_at_or_owe(oldest)?;
+    }
+    // There may be no list on disk yet.
+    if oldest.is_none() || shared.gaps.is_owed() {
+        return Ok(());
+    }
+    match description::note_gaps_begun(&shared.options.dir) {
+        Err(error) if files::is_full(&error) => Ok(()),
+        noted => noted,
+    }
 }
 
 fn begin_segment(shared: &Shared) -> Result<Newest, OpenError> {

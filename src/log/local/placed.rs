@@ -28,7 +28,15 @@ use crate::{files, framefile};
 const MARKER: &str = "copy-unfinished";
 
 /// What there is of a log, beside its marker.
-const PARTS: [&str; 6] = ["log", "keys", "state", "closehook.json", "gaps.json", "copied.json"];
+const PARTS: [&str; 7] = [
+    "log",
+    "keys",
+    "state",
+    "closehook.json",
+    "gaps",
+    "gaps.json",
+    "copied.json",
+];
 
 /// Events and bytes of a segment, roughly; bytes of a block.
 const SEGMENT: (u64, u64) = (50_000, 64 << 20);
@@ -163,7 +171,7 @@ impl Placer {
                 }
             }
         }
-        for part in ["state", "closehook.json", "gaps.json"] {
+        for part in ["state", "closehook.json", "gaps", "gaps.json"] {
             remove(&self.dir.join(part))?;
         }
         framefile::sync_dir(&log_dir)?;
@@ -308,7 +316,7 @@ impl Placer {
             self.leave_out(last.next());
         }
         Journal::create(&self.log_dir(), last.next()).map_err(io::Error::other)?;
-        Gaps::write(&self.dir, &self.marker.gaps)?;
+        Gaps::write(&self.dir, sealed::swap::oldest(&self.log_dir())?, &self.marker.gaps)?;
         Description::make_as(&self.dir, id, epoch, last).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir())
     }

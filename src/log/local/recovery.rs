@@ -21,6 +21,12 @@ use crate::framefile::{self, FrameError, Scan};
 /// So often a segment is looked at by somebody who only looks, while whoever owns the directory is at work on it.
 const LOOKS_MAX: u32 = 3;
 
+/// What is said of segments that were there once.
+const MISSING: &str = "the segment that held them is missing";
+
+/// Keys of events that are further behind the end of the log are another log's ([`crate::log::Log::leap_max`]).
+const LEAP_MAX: u64 = 1 << 32;
+
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
@@ -65,10 +71,19 @@ pub(super) fn take_inventory(
         framefile::sync_dir(dir).map_err(fail)?;
     }
     if repair {
+        // The names of what was dropped go, which may be all that tells of it.
+        if let Some(behind) = swap::behind_dropped(&log_dir).map_err(fail)?
+            && gaps.begins().is_some_and(|begins| begins < behind)
+        {
+            gaps.begin_at_or_owe(behind).map_err(fail)?;
+        }
         swap::recover(&log_dir).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
-    let mut inventory = take_listed(&log_dir, &dirs, known, gaps, repair)?;
+    // In this order: what somebody drops meanwhile shows by its name until it is on record.
+    let behind = swap::behind_dropped(&log_dir).map_err(fail)?.unwrap_or_default();
+    let begins = gaps.begins_now()?.map(|begins| begins.max(behind));
+    let mut inventory = take_listed(&log_dir, &dirs, begins, known, gaps, repair)?;
     // What its place says from now on is all that was found.
     if gaps.is_incomplete()
         && unless_full(gaps.settle_listed(), "the list of what is lost", inventory.next).map_err(fail)?
@@ -84,10 +99,11 @@ pub(super) fn take_inventory(
     Ok(inventory)
 }
 
-/// The same of the directories that were listed a moment ago.
+/// The same of the directories that were listed a moment ago. `begins`: where the log is to begin, as far as that is known.
 pub(super) fn take_listed(
     log_dir: &Path,
     dirs: &[(Seq, PathBuf)],
+    begins: Option<Seq>,
     known: &mut KnownKeys,
     gaps: &Gaps,
     repair: bool,
@@ -105,13 +121,13 @@ pub(super) fn take_listed(
         gaps,
         repair,
     };
+    let oldest = dirs.first().map(|(first, _)| *first);
+    finder.take_beginning(begins, oldest, &mut inventory)?;
     for (index, (first, dir)) in dirs.iter().enumerate() {
         let limit = dirs.get(index + 1).map(|(first, _)| *first);
         finder.take(*first, dir, limit, &mut inventory)?;
     }
-    // What was lost at the end of the log left nothing else behind, and its Seqs must not be given out again.
-    let lost = gaps.list().iter().map(|gap| gap.to.next()).max();
-    inventory.next = inventory.next.max(lost.unwrap_or_default());
+    finder.take_end(begins, oldest, &mut inventory)?;
     Ok(inventory)
 }
 
@@ -140,11 +156,73 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
+    fn failed(&self, source: io::Error) -> OpenError {
+        OpenError::Io {
+            path: self.log_dir.to_owned(),
+            source,
+        }
+    }
+
+    /// Segments that are missing at the beginning leave no Seqs out between two others: where the log `begins` is on record.
+    fn take_beginning(
+        &self,
+        begins: Option<Seq>,
+        oldest: Option<Seq>,
+        inventory: &mut Inventory,
+    ) -> Result<(), OpenError> {
+        let Some(begins) = begins else { return Ok(()) };
+        match oldest {
+            Some(oldest) if begins < oldest => self
+                .record_missing(begins, oldest.prev(), MISSING)
+                .map_err(|source| self.failed(source)),
+            Some(_) => Ok(()),
+            // All of it is missing.
+            None => {
+                inventory.next = inventory.next.max(begins);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is missing at the end of the log is told by what is on record, whose Seqs must not be given out again, and by the keys of its events.
+    fn take_end(&self, begins: Option<Seq>, oldest: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
+        let fail = |source| self.failed(source);
+        let end = inventory.next;
+        let lost = self.gaps.list().iter().map(|gap| gap.to.next()).max();
+        if let Some(lost) = lost.filter(|lost| *lost > end) {
+            // What is on record was recorded at the end of the log: what was before it was there, where it is known where that began.
+            if oldest.or(begins).is_some() {
+                self.record_missing(end, lost.prev(), MISSING).map_err(fail)?;
+            }
+            inventory.next = lost;
+        }
+        let from = inventory.next;
+        let is_all_missing = oldest.is_none() && begins.is_some_and(|begins| !self.gaps.holds(begins));
+        match self.known.last_behind(from) {
+            Some(reached) if reached.0 - from.0 < LEAP_MAX => {
+                let why = "their keys are known, and the segments that held them are missing";
+                // Keys are written when a segment is complete: another one came after it.
+                self.give_up(reached.next(), from, Some(reached), why, inventory)
+            }
+            Some(reached) => {
+                tracing::error!(
+                    end = from.prev().0,
+                    reached = reached.0,
+                    "known keys tell of events that no log has given out: they are damaged, or another log's"
+                );
+                Ok(())
+            }
+            None if is_all_missing => self.give_up(from, from, None, MISSING, inventory),
+            None => Ok(()),
+        }
+        .map_err(fail)
+    }
+
     fn take(&mut self, first: Seq, dir: &Path, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
         inventory.newest = None;
         // Directories missing between two others, or at a jump, tell by the Seqs they leave out.
         if first > inventory.next && !inventory.segments.is_empty() {
-            let recorded = self.record_missing(inventory.next, first.prev(), "the segment that held them is missing");
+            let recorded = self.record_missing(inventory.next, first.prev(), MISSING);
             recorded.map_err(|source| OpenError::Io {
                 path: dir.to_owned(),
                 source,

@@ -29,6 +29,16 @@ pub enum OpenError {
     /// There is none.
     #[error("{0} is not a closehook data directory: check log.dir, or start `closehook serve` once to make it")]
     Missing(PathBuf),
+    /// There is a log, and not what says which one it is.
+    #[error(
+        "{path} is missing, which says which log is in this directory: put it back from a copy of the directory, or start `closehook serve`, \
+         which makes it anew; no event is lost then, but the log counts as another one: that it was copied to or from other servers is not \
+         known any more, and files of sinks are only appended to the first time"
+    )]
+    DescriptionMissing {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Something else is in its place.
     #[error("{path} is not closehook's: {why}")]
     Alien {

@@ -444,7 +444,7 @@ impl Restorer {
             skipped: true,
             certain_to: None,
         });
-        Gaps::write(&self.dir, &gaps)?;
+        Gaps::write(&self.dir, sealed::swap::oldest(&self.log_dir)?, &gaps)?;
         Description::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir)?;
         std::fs::remove_file(self.dir.join(MARKER))?;

@@ -220,8 +220,8 @@ impl Keeper {
         }
         let log_dir = &self.shared.log_dir;
         self.unplaced.retain(|first| swap::put_back(log_dir, *first).is_err());
-        self.leftovers
-            .retain(|first| swap::finish_old(log_dir, *first, swap::Old::Removed).is_err());
+        let leftovers = std::mem::take(&mut self.leftovers).into_iter();
+        self.leftovers = leftovers.filter(|first| self.give_back(*first).is_err()).collect();
         for (_, segment) in self.shared.all_segments() {
             if let Segment::Sealed(sealed) = segment {
                 sealed.close_idle(DATABASE_IDLE);
@@ -335,15 +335,37 @@ impl Keeper {
 
     /// Removes every complete segment that ends before `seq`; gives the oldest Seq kept.
     fn drop_before(&mut self, seq: Seq) -> Result<Seq, SegmentError> {
-        for (first, segment) in self.shared.complete_segments() {
-            match segment.extent() {
-                Some((end, _)) if end > seq => break,
-                _ => self.drop_segment(first, &segment)?,
-            }
+        let is_over = |segment: &Segment| segment.extent().is_none_or(|(end, _)| end <= seq);
+        let complete = self.shared.complete_segments().into_iter();
+        let over: Vec<(Seq, Segment)> = complete.take_while(|(_, segment)| is_over(segment)).collect();
+        if let Some((last, _)) = over.last() {
+            self.begin_behind(*last)?;
+        }
+        for (first, segment) in &over {
+            self.drop_segment(*first, segment)?;
         }
         self.shared.note_passed(seq);
         self.shared.forget_gaps()?;
         Ok(self.shared.first())
+    }
+
+    /// The log begins behind the segment that begins with `first`, which is to go: nobody is to miss it.
+    fn begin_behind(&self, first: Seq) -> Result<(), SegmentError> {
+        if let Some(next) = self.shared.next_segment_after(first) {
+            self.shared.gaps.begin_at_or_owe(next)?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what a segment takes up that was dropped. Its name goes when it is on record that it is not missing: where there was no room
+    /// for that, there is some when the rest is gone.
+    fn give_back(&self, first: Seq) -> std::io::Result<()> {
+        let log_dir = &self.shared.log_dir;
+        if self.shared.gaps.is_owed() {
+            swap::empty_dropped(log_dir, first)?;
+            self.shared.gaps.settle()?;
+        }
+        swap::finish_old(log_dir, first, swap::Old::Removed).map(drop)
     }
 
     /// Takes a segment out of the log and gives its space back. Its name goes first, so that a crash leaves it whole or gone; its
@@ -352,6 +374,10 @@ impl Keeper {
         self.shared
             .desk
             .begin(format!("dropping the segment from event {first} on"));
+        // Where it is not one of several, for which that was done.
+        if self.shared.gaps.begins() == Some(first) {
+            self.begin_behind(first)?;
+        }
         let mut owes_keys = false;
         match segment {
             Segment::Open(open) if open.last().is_none() => {}
@@ -374,7 +400,7 @@ impl Keeper {
             }
             _ => {}
         }
-        if let Err(error) = swap::finish_old(log_dir, first, swap::Old::Removed) {
+        if let Err(error) = self.give_back(first) {
             tracing::warn!(%error, first = first.0, "a segment is gone, and its space can't be given back yet");
             self.leftovers.push(first);
         }

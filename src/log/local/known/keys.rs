@@ -272,6 +272,24 @@ impl KnownKeys {
         found
     }
 
+    /// The last Seq from `from` on of which a key is on disk in a set that names a segment from there on, as far as that can be read. Sets that
+    /// name none are not read.
+    pub fn last_behind(&self, from: Seq) -> Option<Seq> {
+        let is_behind = |unit: &&Arc<Unit>| unit.segments().iter().chain(unit.partly()).any(|first| *first >= from);
+        let mut found = None;
+        for unit in self.units.iter().filter(is_behind) {
+            for number in 0..unit.known().pages() {
+                // What can't be read tells nothing.
+                let _ = unit.known().page(number, &mut |_, seq| {
+                    if from <= seq {
+                        found = found.max(Some(seq));
+                    }
+                });
+            }
+        }
+        found
+    }
+
     /// When the newest event was received whose key is on disk, in microseconds.
     pub fn newest_us(&self) -> Option<i64> {
         self.units.iter().map(|unit| unit.newest_us()).max()

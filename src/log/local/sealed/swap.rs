@@ -197,6 +197,47 @@ pub(in crate::log::local) fn visible(log_dir: &Path) -> io::Result<Vec<(Seq, Pat
     Ok(found.into_iter().collect())
 }
 
+/// Where the oldest segment begins that is there.
+pub(in crate::log::local) fn oldest(log_dir: &Path) -> io::Result<Option<Seq>> {
+    Ok(visible(log_dir)?.into_iter().next().map(|(first, _)| first))
+}
+
+/// The first segment that was there behind what was dropped, as far as names of that tell which are not gone yet; `None`: they tell nothing.
+pub(in crate::log::local) fn behind_dropped(log_dir: &Path) -> io::Result<Option<Seq>> {
+    let mut dropped = None;
+    for entry in std::fs::read_dir(log_dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Some(first) = name.strip_prefix(REMOVED).and_then(|first| first.parse().ok().map(Seq)) else {
+            continue;
+        };
+        // Else something has taken its place, or is about to.
+        if !has(&journal::segment_dir(log_dir, first))? && !has(&named(log_dir, NEW, first))? {
+            dropped = dropped.max(Some(first));
+        }
+    }
+    let Some(dropped) = dropped else { return Ok(None) };
+    let kept = visible(log_dir)?;
+    Ok(kept.into_iter().map(|(first, _)| first).find(|first| *first > dropped))
+}
+
+/// Gives back what a dropped segment takes up, and leaves it its name: that tells that it was dropped.
+pub(in crate::log::local) fn empty_dropped(log_dir: &Path, first: Seq) -> io::Result<()> {
+    let dir = named(log_dir, REMOVED, first);
+    if !has(&dir)? {
+        return Ok(());
+    }
+    framefile::sync_dir(log_dir)?;
+    for entry in std::fs::read_dir(&dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_dir(&entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a directory and what is in it, if it is there.
 pub(in crate::log::local) fn remove_dir(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
@@ -304,6 +345,29 @@ mod tests {
             recover(&log_dir).unwrap();
             assert_eq!(word(&log_dir), None, "what is dropped is gone all the same");
         }
+    }
+
+    #[test]
+    fn what_was_dropped_tells_so_by_its_name_until_that_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log_dir = dir.path().join("log");
+        for first in [7, 11, 21] {
+            put(&log_dir, &format!("{first:020}"), "old");
+        }
+        assert_eq!(behind_dropped(&log_dir).unwrap(), None);
+        for (first, behind) in [(7, 11), (11, 21)] {
+            take_away(&log_dir, Seq(first), Old::Removed).unwrap();
+            empty_dropped(&log_dir, Seq(first)).unwrap();
+            assert_eq!(behind_dropped(&log_dir).unwrap(), Some(Seq(behind)));
+            let left = std::fs::read_dir(named(&log_dir, REMOVED, Seq(first))).unwrap();
+            assert_eq!(left.count(), 0, "its bytes are given back");
+        }
+        // One that gives way to another form is not dropped.
+        put(&log_dir, &format!("{NEW}{:020}", 11), "new");
+        assert_eq!(behind_dropped(&log_dir).unwrap(), Some(Seq(11)), "by the other one");
+        std::fs::remove_dir_all(log_dir.join(format!("{NEW}{:020}", 11))).unwrap();
+        recover(&log_dir).unwrap();
+        assert_eq!(behind_dropped(&log_dir).unwrap(), None);
     }
 
     #[test]

@@ -280,7 +280,7 @@ async fn what_can_not_be_opened_is_no_damage() {
         "keys/00000000000000000001",
         "log/00000000000000000001/manifest",
         "log/00000000000000000011/journal",
-        "gaps.json",
+        "gaps",
     ] {
         let dir = tempfile::tempdir().unwrap();
         let log = open(dir.path());

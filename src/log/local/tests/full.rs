@@ -77,6 +77,8 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
         let bad = if all { 0..bytes.len() } else { middle..middle + 1 };
         bytes[bad].iter_mut().for_each(|byte| *byte ^= 0x55);
         std::fs::write(&journal, bytes).unwrap();
+        let list = || std::fs::read(data.join("gaps")).unwrap();
+        let empty = list();
         disk.fill();
 
         // It is found again each time, for it could not be written down.
@@ -91,7 +93,7 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
             log.close();
         }
         assert_eq!(seen[0], seen[1]);
-        assert!(!data.join("gaps.json").exists());
+        assert_eq!(list(), empty);
 
         let log = open(&data);
         disk.heal();
@@ -110,6 +112,26 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
         assert_eq!((lost(&log), kept), (on_record, seen[0].1.clone()));
         assert_eq!(log.get(last).unwrap().unwrap().seq, last);
         assert!(data.join("damaged").exists(), "what could not be read is kept");
+        log.close();
+    }
+}
+
+/// What goes makes the room in which it is written down that it is not missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_on_a_full_disk_is_not_missing() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    let log = two_sealed(&data).await;
+    disk.fill();
+    assert_eq!(log.drop_before(Seq(11)).await, Ok(Seq(11)));
+    assert_eq!(log.shared.gaps.begins(), Some(Seq(11)));
+    assert!(!log.shared.gaps.is_owed());
+    log.close();
+    let names = std::fs::read_dir(data.join("log")).unwrap();
+    assert_eq!(names.count(), 2, "nothing of it is left");
+    for _ in 0..2 {
+        let log = open(&data);
+        assert_eq!((lost(&log), seqs(&log, 1..=20).len()), (vec![], 10));
         log.close();
     }
 }

@@ -409,7 +409,7 @@ async fn keys_in_files_of_the_first_version_are_taken_over() {
     let description = dir.path().join("closehook.json");
     let old = std::fs::read_to_string(&description)
         .unwrap()
-        .replace("\"format\": 2", "\"format\": 1");
+        .replace("\"format\": 3", "\"format\": 1");
     std::fs::write(&description, old).unwrap();
 
     let log = LocalLog::open(options(dir.path())).unwrap();
@@ -419,7 +419,7 @@ async fn keys_in_files_of_the_first_version_are_taken_over() {
     log.close();
     let now = std::fs::read_to_string(&description).unwrap();
     assert!(
-        now.contains("\"format\": 2"),
+        now.contains("\"format\": 3"),
         "an earlier version is told that it can't read this: {now}"
     );
 }

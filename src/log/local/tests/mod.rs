@@ -7,6 +7,7 @@ mod dropping;
 mod erasing;
 mod full;
 mod keys;
+mod missing;
 mod stopping;
 mod storing;
 mod supervision;

@@ -51,6 +51,8 @@ async fn a_log_that_is_put_elsewhere_is_the_same_and_goes_on_beyond_a_jump() {
         store(&log, 27..=30).await;
         let taken = transfer(&log, dir.path(), other.path(), with_keys, 1_000_000_001);
         assert_eq!((taken.events, taken.first, taken.last), (30, Seq(1), Seq(30)));
+        let begins = || gaps::Gaps::open(other.path(), false, false).unwrap().begins();
+        assert_eq!(begins(), Some(Seq(1)), "it knows where it begins before it is opened");
         let copy = open(other.path());
         assert_ne!(copy.epoch(), log.epoch());
         for seq in 1..=30 {
