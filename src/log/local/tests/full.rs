@@ -77,8 +77,8 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
         let bad = if all { 0..bytes.len() } else { middle..middle + 1 };
         bytes[bad].iter_mut().for_each(|byte| *byte ^= 0x55);
         std::fs::write(&journal, bytes).unwrap();
-        let list = || std::fs::read(data.join("gaps")).unwrap();
-        let empty = list();
+        let gaps = || std::fs::read(data.join("gaps")).unwrap();
+        let empty = gaps();
         disk.fill();
 
         // It is found again each time, for it could not be written down.
@@ -93,7 +93,7 @@ async fn a_full_disk_does_not_keep_a_damaged_log_from_being_opened() {
             log.close();
         }
         assert_eq!(seen[0], seen[1]);
-        assert_eq!(list(), empty);
+        assert_eq!(gaps(), empty);
 
         let log = open(&data);
         disk.heal();

@@ -225,9 +225,9 @@ fn visitor(dir: &Path) -> LocalLog {
 
 /// Each of these is damaged, is named where it is, and stays as it is; all events but these are there all the same.
 fn named_by_a_visitor(dir: &Path, damaged: &[PathBuf], lost: u64) {
-    let list = dir.join("gaps");
+    let gaps = dir.join("gaps");
     let content = || -> Vec<Vec<u8>> {
-        let files = damaged.iter().chain([&list]);
+        let files = damaged.iter().chain([&gaps]);
         files.map(|path| std::fs::read(path).unwrap()).collect()
     };
     let before = content();
