@@ -16,12 +16,11 @@ use tokio::time::Instant;
 use super::api::{self, Failure};
 use super::append::{Verdict, judged};
 use super::check;
+use super::fetch::stored;
 use super::key;
 use super::link::{Line, Link, Unanswered};
 use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
-use super::read::stored;
 use super::settings::Options;
-use super::sweep::remove_by;
 use crate::state::journal::{Content, Journal, JournalError, Kept, Page, Record};
 
 /// Whoever waits does so no longer.
@@ -382,7 +381,9 @@ impl Journal for StreamJournal {
     async fn remove(&self, place: u64, len: u32) -> Result<(), JournalError> {
         let until = Instant::now() + PATIENCE;
         for seq in place..place + u64::from(len) {
-            remove_by(&self.link, &self.stream, seq, until).await.map_err(failing)?;
+            api::remove(&self.link, &self.stream, seq, until)
+                .await
+                .map_err(failing)?;
         }
         Ok(())
     }
