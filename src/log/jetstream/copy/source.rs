@@ -12,7 +12,8 @@ use super::super::key::{self, Key};
 use super::super::link::Link;
 use super::super::settings::Options;
 use super::super::shared::Shared;
-use super::{Origin, PATIENCE, alien, change, text};
+use super::claim::{Origin, change};
+use super::{PATIENCE, alien, text};
 use crate::event::{Event, Seq};
 use crate::log::known_key::KnownKey;
 
