@@ -4,8 +4,11 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::Options;
 use super::columns::{Declared, needed, prepare};
-use super::{OF_MARKS, Options, has_table, missing, no_file, system};
+use super::faults::{missing, no_file, system};
+use super::statements::OF_MARKS;
+use super::writer::has_table;
 use crate::sinks::Unavailable;
 use crate::sinks::common::layout::Layout;
 use crate::sinks::common::rows::MARK_TABLE;

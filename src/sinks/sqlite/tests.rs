@@ -1,7 +1,12 @@
 //! The sink and its database. Tests that need the daemon too are `tests/it/sinks_sql.rs`.
 
+use std::path::Path;
+
+use rusqlite::Connection;
 use serde_json::json;
 
+use super::statements::{MARKS, events_table};
+use super::writer::PAGE_BYTES;
 use super::*;
 use crate::config::Fault;
 use crate::event::{Delivery, Origin};
