@@ -7,6 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
+//! | `queue`, `replaying` | such letters, and a replay's progress |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `ahead` | what has settled, and was superseded in what there is no room to read |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
@@ -38,7 +39,9 @@ mod letters;
 mod outcome;
 mod parked;
 mod progress;
+mod queue;
 mod releasing;
+mod replaying;
 mod setback;
 mod status;
 mod stop;
