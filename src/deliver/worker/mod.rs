@@ -18,7 +18,8 @@
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
 //! | `parked` | letters that can't be made before earlier ones for the same events have gone |
-//! | `progress` | checkpoints and saves the mark, and goes back to it |
+//! | `progress`, `securing` | checkpoints and saves the mark, and goes back to it; one such save |
+//! | `opened` | where a sink stands that was opened |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `setback` | what a receiver's mark says of a log that was set back |
 //! | `status` | what is seen from outside |
@@ -36,12 +37,14 @@ mod had;
 mod hanging;
 mod lanes;
 mod letters;
+mod opened;
 mod outcome;
 mod parked;
 mod progress;
 mod queue;
 mod releasing;
 mod replaying;
+mod securing;
 mod setback;
 mod status;
 mod stop;
@@ -89,7 +92,8 @@ use chores::Chores;
 use erasing::Erasing;
 use hanging::{Activity, Calls};
 use lanes::Lanes;
-use progress::{Progress, Secured};
+use progress::Progress;
+use securing::Secured;
 use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
