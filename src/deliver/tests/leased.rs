@@ -91,7 +91,11 @@ struct Watched {
 }
 
 #[async_trait]
-impl Store for Watched {
+impl crate::passing::PassingStore for Watched {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let is_unread = lock(&self.unread).as_deref() == Some(key);
         if is_unread || self.broken.load(Ordering::SeqCst) && key.starts_with("sink/") {
@@ -110,18 +114,6 @@ impl Store for Watched {
             lock(&self.fences).extend(fence);
         }
         Ok(put)
-    }
-
-    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
-        self.store.remove(key, expected).await
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.store.keys(prefix).await
-    }
-
-    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
-        self.store.all().await
     }
 
     fn is_damaged(&self) -> bool {
