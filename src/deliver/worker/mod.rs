@@ -178,6 +178,18 @@ impl Kit {
         }
     }
 
+    /// A record as it is gone on with, where the log ends at `end`.
+    fn going_on_with(&self, durable: &Record, now: Timestamp, end: Seq) -> Record {
+        let mut record = durable.clone();
+        record.follow_clock(now);
+        // Another node's mark may be ahead of what this one has heard of the log: that comes.
+        if let Some(main) = record.main.as_mut().filter(|_| self.lease.fence() == 0) {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
+        record
+    }
+
     /// The lanes of a sink that goes on from a record.
     fn lanes(&self, record: &Record) -> Lanes {
         let jobs = self.jobs.of(self.name());
@@ -308,14 +320,8 @@ impl<'a> Worker<'a> {
     /// A worker that goes on with a durable record.
     fn new(kit: &'a Kit, durable: Record, revision: Option<Revision>) -> Worker<'a> {
         let now = schedule::now();
-        let mut record = durable.clone();
-        record.follow_clock(now);
         let end = kit.log.head().borrow().next();
-        // Another node's mark may be ahead of what this one has heard of the log: that comes.
-        if let Some(main) = record.main.as_mut().filter(|_| kit.lease.fence() == 0) {
-            // The log has lost what it had, and could not be told so: what it stores next is new.
-            main.next = main.next.min(end);
-        }
+        let record = kit.going_on_with(&durable, now, end);
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
