@@ -87,6 +87,37 @@ pub(super) async fn some_from(
     ask_some(shared, &question, events, bytes, until).await
 }
 
+/// What a replica has answered to a question for several messages.
+#[derive(Default)]
+pub(super) struct Heard {
+    pub found: Vec<Stored>,
+    /// What was wrong with the last answer.
+    pub fault: Option<String>,
+}
+
+impl Heard {
+    /// Takes an answer; `true`: no other one is waited for.
+    pub fn take(&mut self, message: Message) -> bool {
+        match message.status.map(|status| status.as_u16()) {
+            None => {
+                let message = stored(message);
+                if message.is_none() {
+                    self.fault = Some("somebody who is not JetStream answers".to_owned());
+                }
+                self.found.extend(message);
+                self.fault.is_some()
+            }
+            // The end of it, or nothing at all.
+            Some(204 | 404) => true,
+            Some(status) => {
+                let why = message.description.unwrap_or_default();
+                self.fault = Some(format!("JetStream says {status} {why}"));
+                true
+            }
+        }
+    }
+}
+
 async fn ask_some(
     shared: &Shared,
     question: &Value,
@@ -97,31 +128,14 @@ async fn ask_some(
     let subject = format!("$JS.API.DIRECT.GET.{}", shared.stream());
     loop {
         let this = until.min(Instant::now() + TRY);
-        let (mut found, mut fault) = (Vec::new(), None);
-        let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
-            None => {
-                let message = stored(message);
-                if message.is_none() {
-                    fault = Some("somebody who is not JetStream answers".to_owned());
-                }
-                found.extend(message);
-                fault.is_some()
-            }
-            // The end of it, or nothing at all.
-            Some(204 | 404) => true,
-            Some(status) => {
-                fault = Some(format!(
-                    "JetStream says {status} {}",
-                    message.description.unwrap_or_default()
-                ));
-                true
-            }
-        };
+        let mut heard = Heard::default();
         let asked = match shared.reader.line(this).await {
             Ok(line) => {
                 let may_come = (bytes + events * HEAD_LEN + line.max_payload()) as u64;
                 let asked = line
-                    .ask_many(&subject, question.to_string().into(), may_come, this, &mut take)
+                    .ask_many(&subject, question.to_string().into(), may_come, this, &mut |message| {
+                        heard.take(message)
+                    })
                     .await;
                 if asked == Err(Unanswered::Nobody) {
                     shared.reader.turn(&line).await;
@@ -130,6 +144,7 @@ async fn ask_some(
             }
             Err(why) => Err(why),
         };
+        let Heard { found, fault } = heard;
         match (asked, fault) {
             (Ok(()), None) => return Ok(found),
             (Ok(()), Some(fault)) => return Err(ReadError(fault)),
@@ -142,7 +157,7 @@ async fn ask_some(
 }
 
 /// A message as a replica gives it.
-pub(super) fn stored(message: Message) -> Option<Stored> {
+fn stored(message: Message) -> Option<Stored> {
     let headers = message.headers?;
     let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
     let (seq, subject) = (text("Nats-Sequence")?.parse().ok()?, text("Nats-Subject")?);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::HeaderMap;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::api::{self, Failure};
 use super::append::{Verdict, judged};
 use super::check;
-use super::fetch::stored;
+use super::fetch::Heard;
 use super::key;
 use super::link::{Line, Link, Unanswered};
 use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
@@ -97,30 +97,17 @@ impl StreamJournal {
         });
         let question = Bytes::from(question.to_string());
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let mut found = Vec::new();
-        let mut fault = None;
-        let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
-            None => {
-                let message = stored(message);
-                if message.is_none() {
-                    fault = Some("somebody who is not JetStream answers".to_owned());
-                }
-                found.extend(message);
-                fault.is_some()
-            }
-            Some(204 | 404) => true,
-            Some(status) => {
-                fault = Some(format!("JetStream says {status}"));
-                true
-            }
-        };
+        let mut heard = Heard::default();
         let line = self.link.line(until).await.map_err(failing)?;
         let may_come = (BYTES_MAX + MESSAGES_MAX * OVERHEAD + line.max_payload()) as u64;
         let this = until.min(Instant::now() + TRY);
-        let asked = line.ask_many(&subject, question, may_come, this, &mut take).await;
+        let asked = line
+            .ask_many(&subject, question, may_come, this, &mut |message| heard.take(message))
+            .await;
         if asked == Err(Unanswered::Nobody) {
             self.link.turn(&line).await;
         }
+        let Heard { found, fault } = heard;
         match (asked, fault) {
             (Ok(()), None) => Ok(found),
             // What came is in order and whole as far as it goes.
