@@ -2,8 +2,8 @@
 //! the parts meet.
 //!
 //! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto `Started` as it starts.
-//! How each is made is in `roles`, what it is told while it runs in `running`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
-//! with a daemon and without, in `directory`.
+//! How each is made is in `roles`, what a daemon is told while it runs in `running`, what a signal or `closehook reload` changes in
+//! `reload`, and how a data directory is taken, with a daemon and without, in `directory`.
 
 #[cfg(feature = "engine-jetstream")]
 pub mod copy;
