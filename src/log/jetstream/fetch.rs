@@ -89,13 +89,13 @@ pub(super) async fn some_from(
 
 /// What a replica has answered to a question for several messages.
 #[derive(Default)]
-pub(super) struct Heard {
+pub(super) struct Collected {
     pub found: Vec<Stored>,
     /// What was wrong with the last answer.
     pub fault: Option<String>,
 }
 
-impl Heard {
+impl Collected {
     /// Takes an answer; `true`: no other one is waited for.
     pub fn take(&mut self, message: Message) -> bool {
         match message.status.map(|status| status.as_u16()) {
@@ -128,13 +128,13 @@ async fn ask_some(
     let subject = format!("$JS.API.DIRECT.GET.{}", shared.stream());
     loop {
         let this = until.min(Instant::now() + TRY);
-        let mut heard = Heard::default();
+        let mut collected = Collected::default();
         let asked = match shared.reader.line(this).await {
             Ok(line) => {
                 let may_come = (bytes + events * HEAD_LEN + line.max_payload()) as u64;
                 let asked = line
                     .ask_many(&subject, question.to_string().into(), may_come, this, &mut |message| {
-                        heard.take(message)
+                        collected.take(message)
                     })
                     .await;
                 if asked == Err(Unanswered::Nobody) {
@@ -144,7 +144,7 @@ async fn ask_some(
             }
             Err(why) => Err(why),
         };
-        let Heard { found, fault } = heard;
+        let Collected { found, fault } = collected;
         match (asked, fault) {
             (Ok(()), None) => return Ok(found),
             (Ok(()), Some(fault)) => return Err(ReadError(fault)),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::api::{self, Failure};
 use super::append::{Verdict, judged};
 use super::check;
-use super::fetch::Heard;
+use super::fetch::Collected;
 use super::key;
 use super::link::{Line, Link, Unanswered};
 use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
@@ -97,17 +97,19 @@ impl StreamJournal {
         });
         let question = Bytes::from(question.to_string());
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let mut heard = Heard::default();
+        let mut collected = Collected::default();
         let line = self.link.line(until).await.map_err(failing)?;
         let may_come = (BYTES_MAX + MESSAGES_MAX * OVERHEAD + line.max_payload()) as u64;
         let this = until.min(Instant::now() + TRY);
         let asked = line
-            .ask_many(&subject, question, may_come, this, &mut |message| heard.take(message))
+            .ask_many(&subject, question, may_come, this, &mut |message| {
+                collected.take(message)
+            })
             .await;
         if asked == Err(Unanswered::Nobody) {
             self.link.turn(&line).await;
         }
-        let Heard { found, fault } = heard;
+        let Collected { found, fault } = collected;
         match (asked, fault) {
             (Ok(()), None) => Ok(found),
             // What came is in order and whole as far as it goes.
