@@ -45,6 +45,8 @@ pub mod log;
 pub mod names;
 pub mod net;
 pub mod node;
+#[cfg(test)]
+mod passing;
 pub mod plain;
 pub mod reap;
 pub mod render;

@@ -2,8 +2,8 @@
 //! the parts meet.
 //!
 //! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto `Started` as it starts.
-//! How each is made is in `roles`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
-//! with a daemon and without, in `directory`.
+//! How each is made is in `roles`, what a daemon is told while it runs in `running`, what a signal or `closehook reload` changes in
+//! `reload`, and how a data directory is taken, with a daemon and without, in `directory`.
 
 #[cfg(feature = "engine-jetstream")]
 pub mod copy;
@@ -18,12 +18,12 @@ mod patience;
 mod receiving;
 mod reload;
 mod roles;
+mod running;
 mod signals;
 mod start;
 #[cfg(feature = "engine-jetstream")]
 mod waiting;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ use tokio::time::timeout;
 use crate::admin::auth::Auth;
 use crate::age::{Age, Clock};
 use crate::close::{self, Account};
-use crate::config::{Config, Fault, Layers};
+use crate::config::{Config, Layers};
 use crate::control::configured::InForce;
-use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
+use crate::control::{Bench, Facade, Facts};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
 use crate::listener::certificates::Certificates;
@@ -58,12 +58,13 @@ use directory::open_patiently;
 use nodes::Nodes;
 use patience::Why;
 use receiving::Live;
-use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
+use reload::{Reload, certificate_of, fixed, release_partials, rules_of};
 use roles::{
     build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
     source_of_history,
 };
-use signals::{Signals, Told, feed_watchdog, notify, notify_stopping, watchdog_every};
+use running::{Daemon, announce};
+use signals::{Signals, feed_watchdog, notify, notify_stopping, watchdog_every};
 use start::{Admin, FOR_ADMIN, FOR_LEASES, FOR_LOG, FOR_SETTLING, FOR_SINKS, Started, keep_answering, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write, shared_close};
@@ -276,19 +277,15 @@ async fn serve(
     keep_close(started, &account, nodes);
 
     // Before anybody is told that it runs: a signal that nobody handles ends the process.
-    let signals = match signals {
-        Some(signals) => signals,
-        None => Signals::handle()?,
-    };
+    let signals = signals.map_or_else(Signals::handle, Ok)?;
     announce(config, &facade, layers.file.as_deref());
     notify(&[sd_notify::NotifyState::Ready]);
-    let certificate = certificate_of(doors.certificates.as_ref());
     let reload = Arc::new(Reload {
         layers,
         started_with: fixed(config),
         dir: config.log.dir.clone(),
         rules: Mutex::new(rules_of(config)),
-        certificate: Mutex::new(certificate),
+        certificate: Mutex::new(certificate_of(doors.certificates.as_ref())),
         engine,
         verifier: base.keys,
         account,
@@ -506,99 +503,4 @@ async fn start_history(
     let kept = history.clone();
     started.keep("history", move |stop| kept.clone().run(stop));
     history
-}
-
-/// What waits for orders while the parts run.
-struct Daemon {
-    signals: Signals,
-    orders: mpsc::Receiver<ReloadOrder>,
-    reload: Arc<Reload>,
-}
-
-impl Daemon {
-    async fn wait_for_the_end(mut self) {
-        loop {
-            let order = tokio::select! {
-                told = self.signals.next() => match told {
-                    Told::Stop => return,
-                    Told::Reload => None,
-                },
-                order = self.orders.recv() => order,
-            };
-            notify(&[sd_notify::NotifyState::Reloading]);
-            let Some(reloaded) = self.reload_unless_told_to_stop().await else {
-                return;
-            };
-            notify(&[sd_notify::NotifyState::Ready]);
-            if let Some(order) = order {
-                // Whoever does not wait any more does not want to know.
-                let _ = order.send(reloaded);
-            }
-        }
-    }
-}
-
-impl Daemon {
-    /// Reloads, as often as it is told to meanwhile; `None` when it is told to stop, which waits for no reload.
-    async fn reload_unless_told_to_stop(&mut self) -> Option<Result<Reloaded, Vec<Fault>>> {
-        loop {
-            let reload = self.reload.clone();
-            // A defect in it must not take the daemon along.
-            let mut reloading = task::begin(async move { reload.run().await });
-            let mut again = false;
-            let reloaded = loop {
-                tokio::select! {
-                    reloaded = &mut reloading => break reloaded,
-                    told = self.signals.next() => match told {
-                        Told::Stop => return None,
-                        Told::Reload => again = true,
-                    },
-                }
-            };
-            if !again {
-                let failed = |error| Err(vec![fault(format!("reloading has failed: {error}"))]);
-                return Some(reloaded.unwrap_or_else(failed));
-            }
-        }
-    }
-}
-
-/// The first lines: where it listens, what becomes of events, what to type next.
-fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
-    let version = &facade.facts.version;
-    if let Some(url) = &facade.facts.url {
-        let keys = facade.receiving.keys();
-        tracing::info!("closehook {version} listens on {url} for deliveries signed with {keys} known key(s)");
-    } else {
-        let node = &config.node.name;
-        tracing::info!("closehook {version} receives no deliveries: the roles of node {node} are without ingress");
-    }
-    let names = |names: Vec<String>| {
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
-        }
-    };
-    tracing::info!(
-        "events are kept in {} for {}; sinks: {}; rules: {}",
-        nodes::place(config),
-        config.log.retention,
-        names(
-            config
-                .sinks
-                .iter()
-                .map(|sink| format!("{} ({})", sink.name, sink.kind))
-                .collect()
-        ),
-        names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
-    );
-    tracing::info!(
-        "the operator's page, metrics and health: {}; `closehook status --open` prints a link that signs in",
-        facade.facts.admin.as_deref().unwrap_or_default()
-    );
-    let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));
-    if facade.facts.url.is_some() {
-        tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
-    }
 }

@@ -62,15 +62,7 @@ impl Check {
             }
         };
         let faults = faults(&config);
-        let mut warnings: Vec<String> = config
-            .warnings(crate::close::has_live_key(&config.log.dir))
-            .into_iter()
-            .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
-            .collect();
-        warnings.extend(Tokens::warnings(&config.admin));
-        warnings.extend(data_directory(&config).await);
-        let damaged = crate::close::damaged_on_disk(&config.log.dir);
-        warnings.extend(damaged.into_iter().map(|one| one.what));
+        let mut warnings = warnings(&config, &faults).await;
         let made = if self.create && faults.is_empty() {
             create(&config).await?
         } else {
@@ -103,16 +95,28 @@ impl Check {
                 probes.len()
             )));
         }
-        if !global.json {
-            print_line(&format!(
-                "{} is valid: {} sink(s), {} rule(s)",
-                global.config.display(),
-                config.sinks.len(),
-                config.rules.len()
-            ))?;
+        if global.json {
+            return Ok(());
         }
+        print_line(&format!(
+            "{} is valid: {} sink(s), {} rule(s)",
+            global.config.display(),
+            config.sinks.len(),
+            config.rules.len()
+        ))?;
         Ok(())
     }
+}
+
+/// What is to be known about a configuration in which nothing is wrong that is not among its faults.
+async fn warnings(config: &Config, faults: &[Fault]) -> Vec<String> {
+    let mut warnings = config.warnings(crate::close::has_live_key(&config.log.dir));
+    warnings.retain(|warning| !faults.iter().any(|fault| fault.message == *warning));
+    warnings.extend(Tokens::warnings(&config.admin));
+    warnings.extend(data_directory(config).await);
+    let damaged = crate::close::damaged_on_disk(&config.log.dir);
+    warnings.extend(damaged.into_iter().map(|one| one.what));
+    warnings
 }
 
 /// What somebody answered who was contacted.

@@ -1,8 +1,10 @@
 //! `closehook dead`
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::connect::{Access, Connection, with};
+use super::connect::{Access, Answers, Connection, with};
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::term::confirm;
@@ -136,26 +138,14 @@ impl List {
             group: self.reason.clone(),
             limit: self.limit,
         };
-        let mut answers = connection.ask(question).await?;
-        let mut rows = Vec::new();
-        while let Some(letter) = answers.next().await? {
-            if global.json {
-                print_line(&json_line(&letter)?)?;
-            } else {
-                rows.push(row(&letter));
-            }
-        }
-        match (global.json, rows.is_empty()) {
-            (true, _) => Ok(()),
-            (false, true) => {
-                eprintln!("closehook: no dead letters");
-                Ok(())
-            }
-            (false, false) => print_line(&table(
-                &["sink", "seq", "type", "id", "attempts", "died at", "reason"],
-                rows,
-            )),
-        }
+        let answers = connection.ask(question).await?;
+        list(
+            global,
+            answers,
+            &["sink", "seq", "type", "id", "attempts", "died at", "reason"],
+            row,
+        )
+        .await
     }
 }
 
@@ -165,23 +155,39 @@ impl Reasons {
             sink: self.sink.clone(),
             pick: self.pick.query()?,
         };
-        let mut answers = connection.ask(question).await?;
-        let mut rows = Vec::new();
-        while let Some(group) = answers.next().await? {
-            if global.json {
-                print_line(&json_line(&group)?)?;
-            } else {
-                rows.push(group_row(&group));
-            }
+        let answers = connection.ask(question).await?;
+        list(
+            global,
+            answers,
+            &["sink", "letters", "first", "last", "reason"],
+            group_row,
+        )
+        .await
+    }
+}
+
+/// Shows what comes: a row for each, or a line of JSON.
+async fn list<T: Serialize + DeserializeOwned>(
+    global: &Global,
+    mut answers: Answers<'_, T>,
+    header: &[&str],
+    row: fn(&T) -> Vec<String>,
+) -> Outcome {
+    let mut rows = Vec::new();
+    while let Some(answer) = answers.next().await? {
+        if global.json {
+            print_line(&json_line(&answer)?)?;
+        } else {
+            rows.push(row(&answer));
         }
-        match (global.json, rows.is_empty()) {
-            (true, _) => Ok(()),
-            (false, true) => {
-                eprintln!("closehook: no dead letters");
-                Ok(())
-            }
-            (false, false) => print_line(&table(&["sink", "letters", "first", "last", "reason"], rows)),
+    }
+    match (global.json, rows.is_empty()) {
+        (true, _) => Ok(()),
+        (false, true) => {
+            eprintln!("closehook: no dead letters");
+            Ok(())
         }
+        (false, false) => print_line(&table(header, rows)),
     }
 }
 

@@ -9,7 +9,7 @@ use super::connect::{Access, Connection, with};
 use super::paint::{self, Tone};
 use super::when::{when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, sinks, table, word};
-use crate::close::{CloseStatus, FoundSubscription, Held};
+use crate::close::{BackfillStatus, CloseStatus, FoundSubscription, Held};
 use crate::config::{Size, Span};
 use crate::control::Certificate;
 use crate::control::sign_in::Link;
@@ -407,19 +407,23 @@ fn close(close: &CloseStatus) -> Vec<String> {
         let (new, old) = (text(&rotation.new), text(&rotation.old));
         lines.push(format!("           {new} replaces {old} when it has delivered"));
     }
-    if let Some(backfill) = &close.backfill {
+    lines.extend(close.backfill.iter().flat_map(backfill));
+    lines
+}
+
+/// A backfill that runs, or ran last.
+fn backfill(backfill: &BackfillStatus) -> Vec<String> {
+    let mut lines = vec![format!(
+        "backfill   {} {:.0} %, {} stored",
+        word(backfill.job.state),
+        backfill.fraction * 100.0,
+        backfill.job.counts.stored,
+    )];
+    if let Some(trouble) = &backfill.earlier_trouble {
         lines.push(format!(
-            "backfill   {} {:.0} %, {} stored",
-            word(backfill.job.state),
-            backfill.fraction * 100.0,
-            backfill.job.counts.stored,
+            "           before this start it did not get on: {}",
+            text(trouble)
         ));
-        if let Some(trouble) = &backfill.earlier_trouble {
-            lines.push(format!(
-                "           before this start it did not get on: {}",
-                text(trouble)
-            ));
-        }
     }
     lines
 }

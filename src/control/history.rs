@@ -101,13 +101,8 @@ impl Show {
             add(&mut charts.duplicates[*at], minute.counts.duplicates);
             add(&mut charts.refused[*at], minute.counts.refused);
             for sink in &minute.sinks {
-                let of_sink = || SinkCharts {
-                    delivered: vec![None; count],
-                    dead: vec![None; count],
-                    lag_events: vec![None; count],
-                    lag_seconds: vec![None; count],
-                };
-                let known = charts.sinks.entry(sink.0.to_string()).or_insert_with(of_sink);
+                let known = charts.sinks.entry(sink.0.to_string());
+                let known = known.or_insert_with(|| SinkCharts::of_nothing(count));
                 add(&mut known.delivered[*at], sink.1);
                 add(&mut known.dead[*at], sink.2);
                 // What is not known of one minute is no more than what is known of another.
@@ -128,6 +123,18 @@ impl Show {
             }
         }
         charts
+    }
+}
+
+impl SinkCharts {
+    /// So many points of which nothing is known.
+    fn of_nothing(count: usize) -> SinkCharts {
+        SinkCharts {
+            delivered: vec![None; count],
+            dead: vec![None; count],
+            lag_events: vec![None; count],
+            lag_seconds: vec![None; count],
+        }
     }
 }
 

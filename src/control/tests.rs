@@ -13,11 +13,8 @@ use super::request::Question;
 use super::*;
 use crate::config::{Config, Layers};
 use crate::deliver::{self, Mode};
-use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source};
-use crate::log::{
-    self, AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, LocalLog, Narrow, ReadError, Stats,
-    Take,
-};
+use crate::event::{Event, Seq, SignatureHeaders, Source};
+use crate::log::{self, Appended, Batch, ChangeError, Doomed, Erased, Incoming, LocalLog, Narrow, ReadError, Take};
 use crate::rules::RuleSet;
 use crate::state::Store;
 use crate::sync::lock;
@@ -42,7 +39,11 @@ struct Lending {
 }
 
 #[async_trait]
-impl Log for Lending {
+impl crate::passing::PassingLog for Lending {
+    fn behind(&self) -> &dyn Log {
+        &self.log
+    }
+
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
         let mut batch = Log::read(&self.log, from, take).await?;
         *lock(&self.reads) += 1;
@@ -64,60 +65,6 @@ impl Log for Lending {
         Ok(batch)
     }
 
-    async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
-        self.log.append(incoming).await
-    }
-    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
-        self.log.append_in_order(together).await
-    }
-    fn ready(&self) -> Result<(), AppendError> {
-        self.log.ready()
-    }
-    fn since_turned(&self) -> Duration {
-        Log::since_turned(&self.log)
-    }
-    fn head(&self) -> watch::Receiver<Seq> {
-        self.log.head()
-    }
-    fn first(&self) -> Seq {
-        self.log.first()
-    }
-    fn last_before(&self, seq: Seq) -> Option<Seq> {
-        self.log.last_before(seq)
-    }
-    fn id(&self) -> &str {
-        Log::id(&self.log)
-    }
-    fn epoch(&self) -> &str {
-        self.log.epoch()
-    }
-    async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
-        Log::get(&self.log, seq).await
-    }
-    async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
-        Log::find(&self.log, id).await
-    }
-    async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
-        Log::find_revision(&self.log, key).await
-    }
-    async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
-        Log::seq_at(&self.log, time).await
-    }
-    fn cuts(&self) -> Vec<Cut> {
-        self.log.cuts()
-    }
-    async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
-        self.log.drop_before(seq).await
-    }
-    fn disk_bytes(&self) -> (u64, u64) {
-        Log::disk_bytes(&self.log)
-    }
-    fn set_room(&self, bytes: u64) {
-        self.log.set_room(bytes);
-    }
-    async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
-        Log::skip_past(&self.log, seen).await
-    }
     async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
         let upto = *lock(&self.erases_upto);
         let part = Arc::new(move |event: &Event| event.seq <= upto && doomed(event));
@@ -129,15 +76,6 @@ impl Log for Lending {
             erased.left.push(Erased::not_reached(upto.next(), "no room"));
         }
         Ok(erased)
-    }
-    fn stats(&self) -> Stats {
-        self.log.stats()
-    }
-    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
-        Log::verify(&self.log, progress).await
-    }
-    async fn close(&self) {
-        Log::close(&self.log).await;
     }
 }
 

@@ -127,23 +127,14 @@ pub(super) async fn walk_on<T: Serialize>(
     tell: impl Fn(Unread) -> Option<T>,
 ) -> Result<Unread, Refusal> {
     let mut head = on.log.head();
-    let mut next = if range.follow && range.from.is_none() && selection.since.is_none() {
-        head.borrow().next()
-    } else {
-        first_of(on, selection, range.from).await?
-    };
+    let newest = *head.borrow();
+    let (mut next, mut passed) = beginning(on, selection, range, newest).await?;
     let narrow = selection.narrow();
     let mut left = range.limit.unwrap_or(u64::MAX);
     let mut skip = range.skip;
     let mut begins = Seq::ZERO;
     let mut unread = Unread::default();
     let gaps = uncertain(on);
-    // Whoever begins with the oldest event kept begins with what was lost in front of it.
-    let mut passed = if range.follow || selection.since.is_some() {
-        next
-    } else {
-        range.from.unwrap_or_default()
-    };
     if left == 0 {
         return Ok(unread);
     }
@@ -158,20 +149,17 @@ pub(super) async fn walk_on<T: Serialize>(
                 begins = event.seq.next();
                 continue;
             }
-            if is_behind(event.seq) {
-                unread.add(&batch.lost, event.seq);
-                unread.pass(&gaps, passed, event.seq);
-                unread.keep(begins, Seq(u64::MAX));
-                return Ok(unread);
+            if !is_behind(event.seq) {
+                left -= 1;
+                out.say(&rendered).await?;
+                if left > 0 {
+                    continue;
+                }
             }
-            left -= 1;
-            out.say(&rendered).await?;
-            if left == 0 {
-                unread.add(&batch.lost, event.seq);
-                unread.pass(&gaps, passed, event.seq);
-                unread.keep(begins, Seq(u64::MAX));
-                return Ok(unread);
-            }
+            unread.add(&batch.lost, event.seq);
+            unread.pass(&gaps, passed, event.seq);
+            unread.keep(begins, Seq(u64::MAX));
+            return Ok(unread);
         }
         unread.add(&batch.lost, batch.next);
         unread.pass(&gaps, passed, batch.next);
@@ -193,6 +181,22 @@ pub(super) async fn walk_on<T: Serialize>(
             () = out.closed() => return Ok(unread),
         }
     }
+}
+
+/// Where a walk begins to read, and from where on what was lost counts.
+async fn beginning(on: &Facade, selection: &Selection, range: Range, head: Seq) -> Result<(Seq, Seq), Refusal> {
+    let next = if range.follow && range.from.is_none() && selection.since.is_none() {
+        head.next()
+    } else {
+        first_of(on, selection, range.from).await?
+    };
+    // Whoever begins with the oldest event kept begins with what was lost in front of it.
+    let passed = if range.follow || selection.since.is_some() {
+        next
+    } else {
+        range.from.unwrap_or_default()
+    };
+    Ok((next, passed))
 }
 
 /// Reads what may be among what is meant; whoever asks still looks at each event.

@@ -62,6 +62,14 @@ async fn go_on(log: Arc<dyn Log>, seen: Seq, engine: Weak<Inner>, over: Cancella
     over.cancel();
 }
 
+/// A record that has seen more than this node has heard of the log.
+struct BeyondLog {
+    key: String,
+    sink: String,
+    record: Record,
+    revision: Revision,
+}
+
 impl Engine {
     /// Has all records together fit the log, as each does that begins, before this node takes anything: where one mark makes the log skip Seqs, another one that has
     /// seen less would seem to be right.
@@ -90,7 +98,12 @@ impl Engine {
             let head = *log.head().borrow();
             unskipped = unskipped.max(record.unskipped.filter(|unskipped| is_possible(log, head, *unskipped)));
             if seen(&record) > *log.head().borrow() {
-                ahead.push((key, sink, record, revision));
+                ahead.push(BeyondLog {
+                    key,
+                    sink,
+                    record,
+                    revision,
+                });
             }
         }
         let mut most = unskipped.filter(|unskipped| *unskipped > *log.head().borrow());
@@ -106,19 +119,7 @@ impl Engine {
         }
         // Nor before it is known of which events there are letters: those may be newer still.
         let by_letters = self.with_letters(Seq::ZERO).await.map_err(EngineError)?;
-        if let Some(furthest) = ahead.iter().map(|(_, _, record, _)| seen(record)).max()
-            && let Some(end) = end_before(log, furthest).await.map_err(failed)?
-        {
-            let marks = ahead.iter().map(|(_, _, record, _)| seen(record));
-            let marks = marks.filter(|seen| *seen >= end && is_possible(log, end.prev(), *seen));
-            most = most.max(marks.max());
-            for (key, sink, mut record, revision) in ahead {
-                if seen(&record) >= end {
-                    take_back(log, &sink, &mut record, end).await.map_err(failed)?;
-                    self.save_fitted(&key, &sink, record, revision).await?;
-                }
-            }
-        }
+        most = most.max(self.take_back_those(ahead).await?);
         if end_before(log, by_letters).await.map_err(failed)?.is_some() {
             most = most.max(Some(by_letters));
         }
@@ -133,6 +134,31 @@ impl Engine {
             self.go_on_later(most);
         }
         Ok(())
+    }
+
+    /// Takes back those of the records that have seen more than the log has; gives how much that can have been at the most.
+    async fn take_back_those(&self, ahead: Vec<BeyondLog>) -> Result<Option<Seq>, EngineError> {
+        let log = &*self.inner.log;
+        let Some(furthest) = ahead.iter().map(|ahead| seen(&ahead.record)).max() else {
+            return Ok(None);
+        };
+        let Some(end) = end_before(log, furthest).await.map_err(failed)? else {
+            return Ok(None);
+        };
+        let marks = ahead.iter().map(|ahead| seen(&ahead.record));
+        let most = marks
+            .filter(|seen| *seen >= end && is_possible(log, end.prev(), *seen))
+            .max();
+        for mut ahead in ahead {
+            if seen(&ahead.record) >= end {
+                take_back(log, &ahead.sink, &mut ahead.record, end)
+                    .await
+                    .map_err(failed)?;
+                self.save_fitted(&ahead.key, &ahead.sink, ahead.record, ahead.revision)
+                    .await?;
+            }
+        }
+        Ok(most)
     }
 
     /// Seqs that a sink has seen, or has letters of, are never given out again, even if damage took them from the log.

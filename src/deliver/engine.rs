@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::driving::{ANSWER_WITHIN, Referral};
+use super::floor;
 use super::judges;
 use super::letters::{self, Letters};
-use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
+use super::mark::{RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
@@ -500,14 +501,14 @@ impl Engine {
     pub async fn floor(&self) -> Floor {
         let names = lock(&self.inner.configured).clone();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        mark::floor(&*self.inner.store, &names).await
+        floor::floor(&*self.inner.store, &names).await
     }
 
     /// Who is furthest back of those.
     pub(super) async fn holder(&self) -> Option<String> {
         let names = lock(&self.inner.configured).clone();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        mark::holder(&*self.inner.store, &names).await
+        floor::holder(&*self.inner.store, &names).await
     }
 
     /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace.

@@ -45,9 +45,9 @@ impl Engine {
     }
 
     /// What is removed stays this node's for as long as a delivery may be on its way from here: what it does not want it gives up.
-    pub(super) fn keep_until_parted(&self, sinks: &[SinkConfig], removed: &[&String]) {
-        let is_here = |name: &&&String| self.inner.leases.lease(&node::of_sink(name)).is_some();
-        let held: Vec<String> = removed.iter().filter(is_here).map(|name| (*name).clone()).collect();
+    pub(super) fn keep_until_parted(&self, sinks: &[SinkConfig], removed: &[String]) {
+        let is_here = |name: &&String| self.inner.leases.lease(&node::of_sink(name)).is_some();
+        let held: Vec<String> = removed.iter().filter(is_here).cloned().collect();
         let mut parting = lock(&self.inner.parting);
         parting.retain(|name| !sinks.iter().any(|sink| sink.name == *name));
         parting.extend(held);

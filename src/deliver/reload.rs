@@ -18,7 +18,7 @@ use super::mark::{RECORDS, Record, record_key};
 use super::reading::aside;
 use super::removed::{self, Compared};
 use super::rendering::Rendering;
-use super::stopping::Running;
+use super::stopping::{Running, Stopping};
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges};
 use super::worker::{self, Command, DeadTo, Handle, Kit};
 use crate::config::SinkConfig;
@@ -281,8 +281,8 @@ impl Engine {
     pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<SinkChanges, EngineError> {
         let _changing = self.inner.changing.lock().await;
         let current: BTreeMap<String, Handle> = self.workers().by_sink.clone();
-        let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
-        let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
+        let changed = sinks.iter().filter(|sink| is_changed(&current, sink));
+        let changed: Vec<&SinkConfig> = changed.collect();
         usable(changed.iter().copied())?;
         // Else what is new would be taken for something that was lost.
         self.note_mended().await;
@@ -292,18 +292,8 @@ impl Engine {
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let names = sinks.iter().map(|sink| sink.name.as_str());
         judges::keep_rules(&*self.inner.store, &rules, names).await;
-        let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
-        let removed: Vec<&String> = current.keys().filter(is_removed).collect();
-        let names = |wanted: &dyn Fn(&SinkConfig) -> bool| -> Vec<String> {
-            let sinks = sinks.iter().filter(|sink| wanted(sink));
-            sinks.map(|sink| sink.name.clone()).collect()
-        };
-        let became = SinkChanges {
-            added: names(&|sink| !current.contains_key(&sink.name)),
-            removed: removed.iter().map(|name| (*name).clone()).collect(),
-            changed: names(&|sink| is_changed(&sink) && current.contains_key(&sink.name)),
-            unchanged: names(&|sink| !is_changed(&sink)),
-        };
+        let became = changes(&current, sinks);
+        let removed = &became.removed;
         let removing = join_all(removed.iter().map(|name| self.tell_to_stop(name)));
         let changing = join_all(changed.iter().map(|sink| self.tell_to_stop(&sink.name)));
         let (removing, changing) = tokio::join!(removing, changing);
@@ -311,28 +301,13 @@ impl Engine {
         // know it, and pass it.
         self.inner.rules.store(rules);
         self.note_starts(sinks).await;
-        self.keep_until_parted(sinks, &removed);
+        self.keep_until_parted(sinks, removed);
         self.want(sinks);
         let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
             stopping.wait().await;
             self.start_worker(sink).await;
         });
-        let remove = removing.into_iter().map(async |stopping| {
-            let name = stopping.sink.clone();
-            let has_stopped = stopping.wait().await;
-            let gone = self.workers().by_sink.remove(&name);
-            self.inner.outset.forget(&name);
-            if has_stopped {
-                self.part_with(&name).await;
-            } else if let Some(handle) = &gone {
-                self.part_later(name.clone(), Running::of(handle));
-            }
-            if let Some(handle) = gone {
-                let replays = lock(&handle.view).replays.clone();
-                lock(&self.inner.parted).insert(name.clone(), replays);
-            }
-            tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
-        });
+        let remove = removing.into_iter().map(|stopping| self.remove_worker(stopping));
         tokio::join!(join_all(renew), join_all(remove));
         // What is removed keeps its position a little longer.
         let is_noted = self.detach_missing(sinks).await.unwrap_or_else(|error| {
@@ -349,6 +324,24 @@ impl Engine {
         }
         self.tell_stranded();
         Ok(became)
+    }
+
+    /// Lets go of a sink that was removed, when its worker has stopped, or does not.
+    async fn remove_worker(&self, stopping: Stopping) {
+        let name = stopping.sink.clone();
+        let has_stopped = stopping.wait().await;
+        let gone = self.workers().by_sink.remove(&name);
+        self.inner.outset.forget(&name);
+        if has_stopped {
+            self.part_with(&name).await;
+        } else if let Some(handle) = &gone {
+            self.part_later(name.clone(), Running::of(handle));
+        }
+        if let Some(handle) = gone {
+            let replays = lock(&handle.view).replays.clone();
+            lock(&self.inner.parted).insert(name.clone(), replays);
+        }
+        tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
     }
 
     /// What a reload waits for: the sinks that are coming to an end, and what they still do.
@@ -404,6 +397,26 @@ impl Engine {
 pub(super) fn is_too_long_gone(record: &Record, now: Option<Timestamp>) -> bool {
     let gone_at = record.detached_at.zip(now);
     gone_at.is_some_and(|(at, now)| now.duration_since(at) > KEPT)
+}
+
+/// Whether a sink is new, or has to begin anew to be as it is configured now.
+fn is_changed(current: &BTreeMap<String, Handle>, sink: &SinkConfig) -> bool {
+    current.get(&sink.name).is_none_or(|old| !same(&old.config, sink))
+}
+
+/// What becomes of the sinks that there are, and of these.
+fn changes(current: &BTreeMap<String, Handle>, sinks: &[SinkConfig]) -> SinkChanges {
+    let names = |wanted: &dyn Fn(&SinkConfig) -> bool| -> Vec<String> {
+        let sinks = sinks.iter().filter(|sink| wanted(sink));
+        sinks.map(|sink| sink.name.clone()).collect()
+    };
+    let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
+    SinkChanges {
+        added: names(&|sink| !current.contains_key(&sink.name)),
+        removed: current.keys().filter(is_removed).cloned().collect(),
+        changed: names(&|sink| is_changed(current, sink) && current.contains_key(&sink.name)),
+        unchanged: names(&|sink| !is_changed(current, sink)),
+    }
 }
 
 /// Whether a sink's configuration means the same sink, driven the same way.

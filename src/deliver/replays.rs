@@ -1,22 +1,22 @@
-//! Replay jobs, as people ask for them.
+//! Replay jobs, as people ask for them; and those that are not kept any more.
 
-use std::borrow::Cow;
+mod following;
+mod standing;
+
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT};
-use super::mark::{JOBS, JobRecord, RECORDS, ReplayRecord, record_key};
-use super::replay::{Job, unruled};
-use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
-use super::worker::{Command, Handle, View};
-use crate::event::{Event, Seq};
+use super::mark::{JOBS, JobRecord, RECORDS, record_key};
+use super::replay::Job;
+use super::types::{EngineError, Mode, ReplaySpec, failed};
+use super::worker::Command;
+use crate::event::Seq;
 use crate::log::Take;
-use crate::rules::RuleSet;
-use crate::sorted;
 use crate::state::{Expected, StoreError};
 use crate::sync::lock;
 use crate::task;
@@ -240,94 +240,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Every replay of the last 7 days, and those of before that are not over, oldest first.
-    pub fn replays(&self) -> Vec<ReplayStatus> {
-        let sinks = self.sinks_seen();
-        let jobs = self.inner.jobs.lock().clone();
-        let stands = |(id, (job, record)): (&String, &(Arc<Job>, JobRecord))| {
-            let mut status = status(id, record, &sinks);
-            if let Some(why) = self.inner.jobs.unclear(id) {
-                if !job.is_running() {
-                    "interrupted".clone_into(&mut status.state);
-                }
-                status.waits_for = Some(why);
-            }
-            status
-        };
-        let mut replays: Vec<ReplayStatus> = jobs.iter().map(stands).collect();
-        sorted::sort_by_key(&mut replays, |replay| replay.created_at);
-        replays
-    }
-
-    fn sinks_seen(&self) -> Sinks {
-        let views: BTreeMap<String, View> = {
-            let workers = self.workers();
-            let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
-            sorted::map(workers.by_sink.iter().map(view))
-        };
-        let configured = lock(&self.inner.configured).clone();
-        let parted = lock(&self.inner.parted).clone();
-        Sinks {
-            views,
-            configured,
-            parted,
-            rules: self.rules(),
-        }
-    }
-
-    /// The replays that are known and take an event in, each with the sinks that it sends it to as the rules are now; oldest first.
-    pub async fn replays_of(&self, event: &Event) -> Vec<(ReplayStatus, Vec<String>)> {
-        let rules = self.rules();
-        let jobs: BTreeMap<String, (Arc<Job>, Vec<String>)> = {
-            let jobs = self.inner.jobs.lock();
-            let sinks = |record: &JobRecord| record.planned.keys().cloned().collect();
-            let takes = jobs
-                .iter()
-                .filter(|(_, (job, _))| (job.spec.from..=job.spec.to).contains(&event.seq));
-            sorted::map(takes.map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record)))))
-        };
-        let mut found = Vec::new();
-        for status in self.replays() {
-            let Some((job, sinks)) = jobs.get(&status.id) else {
-                continue;
-            };
-            let mut takes = Vec::new();
-            for sink in sinks {
-                if job.route(sink, event, &rules).await.is_some() {
-                    takes.push(sink.clone());
-                }
-            }
-            if !takes.is_empty() {
-                found.push((status, takes));
-            }
-        }
-        found
-    }
-
-    /// The paused sinks of a replay that runs, if it can't go on before they are resumed.
-    pub fn replay_held_up(&self, id: &str) -> Option<Vec<String>> {
-        let planned: Vec<String> = {
-            let jobs = self.inner.jobs.lock();
-            let (_, record) = jobs.get(id)?;
-            record.planned.keys().cloned().collect()
-        };
-        let workers = self.workers();
-        let mut paused = Vec::new();
-        for sink in planned {
-            let Some(handle) = workers.by_sink.get(&sink) else {
-                continue;
-            };
-            let view = lock(&handle.view);
-            // One that has not looked at it yet will.
-            match view.replays.get(id) {
-                Some(part) if part.done => {}
-                Some(_) if view.status.paused => paused.push(sink),
-                _ => return None,
-            }
-        }
-        (!paused.is_empty()).then_some(paused)
-    }
-
     /// Notes how far replays were at the sinks that are not configured any more.
     pub(super) async fn find_parted(&self) -> Result<(), EngineError> {
         let configured = lock(&self.inner.configured).clone();
@@ -427,216 +339,4 @@ impl Engine {
             }
         }
     }
-
-    /// Takes over replays that other nodes have begun, interrupted, let go on or taken back.
-    pub(super) async fn follow_jobs(&self) {
-        if let Err(error) = self.look_at_jobs().await {
-            tracing::debug!(%error, "the replays of other nodes can't be looked at now; this is tried again");
-        }
-    }
-
-    /// Makes sure that a replay is known which another node may just have begun.
-    pub async fn know_replay(&self, id: &str) {
-        if self.inner.leases.are_shared() && !self.inner.jobs.lock().contains_key(id) {
-            self.follow_jobs().await;
-        }
-    }
-
-    pub(super) async fn look_at_jobs(&self) -> Result<(), EngineError> {
-        let before = self.inner.jobs.stored();
-        let keys = self.inner.store.keys(JOBS).await.map_err(failed)?;
-        self.let_go_of_gone(before, &keys).await?;
-        for key in keys {
-            let id = key.trim_start_matches(JOBS).to_owned();
-            let Some(entry) = self.inner.store.get(&key).await.map_err(failed)? else {
-                continue;
-            };
-            let Ok(record) = entry.json::<JobRecord>() else {
-                continue;
-            };
-            let known = self.inner.jobs.lock().get(&id).cloned();
-            let job = match known {
-                // What is so here is about to be so there.
-                Some(_) if self.inner.jobs.unclear(&id).is_some() => continue,
-                Some((job, before)) if before.running == record.running && before.forgotten == record.forgotten => {
-                    job.set_stored();
-                    continue;
-                }
-                Some((job, _)) => job,
-                None => match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
-                    Ok(job) => Arc::new(job),
-                    Err(_) => continue,
-                },
-            };
-            job.set_stored();
-            job.set_running(record.running);
-            self.inner.jobs.lock().insert(id, (job.clone(), record.clone()));
-            for sink in record.planned.keys().filter(|sink| self.driven().contains(*sink)) {
-                // One that stops meanwhile finds it when it begins again, wherever that is.
-                let _ = self.order(sink, Command::Replay(job.clone())).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets go of those whose records are gone: another node has taken them back, or forgotten them. What was lost with all that nodes
-    /// share was not.
-    async fn let_go_of_gone(&self, before: Vec<String>, keys: &[String]) -> Result<(), EngineError> {
-        for id in before {
-            let key = format!("{JOBS}{id}");
-            if keys.contains(&key) || self.inner.store.get(&key).await.map_err(failed)?.is_some() {
-                continue;
-            }
-            if self.may_state_be_lost().await? {
-                return Ok(());
-            }
-            let known = self.inner.jobs.lock().get(&id).cloned();
-            let Some((job, record)) = known else { continue };
-            tracing::info!(
-                replay = id,
-                "another node has taken the replay back, or forgotten it: it ends here"
-            );
-            self.inner.jobs.drop_gone(&id);
-            for sink in record.planned.keys().filter(|sink| self.driven().contains(*sink)) {
-                // One that stops meanwhile does not find it any more when it begins again.
-                let _ = self.order(sink, Command::Replay(job.clone())).await;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What is known of sinks, to say how replays stand.
-struct Sinks {
-    views: BTreeMap<String, View>,
-    configured: BTreeSet<String>,
-    /// How far replays were at sinks that are configured no more.
-    parted: BTreeMap<String, BTreeMap<String, ReplayRecord>>,
-    /// The rules of now.
-    rules: Arc<RuleSet>,
-}
-
-/// How a replay stands at one of its sinks.
-struct Part<'a> {
-    /// `None`: it was not begun there.
-    record: Option<&'a ReplayRecord>,
-    /// Why nothing more will be sent there, with what to do.
-    ended: Option<Cow<'static, str>>,
-}
-
-impl Part<'_> {
-    fn is_done(&self) -> bool {
-        self.record.is_some_and(|record| record.done)
-    }
-}
-
-impl Sinks {
-    /// Whether nothing goes on of a replay any more, whatever becomes of its sinks; for one that was made long ago, whose rule is not
-    /// waited for any longer: what is not sent yet would keep the log for ever.
-    fn are_over(&self, id: &str, record: &JobRecord) -> bool {
-        let is_unruled =
-            |sink: &String| self.views.contains_key(sink) && unruled(&record.spec, sink, &self.rules).is_some();
-        let is_over = |sink: &String| !record.is_for(sink) || self.part(id, sink, record).is_done() || is_unruled(sink);
-        record.planned.keys().all(is_over)
-    }
-
-    fn part<'a>(&'a self, id: &str, sink: &str, record: &'a JobRecord) -> Part<'a> {
-        if let Some(forgotten) = record.forgotten.get(sink) {
-            return Part {
-                record: Some(forgotten),
-                ended: Some("was forgotten".into()),
-            };
-        }
-        if let Some(view) = self.views.get(sink) {
-            return Part {
-                record: view.replays.get(id),
-                ended: unruled(&record.spec, sink, &self.rules).map(Cow::Owned),
-            };
-        }
-        let is_configured = self.configured.contains(sink);
-        Part {
-            record: self.parted.get(sink).and_then(|replays| replays.get(id)),
-            // In the middle of a reload it is about to go on.
-            ended: (!is_configured).then_some(
-                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)"
-                    .into(),
-            ),
-        }
-    }
-}
-
-/// How a replay stands, as its sinks show it.
-fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
-    let (mut delivered, mut dead, mut skipped, mut lost, mut planned) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
-    let (mut is_open, mut ended, mut waits) = (false, Vec::new(), Vec::new());
-    for (sink, count) in &record.planned {
-        planned = planned.saturating_add(*count);
-        let part = sinks.part(id, sink, record);
-        let had = part.record.map_or(0, |part| part.delivered + part.dead + part.skipped);
-        delivered += part.record.map_or(0, |part| part.delivered);
-        dead += part.record.map_or(0, |part| part.dead);
-        skipped += part.record.map_or(0, |part| part.skipped);
-        lost += part.record.map_or(0, |part| part.lost);
-        if part.is_done() {
-            continue;
-        }
-        if let Some(why) = part.ended {
-            let missing = count.saturating_sub(had);
-            ended.push(format!(
-                "sink \"{sink}\" {why}: {missing} of {count} deliveries were not made there"
-            ));
-        } else {
-            is_open = true;
-            waits.extend(sinks.views.get(sink).and_then(|view| waits_at(sink, view)));
-        }
-    }
-    let state = match (is_open, ended.is_empty(), record.running) {
-        (true, _, true) => "running",
-        (true, _, false) => "interrupted",
-        (false, true, _) => "done",
-        (false, false, _) => "incomplete",
-    };
-    // Among what it had to pass may be what it would not have sent.
-    let had = delivered + dead + skipped;
-    let unsent = planned.saturating_sub(had);
-    let lost = lost.min(unsent);
-    ReplayStatus {
-        total: planned,
-        done: had + lost,
-        eta_seconds: (state == "running")
-            .then(|| time_left(record, had + lost, planned))
-            .flatten(),
-        id: id.to_owned(),
-        spec: record.spec.clone(),
-        state: state.into(),
-        planned: record.planned.clone(),
-        delivered,
-        dead,
-        skipped,
-        lost,
-        created_at: record.created_at,
-        waits_for: (state == "running" && !waits.is_empty()).then(|| waits.join("; ")),
-        because: (state == "incomplete").then(|| ended.join("; ")),
-    }
-}
-
-/// Seconds that are left at the pace since it was made, or at its rate if that is slower; `None` before there is a pace.
-fn time_left(record: &JobRecord, done: u64, of: u64) -> Option<u64> {
-    let gone = Timestamp::now().duration_since(record.created_at).as_secs_f64();
-    if done == 0 || gone <= 0.0 {
-        return None;
-    }
-    let pace = done as f64 / gone;
-    let pace = record.spec.rate.map_or(pace, |rate| pace.min(rate));
-    let left = std::time::Duration::try_from_secs_f64(of.saturating_sub(done) as f64 / pace).ok()?;
-    Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))
-}
-
-/// What a replay waits for at a sink that has not got all of it.
-fn waits_at(sink: &str, view: &View) -> Option<String> {
-    let status = view.status_now();
-    if status.paused {
-        return Some(format!("sink \"{sink}\" is paused: `closehook sinks resume {sink}`"));
-    }
-    status.waits_for.map(|why| format!("sink \"{sink}\" waits: {why}"))
 }

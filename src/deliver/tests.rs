@@ -285,6 +285,16 @@ fn sink_on(receiver: &Arc<Receiver>, commit: Commit) -> SinkConfig {
     config
 }
 
+/// One for each of these, `a` and so on.
+fn sinks_on(receivers: &[Arc<Receiver>], commit: Commit) -> Vec<SinkConfig> {
+    let named = receivers.iter().zip(["a", "b", "c"]);
+    let sinks = named.map(|(receiver, name)| SinkConfig {
+        name: name.into(),
+        ..sink_on(receiver, commit)
+    });
+    sinks.collect()
+}
+
 /// A log in a directory of its own, and engines on it, one after the other.
 struct Bench {
     dir: tempfile::TempDir,
@@ -306,6 +316,15 @@ impl Bench {
             clock: Clock::new(jiff::Timestamp::now),
             rules: Arc::new(RuleSet::compile(&[], &[]).unwrap()),
         }
+    }
+
+    /// One with a sink that has got so many events, and the engine that follows.
+    async fn caught_up(receiver: &Arc<Receiver>, commit: Commit, upto: u64) -> (Bench, Engine) {
+        let bench = Bench::new(vec![sink_on(receiver, commit)]);
+        bench.store(1..=upto).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, upto).await;
+        (bench, engine)
     }
 
     async fn store(&self, ids: std::ops::RangeInclusive<u64>) {

@@ -6,23 +6,20 @@
 //! child died by its own doing, twice. A child that was ended from outside, or that neither answers nor uses the processor, says nothing
 //! about any event: whoever waits is told that nothing can be rendered now.
 
+mod running;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use tokio::sync::oneshot;
 
 use super::wire::{self, Item, Reply};
-use super::{Fault, MEMORY_MAX, NameBook, Names, Program, Rendered, TIME_MAX, Template, child};
-use crate::reap;
+use super::{Fault, NameBook, Program, Rendered, Template};
 use crate::task;
+use running::{End, Running};
 
 /// Events that go over at a time, and bytes of them, roughly.
 const BATCH_EVENTS: usize = 512;
@@ -37,15 +34,8 @@ const MADE_WITHIN: Duration = Duration::from_secs(5);
 /// A child that has nothing to do for so long is let go.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// By the clock on the wall a child may take so long for what takes a tenth of a second of the processor. Beyond, the machine stands
-/// still.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// One that only checked a program is let go sooner.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
-
-/// A child that has broken off the conversation ends within so long, or is ended.
-const ENDING: Duration = Duration::from_secs(5);
 
 /// So many children may end one after the other without a word about an event.
 const VAIN_MAX: usize = 3;
@@ -202,16 +192,6 @@ pub(super) fn check(program: &Program) -> Result<(), Fault> {
     checked.recv().map_err(|_| stuck(guard.ended(&orders)))?
 }
 
-/// How a conversation with a child came to its end.
-enum End {
-    /// By what it was doing. With what it passed.
-    ByItself(String),
-    /// By something else.
-    FromOutside(String),
-    /// It stands still.
-    Stalled,
-}
-
 /// Owns the child.
 struct Keeper {
     names: Arc<NameBook>,
@@ -345,19 +325,7 @@ impl Keeper {
             let end = self.converse(jobs, &batch, |reply| {
                 let index = batch[answered];
                 answered += 1;
-                made[index] = match reply {
-                    Reply::Overtime(_) if !suspected[index] => {
-                        suspected[index] = true;
-                        None
-                    }
-                    Reply::Unnamed(ids) => {
-                        unnamed.get_or_insert_with(Vec::new).extend(ids);
-                        None
-                    }
-                    Reply::Overtime(fault) | Reply::Fault(fault) => Some(Made::Fault(fault)),
-                    Reply::Skipped => Some(Made::Skipped),
-                    Reply::Done(rendered, texts) => Some(Made::Rendered(with_texts(rendered, texts, &jobs[index]))),
-                };
+                made[index] = made_of(reply, &jobs[index], &mut suspected[index], &mut unnamed);
                 len += made[index].as_ref().map_or(0, Made::len);
                 goes_on(len) && !is_left()
             });
@@ -483,169 +451,27 @@ fn batch(jobs: &[Job], open: &VecDeque<usize>, suspected: &[bool]) -> Vec<usize>
     batch
 }
 
+/// What an answer says was made of a job; `None`: it is asked for again.
+fn made_of(reply: Reply, job: &Job, is_suspected: &mut bool, unnamed: &mut Option<Vec<String>>) -> Option<Made> {
+    match reply {
+        Reply::Overtime(_) if !*is_suspected => {
+            *is_suspected = true;
+            None
+        }
+        Reply::Unnamed(ids) => {
+            unnamed.get_or_insert_with(Vec::new).extend(ids);
+            None
+        }
+        Reply::Overtime(fault) | Reply::Fault(fault) => Some(Made::Fault(fault)),
+        Reply::Skipped => Some(Made::Skipped),
+        Reply::Done(rendered, texts) => Some(Made::Rendered(with_texts(rendered, texts, job))),
+    }
+}
+
 fn with_texts(mut rendered: Rendered, texts: Vec<String>, job: &Job) -> Rendered {
     let names = job.texts.iter().map(|(name, _)| name.clone());
     rendered.texts = names.zip(texts).collect();
     rendered
-}
-
-/// A child that runs.
-struct Running {
-    process: Option<(Child, reap::Ours)>,
-    stderr: Option<ChildStderr>,
-    stream: UnixStream,
-    answers: io::BufReader<UnixStream>,
-    /// Those that it holds, in order.
-    programs: Vec<Program>,
-    names: Arc<Names>,
-}
-
-impl Running {
-    #[cfg(not(test))]
-    fn start() -> io::Result<Running> {
-        Running::of_program(Path::new("/proc/self/exe"))
-    }
-
-    /// In this module's own tests there is no program that could be started anew: a thread without limits stands in.
-    #[cfg(test)]
-    fn start() -> io::Result<Running> {
-        let (ours, mut theirs) = UnixStream::pair()?;
-        let work = move || child::converse(&mut theirs, &child::Watch::default(), &child::unlimited());
-        std::thread::Builder::new().stack_size(8 << 20).spawn(work)?;
-        Running::over(ours, None, None)
-    }
-
-    fn of_program(program: &Path) -> io::Result<Running> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(program);
-        // It is called so in a list of processes too.
-        std::os::unix::process::CommandExt::arg0(&mut command, "closehook");
-        command.arg(child::ARGUMENT).env_clear().current_dir("/");
-        // Large blocks are given back at once, so that what one event took is there for the next; and there is one heap.
-        command
-            .env("MALLOC_MMAP_THRESHOLD_", "131072")
-            .env("MALLOC_ARENA_MAX", "1");
-        command
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        // What a terminal sends to the daemon is not for the child.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let (mut process, known) = reap::spawn_std(&mut command)?;
-        let stderr = process.stderr.take();
-        Running::over(ours, Some((process, known)), stderr)
-    }
-
-    fn over(
-        stream: UnixStream,
-        process: Option<(Child, reap::Ours)>,
-        stderr: Option<ChildStderr>,
-    ) -> io::Result<Running> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let answers = io::BufReader::with_capacity(64 << 10, stream.try_clone()?);
-        Ok(Running {
-            process,
-            stderr,
-            stream,
-            answers,
-            programs: Vec::new(),
-            names: Arc::default(),
-        })
-    }
-
-    /// By what the child knows a program. Another one of the same text is as good: rules may be alike.
-    fn number(&self, program: &Program) -> Option<usize> {
-        let mut known = self.programs.iter();
-        let same = known.position(|known| known.address() == program.address() && known == program);
-        same.or_else(|| self.programs.iter().position(|known| known == program))
-    }
-
-    /// Those of these that it does not hold, each once.
-    fn lacking<'p>(&self, programs: &[&'p Program]) -> Vec<&'p Program> {
-        let mut lacking: Vec<&Program> = Vec::new();
-        for program in programs {
-            if self.number(program).is_none() && !lacking.contains(program) {
-                lacking.push(program);
-            }
-        }
-        lacking
-    }
-
-    /// Gives the child what it lacks.
-    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
-        let new = self.lacking(programs);
-        if !new.is_empty() {
-            // What is wrong with one of them shows when it is rendered.
-            let _ = self.ask(&wire::programs(wire::PROGRAMS, &new))?;
-            self.programs.extend(new.into_iter().cloned());
-        }
-        if !Arc::ptr_eq(&self.names, names) && self.names != *names {
-            let _ = self.ask(&wire::names(names))?;
-        }
-        self.names = names.clone();
-        Ok(())
-    }
-
-    fn ask(&mut self, frame: &[u8]) -> io::Result<Result<(), Fault>> {
-        self.stream.write_all(frame)?;
-        let frame = wire::read_frame(&mut self.answers)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        wire::read_ready(&frame).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    /// It has broken off the conversation: how it ended.
-    fn end(mut self) -> End {
-        let Some((process, _)) = &mut self.process else {
-            return End::FromOutside("it has gone".to_owned());
-        };
-        // It is ending, or has said nonsense and goes on.
-        let until = Instant::now() + ENDING;
-        while process.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let _ = process.kill();
-        match process.wait() {
-            Ok(status) => {
-                let said = self.stderr.as_mut().map(child::last_words);
-                judge(status, said.unwrap_or_default().trim())
-            }
-            Err(error) => End::FromOutside(error.to_string()),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some((process, _)) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-/// What it means how a child ended.
-fn judge(status: ExitStatus, said: &str) -> End {
-    let is = |signal: Signal| status.signal() == Some(signal.as_raw());
-    if is(Signal::XCPU) {
-        return End::ByItself(format!("took more than {} ms of the processor", TIME_MAX.as_millis()));
-    }
-    if is(Signal::ABORT) && said.contains("memory allocation") {
-        return End::ByItself(format!("needed more than {} MiB", MEMORY_MAX >> 20));
-    }
-    if is(Signal::ABORT) && said.contains("overflowed its stack") {
-        return End::ByItself("went too deep: its stack was full".to_owned());
-    }
-    if [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE]
-        .into_iter()
-        .any(is)
-    {
-        return End::ByItself(format!("made the process crash that renders ({status})"));
-    }
-    End::FromOutside(if said.is_empty() {
-        format!("it ended from outside, or by itself ({status})")
-    } else {
-        format!("{} ({status})", crate::plain::line(said))
-    })
 }
 
 #[cfg(test)]

@@ -158,6 +158,17 @@ pub(crate) mod tests {
         options.unwrap()
     }
 
+    /// Whatever is wrong with a table, or with what it means on this machine, a sentence each.
+    pub(super) fn faults(kind: &SinkType, table: serde_json::Value) -> Vec<String> {
+        let (options, faults) = parsed(kind, table);
+        let fault = options.and_then(|options| options.fault());
+        faults
+            .into_iter()
+            .map(|fault| format!("{}: {}", fault.place, fault.message))
+            .chain(fault)
+            .collect()
+    }
+
     /// Hands deliveries to a sink that keeps no mark itself.
     pub(crate) async fn deliver(sink: &dyn Sink, deliveries: &[Delivery]) -> Result<Vec<Outcome>, Unavailable> {
         let no_mark = |_: &[Outcome]| Mark {

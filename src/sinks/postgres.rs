@@ -17,12 +17,12 @@
 mod columns;
 pub(super) mod definition;
 mod latest;
+mod outcomes;
 mod session;
 mod statements;
 mod tls;
 mod url;
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +37,7 @@ use secrecy::ExposeSecret;
 use sha2::Digest as _;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use self::outcomes::{UNREADABLE, readable, refused, settled, split};
 use self::session::{Patience, Session, Trouble};
 use self::statements::{Live, Statements};
 use self::url::Place;
@@ -552,55 +553,6 @@ impl Sent {
 
 fn nothing_said() -> Unavailable {
     Unavailable::new("the server said nothing of the mark")
-}
-
-/// Why something is no row.
-const UNREADABLE: &str = "it can't be read as an event";
-
-/// What becomes of an event, if its row is taken.
-fn readable(delivery: &Delivery) -> Outcome {
-    if delivery.event.view().is_some() {
-        return Outcome::Delivered;
-    }
-    Outcome::Reject {
-        reason: UNREADABLE.into(),
-    }
-}
-
-/// What holds of a row apart from how it went.
-fn settled(row: &Made, outcome: Outcome) -> Outcome {
-    match row {
-        Made::Event(_) | Made::Fields(_) | Made::Revision(_) => outcome,
-        Made::Skipped => Outcome::Skipped,
-        Made::Refused(reason) => Outcome::Reject {
-            reason: reason.as_str().into(),
-        },
-    }
-}
-
-/// Why rows were refused, if it is their fault.
-fn refused(trouble: Trouble) -> Result<Reason, Unavailable> {
-    match trouble {
-        Trouble::Rows(reason) => Ok(reason),
-        Trouble::AlreadyThere(said) => Ok(said.into()),
-        Trouble::Sink(unavailable) => Err(unavailable),
-    }
-}
-
-/// A range of rows was refused: if it is one row, that is the bad one; else its halves are tried.
-fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &Reason, outcomes: &mut [Outcome]) {
-    if range.len() == 1 {
-        outcomes[range.start] = Outcome::Reject {
-            reason: Reason {
-                text: format!("the server refuses it: {reason}"),
-                answer: reason.answer.clone(),
-            },
-        };
-        return;
-    }
-    let middle = range.start + range.len() / 2;
-    ranges.push(middle..range.end);
-    ranges.push(range.start..middle);
 }
 
 #[async_trait]

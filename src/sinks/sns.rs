@@ -13,8 +13,7 @@ use reqwest::Method;
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Complaint, Service};
 use super::common::aws::{self, Access, Account, Answer, Arn, Ask, Failed, form, message, xml};
-use super::common::message::key;
-use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
+use super::{Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -33,9 +32,6 @@ const DEFAULT: Limits = Limits {
 
 /// Of an e-mail's subject: characters.
 const SUBJECT_LEN_MAX: usize = 100;
-
-/// The field with a FIFO topic's id.
-const DEDUPLICATION: &str = "MessageDeduplicationId";
 
 pub(super) static TYPE: SinkType = SinkType {
     name: "sns",
@@ -110,12 +106,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 #[async_trait]
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
-        Drive {
-            batch: self.batch,
-            // Two requests at a time would mix the order.
-            concurrency: if self.is_fifo { 1 } else { 8 },
-            commit: Commit::Acknowledge,
-        }
+        message::drive(self.batch, self.is_fifo)
     }
 
     fn fault(&self) -> Option<String> {
@@ -127,10 +118,8 @@ impl SinkKind for Options {
     }
 
     fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
-        let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
-        let id = self
-            .is_fifo
-            .then(|| (DEDUPLICATION.to_owned(), message::id(&key(&delivery.event))));
+        let group = || message::group_id(delivery, self.group.as_ref());
+        let id = message::deduplication(delivery, self.is_fifo);
         let headers = message::attributes(delivery)?.into_iter().chain(id);
         Ok(Preview {
             key: self.is_fifo.then(group),
@@ -237,10 +226,8 @@ impl Service for Topic {
         if let Some(subject) = subject(delivery, self.subject.as_ref()) {
             fields.push(("Subject".into(), subject));
         }
-        if self.is_fifo {
-            fields.push((DEDUPLICATION.into(), message::id(&key(&delivery.event))));
-        }
-        let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
+        fields.extend(message::deduplication(delivery, self.is_fifo));
+        let group = || message::group_id(delivery, self.group.as_ref());
         let group = self.is_fifo.then(group);
         fields.extend(group.iter().map(|group| ("MessageGroupId".to_owned(), group.clone())));
         Ok(Message { fields, len, group })

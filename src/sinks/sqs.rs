@@ -20,8 +20,7 @@ use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Complaint, Service};
 use super::common::aws::message::{self, ATTRIBUTES_MAX};
 use super::common::aws::{self, Access, Account, Answer, Arn, Failed};
-use super::common::message::key;
-use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
+use super::{Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -38,9 +37,6 @@ const DEFAULT: Limits = Limits {
     bytes: 256 << 10,
     wait: Duration::ZERO,
 };
-
-/// The field with a FIFO queue's id.
-const DEDUPLICATION: &str = "MessageDeduplicationId";
 
 pub(super) static TYPE: SinkType = SinkType {
     name: "sqs",
@@ -142,12 +138,7 @@ fn place(text: &str, access: Access) -> Option<(Url, Access)> {
 #[async_trait]
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
-        Drive {
-            batch: self.batch,
-            // Two requests at a time would mix the order.
-            concurrency: if self.is_fifo { 1 } else { 8 },
-            commit: Commit::Acknowledge,
-        }
+        message::drive(self.batch, self.is_fifo)
     }
 
     fn fault(&self) -> Option<String> {
@@ -160,13 +151,11 @@ impl SinkKind for Options {
 
     fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
         let has_group = self.is_fifo || self.group.is_some();
-        let group = has_group.then(|| message::group(delivery, "group", self.group.as_ref()));
-        let id = self
-            .is_fifo
-            .then(|| (DEDUPLICATION.to_owned(), message::id(&key(&delivery.event))));
+        let group = has_group.then(|| message::group_id(delivery, self.group.as_ref()));
+        let id = message::deduplication(delivery, self.is_fifo);
         let headers = attributes(delivery)?.into_iter().chain(id);
         Ok(Preview {
-            key: group.map(|group| message::id(&group)),
+            key: group,
             ..Preview::new(headers, self.payload(delivery))
         })
     }
@@ -249,11 +238,10 @@ impl Service for Queue {
         let mut entry = Map::new();
         entry.insert("MessageBody".into(), body.into());
         entry.insert("MessageAttributes".into(), attributes.into());
-        if self.is_fifo {
-            entry.insert(DEDUPLICATION.into(), message::id(&key(&delivery.event)).into());
-        }
+        let id = message::deduplication(delivery, self.is_fifo);
+        entry.extend(id.map(|(field, id)| (field, Value::from(id))));
         let has_group = self.is_fifo || self.group.is_some();
-        let group = has_group.then(|| message::id(&message::group(delivery, "group", self.group.as_ref())));
+        let group = has_group.then(|| message::group_id(delivery, self.group.as_ref()));
         if let Some(group) = &group {
             entry.insert("MessageGroupId".into(), group.as_str().into());
         }

@@ -32,6 +32,14 @@ impl Sinks {
         ];
         config(cluster, engine, &sinks)
     }
+
+    /// A daemon that keeps its log itself, and has stored so many events.
+    async fn daemon_with(&self, cluster: &Cluster, events: u64) -> Daemon {
+        let mut daemon = Daemon::new(&self.config(cluster, "local"));
+        daemon.run().await;
+        daemon.store(1..=events).await;
+        daemon
+    }
 }
 
 /// Of a log that is copied between engines: each sink's name, receiver and further keys.
@@ -183,9 +191,7 @@ async fn a_copy_that_is_killed_goes_on_and_until_it_is_whole_nobody_serves_it() 
         return;
     };
     let sinks = Sinks::start().await;
-    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
-    daemon.run().await;
-    daemon.store(1..=700).await;
+    let mut daemon = sinks.daemon_with(&cluster, 700).await;
     daemon.stop().await;
     let events = exported(&daemon);
     let info = async || {
@@ -358,9 +364,7 @@ async fn a_copied_log_that_was_served_again_is_not_left_behind_with_what_came_si
         return;
     };
     let sinks = Sinks::start().await;
-    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
-    daemon.run().await;
-    daemon.store(1..=20).await;
+    let mut daemon = sinks.daemon_with(&cluster, 20).await;
     daemon.done("hook").await;
     daemon.stop().await;
     daemon.ok(&["log", "copy", "--to", "jetstream"]);
@@ -457,9 +461,7 @@ async fn a_copy_that_was_cut_off_goes_on_with_what_was_received_since() {
         return;
     };
     let sinks = Sinks::start().await;
-    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
-    daemon.run().await;
-    daemon.store(1..=700).await;
+    let mut daemon = sinks.daemon_with(&cluster, 700).await;
     daemon.stop().await;
     let info = async || {
         cluster

@@ -1,7 +1,7 @@
 //! What is told of a log that is damaged, imported or not to be erased: no more and no less than is known.
 
 use super::*;
-use crate::state::{Entry, Expected, Revision, StoreError};
+use crate::state::{Expected, StoreError};
 
 /// Whoever asks, and not only through the command line.
 #[tokio::test(flavor = "multi_thread")]
@@ -202,30 +202,16 @@ struct Deaf {
 }
 
 #[async_trait]
-impl Store for Deaf {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key).await
+impl crate::passing::PassingStore for Deaf {
+    fn behind(&self) -> &dyn Store {
+        &*self.inner
     }
-    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
-        self.inner.put(key, value, expected).await
-    }
-    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
-        self.inner.remove(key, expected).await
-    }
+
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         if self.is_deaf.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(StoreError::Unreadable("nobody is there".to_owned()));
         }
         self.inner.keys(prefix).await
-    }
-    fn is_damaged(&self) -> bool {
-        self.inner.is_damaged()
-    }
-    async fn mended(&self) -> Result<(), StoreError> {
-        self.inner.mended().await
-    }
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 

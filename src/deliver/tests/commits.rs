@@ -110,10 +110,7 @@ async fn a_transaction_whose_answer_was_lost_is_not_repeated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mark_of_a_receiver_that_knows_more_is_taken_over() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Transaction)]);
-    bench.store(1..=60).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 60).await;
+    let (bench, engine) = Bench::caught_up(&receiver, Commit::Transaction, 60).await;
     engine.shutdown().await;
     // Our record as it was before anything was delivered.
     let state = crate::state::LocalStore::open(&bench.dir.path().join("state"), false).unwrap();

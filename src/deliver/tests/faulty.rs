@@ -22,14 +22,14 @@ pub struct Faulty {
 }
 
 #[async_trait]
-impl Log for Faulty {
+impl crate::passing::PassingLog for Faulty {
+    fn behind(&self) -> &dyn Log {
+        &self.log
+    }
+
     async fn append(&self, incoming: Incoming) -> Result<Appended, crate::log::AppendError> {
         Log::ready(self)?;
         self.log.append(incoming).await
-    }
-
-    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, crate::log::AppendError>> {
-        self.log.append_in_order(together).await
     }
 
     fn ready(&self) -> Result<(), crate::log::AppendError> {
@@ -39,28 +39,8 @@ impl Log for Faulty {
         self.log.ready()
     }
 
-    fn since_turned(&self) -> Duration {
-        Log::since_turned(&self.log)
-    }
-
     fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
         self.heard.clone().unwrap_or_else(|| self.log.head())
-    }
-
-    fn first(&self) -> Seq {
-        self.log.first()
-    }
-
-    fn last_before(&self, seq: Seq) -> Option<Seq> {
-        self.log.last_before(seq)
-    }
-
-    fn id(&self) -> &str {
-        Log::id(&self.log)
-    }
-
-    fn epoch(&self) -> &str {
-        self.log.epoch()
     }
 
     async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
@@ -91,36 +71,12 @@ impl Log for Faulty {
         Log::get(&self.log, seq).await
     }
 
-    async fn find(&self, id: &str) -> Result<Vec<Seq>, crate::log::ReadError> {
-        Log::find(&self.log, id).await
-    }
-
-    async fn find_revision(&self, key: &crate::event::EventKey) -> Result<Option<Seq>, crate::log::ReadError> {
-        Log::find_revision(&self.log, key).await
-    }
-
     async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
         self.fail()?;
         if self.silent.load(Ordering::SeqCst) {
             return std::future::pending().await;
         }
         Log::seq_at(&self.log, time).await
-    }
-
-    fn cuts(&self) -> Vec<crate::log::Cut> {
-        self.log.cuts()
-    }
-
-    async fn drop_before(&self, seq: Seq) -> Result<Seq, crate::log::ChangeError> {
-        self.log.drop_before(seq).await
-    }
-
-    fn set_room(&self, bytes: u64) {
-        self.log.set_room(bytes);
-    }
-
-    fn disk_bytes(&self) -> (u64, u64) {
-        Log::disk_bytes(&self.log)
     }
 
     fn hold_until_past(&self, seen: Seq) {
@@ -132,26 +88,6 @@ impl Log for Faulty {
             return Err(crate::log::AppendError::Full("no room".into()));
         }
         Log::skip_past(&self.log, seen).await
-    }
-
-    async fn erase(
-        &self,
-        narrow: crate::log::Narrow,
-        doomed: Arc<crate::log::Doomed>,
-    ) -> Result<crate::log::Erased, crate::log::ChangeError> {
-        Log::erase(&self.log, narrow, doomed).await
-    }
-
-    fn stats(&self) -> crate::log::Stats {
-        self.log.stats()
-    }
-
-    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
-        Log::verify(&self.log, progress).await
-    }
-
-    async fn close(&self) {
-        Log::close(&self.log).await;
     }
 }
 
@@ -188,38 +124,14 @@ pub struct Slow {
 }
 
 #[async_trait]
-impl Store for Slow {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key).await
+impl crate::passing::PassingStore for Slow {
+    fn behind(&self) -> &dyn Store {
+        &*self.inner
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let _ = self.open.subscribe().wait_for(|open| *open).await;
         self.inner.put(key, value, expected).await
-    }
-
-    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
-        self.inner.remove(key, expected).await
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.keys(prefix).await
-    }
-
-    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
-        self.inner.all().await
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.inner.is_damaged()
-    }
-
-    async fn mended(&self) -> Result<(), StoreError> {
-        self.inner.mended().await
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }

@@ -44,10 +44,7 @@ async fn left_ago(store: &dyn Store, sink: &str, days: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_not_done_outlives_a_restart_however_old_it_is() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=3).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 3).await;
+    let (bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 3).await;
     let done = replay(&engine, 1, 3).await;
     replay_done(&engine, &done).await;
     durable(&engine, 3).await;

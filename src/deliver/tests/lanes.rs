@@ -39,10 +39,7 @@ async fn letters_and_replays_go_beside_a_backlog() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_says_what_it_waits_for() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 5).await;
+    let (_bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 5).await;
     engine.pause("a", true).await.unwrap();
     let id = replay(&engine, 1, 5).await;
     let why = || engine.replays()[0].waits_for.clone().unwrap_or_default();

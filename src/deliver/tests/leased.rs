@@ -1,256 +1,14 @@
 //! Two nodes on one log and one store, and leases that come and go as a test says.
 
-use tokio::sync::watch;
-
 use super::*;
 use crate::deliver::Known;
 use crate::deliver::mark::{Record, record_key};
-use crate::node::{Lease, Leases, NodeStatus, Want};
+use pair::{ByHand, Node, Pair};
 
+mod pair;
 mod removed;
+mod replays;
 mod set_back;
-
-/// Leases of one node.
-#[derive(Debug)]
-struct ByHand {
-    name: &'static str,
-    held: Mutex<Option<Lease>>,
-    changes: watch::Sender<u64>,
-    given_up: AtomicU64,
-    /// What was said to be wanted, one after the other.
-    wants: Mutex<Vec<Vec<Want>>>,
-}
-
-impl ByHand {
-    fn new(name: &'static str) -> Arc<ByHand> {
-        Arc::new(ByHand {
-            name,
-            held: Mutex::default(),
-            changes: watch::Sender::new(0),
-            given_up: AtomicU64::new(0),
-            wants: Mutex::default(),
-        })
-    }
-
-    fn gets(&self, fence: u64) {
-        *lock(&self.held) = Some(Lease::with_fence(fence));
-        self.changes.send_modify(|count| *count += 1);
-    }
-
-    fn loses(&self) {
-        if let Some(lease) = lock(&self.held).take() {
-            lease.end();
-        }
-        self.changes.send_modify(|count| *count += 1);
-    }
-}
-
-#[async_trait]
-impl Leases for ByHand {
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
-    fn lease(&self, _what: &str) -> Option<Lease> {
-        lock(&self.held).clone().filter(Lease::holds)
-    }
-
-    fn want(&self, wants: Vec<Want>) {
-        lock(&self.wants).push(wants);
-    }
-
-    async fn give_up(&self, _what: &str) {
-        self.given_up.fetch_add(1, Ordering::SeqCst);
-        self.loses();
-    }
-
-    fn are_shared(&self) -> bool {
-        true
-    }
-
-    fn holder(&self, _what: &str) -> Option<String> {
-        lock(&self.held).is_some().then(|| self.name.to_owned())
-    }
-
-    fn nodes(&self) -> Vec<NodeStatus> {
-        Vec::new()
-    }
-}
-
-/// The store that both share, with the fence of every mark that was ever durable.
-#[derive(Debug)]
-struct Watched {
-    store: Arc<dyn Store>,
-    fences: Mutex<Vec<u64>>,
-    /// Records of sinks can't be read.
-    broken: AtomicBool,
-    /// Nor can this one.
-    unread: Mutex<Option<String>>,
-    /// They can't be saved.
-    refuses: AtomicBool,
-}
-
-#[async_trait]
-impl Store for Watched {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let is_unread = lock(&self.unread).as_deref() == Some(key);
-        if is_unread || self.broken.load(Ordering::SeqCst) && key.starts_with("sink/") {
-            return Err(StoreError::Unreadable("nobody answers".into()));
-        }
-        self.store.get(key).await
-    }
-
-    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
-        let fence = serde_json::from_slice::<Record>(&value).ok().map(|record| record.fence);
-        if self.refuses.load(Ordering::SeqCst) && key.starts_with("sink/") {
-            return Err(StoreError::Unreadable("nobody takes it".into()));
-        }
-        let put = self.store.put(key, value, expected).await?;
-        if key == record_key("a") {
-            lock(&self.fences).extend(fence);
-        }
-        Ok(put)
-    }
-
-    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
-        self.store.remove(key, expected).await
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.store.keys(prefix).await
-    }
-
-    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
-        self.store.all().await
-    }
-
-    fn is_damaged(&self) -> bool {
-        false
-    }
-
-    async fn mended(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    // It outlives the first node that stops.
-    async fn close(&self) {}
-}
-
-struct Pair {
-    bench: Bench,
-    store: Arc<Watched>,
-}
-
-struct Node {
-    engine: Engine,
-    leases: Arc<ByHand>,
-    receiver: Arc<Receiver>,
-    _dir: tempfile::TempDir,
-}
-
-impl Pair {
-    async fn new() -> Pair {
-        let bench = Bench::new(Vec::new());
-        let store = super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
-        let fences = Mutex::default();
-        Pair {
-            store: Arc::new(Watched {
-                store,
-                fences,
-                broken: AtomicBool::new(false),
-                unread: Mutex::default(),
-                refuses: AtomicBool::new(false),
-            }),
-            bench,
-        }
-    }
-
-    /// As if somebody had saved this of a sink.
-    async fn saved(&self, sink: &str, record: &(impl serde::Serialize + Sync)) {
-        crate::state::put_json(&*self.store, &record_key(sink), record, Expected::Anything)
-            .await
-            .unwrap();
-    }
-
-    async fn node(&self, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
-        self.node_on(Arc::new(self.bench.log.clone()), name, receiver, commit)
-            .await
-    }
-
-    async fn node_on(&self, log: Arc<dyn Log>, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
-        let node = self.try_node(log, name, receiver, sink_on(receiver, commit)).await;
-        node.unwrap()
-    }
-
-    /// One whose sink begins with what comes from now on.
-    async fn node_from_now_on(&self, name: &'static str, receiver: &Arc<Receiver>) -> Node {
-        let mut sink = sink_on(receiver, Commit::Acknowledge);
-        sink.start = crate::config::Start::Now;
-        let log = Arc::new(self.bench.log.clone());
-        self.try_node(log, name, receiver, sink).await.unwrap()
-    }
-
-    async fn try_node(
-        &self,
-        log: Arc<dyn Log>,
-        name: &'static str,
-        receiver: &Arc<Receiver>,
-        sink: SinkConfig,
-    ) -> Result<Node, EngineError> {
-        let dir = tempfile::tempdir().unwrap();
-        self.try_node_in(dir, log, name, receiver, sink).await
-    }
-
-    async fn try_node_in(
-        &self,
-        dir: tempfile::TempDir,
-        log: Arc<dyn Log>,
-        name: &'static str,
-        receiver: &Arc<Receiver>,
-        sink: SinkConfig,
-    ) -> Result<Node, EngineError> {
-        let leases = ByHand::new(name);
-        let options = Options {
-            log,
-            store: self.store.clone(),
-            dir: dir.path().to_owned(),
-            rules: self.bench.rules.clone(),
-            sinks: vec![sink],
-            mode: Mode::Follow,
-            names: Arc::default(),
-            clock: crate::age::Clock::new(jiff::Timestamp::now),
-        };
-        Ok(Node {
-            engine: Engine::start_with(options, leases.clone()).await?,
-            leases,
-            receiver: receiver.clone(),
-            _dir: dir,
-        })
-    }
-
-    async fn record(&self) -> Option<Record> {
-        let entry = self.store.store.get(&record_key("a")).await.unwrap();
-        entry.map(|entry| entry.json::<Record>().unwrap())
-    }
-
-    /// Only whoever has the sink now has ever saved its mark since it has.
-    fn nobody_came_between(&self) {
-        let fences = lock(&self.store.fences).clone();
-        assert!(fences.is_sorted(), "{fences:?}");
-    }
-
-    async fn durable(&self, upto: u64) -> Record {
-        let read = async || {
-            let entry = self.store.get(&record_key("a")).await.unwrap();
-            entry.map(|entry| entry.json::<Record>().unwrap())
-        };
-        until("that is durable", async || {
-            read().await.is_some_and(|record| record.cursor() == Some(Seq(upto)))
-        })
-        .await;
-        read().await.unwrap()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_node_with_the_lease_delivers_and_the_next_goes_on_from_its_mark() {
@@ -298,10 +56,7 @@ async fn only_the_node_with_the_lease_delivers_and_the_next_goes_on_from_its_mar
 async fn a_sink_that_no_node_drives_stays_in_sight_with_what_was_seen_last_and_says_why() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    one.leases.gets(1);
-    pair.bench.store(1..=20).await;
-    pair.durable(20).await;
+    let one = pair.node_at_work("one", &receiver, Commit::Acknowledge, 20).await;
     caught_up(&one.engine, 20).await;
     pair.store.broken.store(true, Ordering::SeqCst);
     one.leases.loses();
@@ -400,7 +155,7 @@ async fn a_mark_ahead_of_what_a_node_has_heard_of_the_log_is_believed() {
         .await
         .unwrap();
     pair.bench.store(1..=10).await;
-    let (said, heard) = watch::channel(Seq(5));
+    let (said, heard) = tokio::sync::watch::channel(Seq(5));
     let mut log = super::faulty::Faulty::on(&pair.bench.log);
     log.heard = Some(heard);
     let one = pair.node_on(Arc::new(log), "one", &receiver, Commit::Acknowledge).await;
@@ -535,10 +290,7 @@ async fn a_mark_of_a_receiver_passes_nothing_that_comes_after_the_log_was_set_ba
 async fn a_record_that_vanishes_is_written_again_by_whoever_drives_the_sink() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    one.leases.gets(1);
-    pair.bench.store(1..=20).await;
-    pair.durable(20).await;
+    let one = pair.node_at_work("one", &receiver, Commit::Acknowledge, 20).await;
     pair.store.remove(&record_key("a"), Expected::Anything).await.unwrap();
     pair.bench.store(21..=22).await;
     assert_eq!(pair.durable(22).await.fence, 1);
@@ -622,10 +374,7 @@ async fn a_sink_whose_position_is_lost_begins_at_the_oldest_event_also_when_that
 async fn what_was_delivered_and_not_saved_before_the_state_was_lost_is_not_delivered_again() {
     let pair = Pair::new().await;
     let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    one.leases.gets(1);
-    pair.bench.store(1..=3).await;
-    pair.durable(3).await;
+    let one = pair.node_at_work("one", &receiver, Commit::Acknowledge, 3).await;
     pair.store.refuses.store(true, Ordering::SeqCst);
     pair.bench.store(4..=6).await;
     until("it has them", async || receiver.seqs().len() >= 6).await;
@@ -654,86 +403,4 @@ async fn a_sink_that_is_configured_again_is_kept_although_nobody_drives_it() {
     assert_eq!(kept.detached_at, None);
     assert_eq!(kept.main.unwrap().next, Seq(2));
     one.engine.shutdown().await;
-}
-
-/// A replay that is taken back, or forgotten, by one node is none of another's any more.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_is_gone_from_the_state_stops_at_the_node_that_carries_it_out() {
-    let pair = Pair::new().await;
-    let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
-    two.leases.gets(1);
-    pair.bench.store(1..=20).await;
-    pair.durable(20).await;
-    two.engine.pause("a", true).await.unwrap();
-    let id = replay(&one.engine, 1, 20).await;
-    until("it is begun there", async || {
-        pair.record().await.unwrap().replays.contains_key(&id)
-    })
-    .await;
-    let key = format!("{}{id}", crate::deliver::mark::JOBS);
-    pair.store.remove(&key, Expected::Anything).await.unwrap();
-    until("nobody knows of it", async || {
-        one.engine.replays().is_empty() && two.engine.replays().is_empty()
-    })
-    .await;
-    until("the sink has let go of it", async || {
-        pair.record().await.unwrap().replays.is_empty()
-    })
-    .await;
-    two.engine.pause("a", false).await.unwrap();
-    pair.bench.store(21..=21).await;
-    pair.durable(21).await;
-    assert_eq!(receiver.sorted(), (1..=21).collect::<Vec<_>>(), "nothing of it is sent");
-    one.engine.shutdown().await;
-    two.engine.shutdown().await;
-}
-
-/// State that is lost says nothing about what was asked for.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_goes_on_where_the_state_that_had_it_is_lost() {
-    let pair = Pair::new().await;
-    let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    one.leases.gets(1);
-    pair.bench.store(1..=5).await;
-    pair.durable(5).await;
-    one.engine.pause("a", true).await.unwrap();
-    let id = replay(&one.engine, 1, 5).await;
-    // It is noted anew as soon as every sink has a record again, which does not come about.
-    pair.store.refuses.store(true, Ordering::SeqCst);
-    for key in [
-        "begun",
-        &record_key("a"),
-        &format!("{}{id}", crate::deliver::mark::JOBS),
-    ] {
-        pair.store.remove(key, Expected::Anything).await.unwrap();
-    }
-    one.engine.look_at_jobs().await.unwrap();
-    assert_eq!(one.engine.replays().len(), 1, "it is known here");
-    pair.store.refuses.store(false, Ordering::SeqCst);
-    one.engine.shutdown().await;
-}
-
-/// What another node has noted of a replay counts here too.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sink_that_another_node_forgets_is_waited_for_by_no_replay_here() {
-    let pair = Pair::new().await;
-    let receiver = Receiver::new();
-    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
-    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
-    two.leases.gets(1);
-    pair.bench.store(1..=5).await;
-    pair.durable(5).await;
-    two.engine.pause("a", true).await.unwrap();
-    replay(&one.engine, 1, 5).await;
-    until("both know it", async || !two.engine.replays().is_empty()).await;
-    two.engine.part_for_good("a").await.unwrap();
-    until("it ends here too", async || {
-        one.engine.replays()[0].state == "incomplete"
-    })
-    .await;
-    one.engine.shutdown().await;
-    two.engine.shutdown().await;
 }

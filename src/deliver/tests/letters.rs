@@ -187,11 +187,7 @@ async fn letters_that_do_not_answer_are_left_and_named_when_somebody_is_erased()
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {
     let receivers = [Receiver::new(), Receiver::new()];
-    let mut sinks: Vec<SinkConfig> = receivers
-        .iter()
-        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
-        .collect();
-    sinks[1].name = "b".into();
+    let sinks = sinks_on(&receivers, Commit::Acknowledge);
     let bench = Bench::new(sinks);
     bench.store(1..=5).await;
     let dead = bench.dir.path().join("dead");

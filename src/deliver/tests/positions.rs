@@ -1,7 +1,7 @@
 //! What a sink, its mark and the log say of one another when one of them was set back, or answers late.
 
 use super::*;
-use crate::state::{Entry, Expected, Revision, Store, StoreError};
+use crate::state::{Expected, Revision, Store, StoreError};
 
 /// A store that gives one change up although it is still on its way: it is made before the next one.
 #[derive(Debug)]
@@ -15,9 +15,9 @@ struct Late {
 }
 
 #[async_trait]
-impl Store for Late {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.store.get(key).await
+impl crate::passing::PassingStore for Late {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
@@ -32,30 +32,6 @@ impl Store for Late {
             return Err(StoreError::Failing("the disk does not answer".into()));
         }
         self.store.put(key, value, expected).await
-    }
-
-    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
-        self.store.remove(key, expected).await
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.store.keys(prefix).await
-    }
-
-    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
-        self.store.all().await
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.store.is_damaged()
-    }
-
-    async fn mended(&self) -> Result<(), StoreError> {
-        self.store.mended().await
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
     }
 }
 

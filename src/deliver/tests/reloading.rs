@@ -25,12 +25,7 @@ async fn is_stopping(engine: &Engine) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_does_not_stop_holds_up_no_other_of_a_reload() {
     let receivers = [Receiver::new(), Receiver::new(), Receiver::new()];
-    let mut sinks: Vec<SinkConfig> = receivers
-        .iter()
-        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
-        .collect();
-    sinks[1].name = "b".into();
-    sinks[2].name = "c".into();
+    let sinks = sinks_on(&receivers, Commit::Acknowledge);
     let bench = Bench::new(sinks[..2].to_vec());
     receivers[0].gate.send_replace(false);
     bench.store(1..=5).await;
@@ -131,11 +126,7 @@ async fn no_order_is_lost_on_a_worker_that_stops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_begins_after_the_end() {
     let receivers = [Receiver::new(), Receiver::new()];
-    let mut sinks: Vec<SinkConfig> = receivers
-        .iter()
-        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
-        .collect();
-    sinks[1].name = "b".into();
+    let sinks = sinks_on(&receivers, Commit::Acknowledge);
     let bench = Bench::new(sinks[..1].to_vec());
     receivers[0].gate.send_replace(false);
     bench.store(1..=5).await;

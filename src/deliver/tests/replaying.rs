@@ -88,10 +88,7 @@ async fn a_replay_that_is_started_while_its_sink_starts_anew_is_carried_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_buried_when_there_is_room_again() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=30).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 30).await;
+    let (_bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 30).await;
     engine.bury(Seq(30));
     engine.bury(Seq::ZERO);
     all_again(&engine, 30).await;
@@ -126,10 +123,7 @@ async fn what_a_replay_finds_gone_counts_in_the_replay() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replays_go_where_they_are_meant_and_come_to_their_end() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
-    bench.store(1..=30).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 30).await;
+    let (_bench, engine) = Bench::caught_up(&receiver, Commit::Checkpoint, 30).await;
     let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
     spec.only_partials = false;
     spec.ids = vec!["ev_7".into(), "ev_8".into()];
@@ -184,10 +178,7 @@ fn endless() -> (ReplaySpec, std::collections::BTreeMap<String, u64>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_without_an_end_ends_where_the_log_did() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=30).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 30).await;
+    let (bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 30).await;
     let (spec, planned) = endless();
     let id = engine.replay_start(spec, planned).await.unwrap();
     let replay = replay_done(&engine, &id).await;
@@ -205,10 +196,7 @@ async fn a_replay_without_an_end_ends_where_the_log_did() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stored_replay_without_an_end_comes_to_one() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=30).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 30).await;
+    let (bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 30).await;
     engine.shutdown().await;
     let (spec, mut planned) = endless();
     planned.insert("gone".into(), u64::MAX);

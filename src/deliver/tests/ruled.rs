@@ -17,10 +17,7 @@ async fn planned(engine: &Engine, spec: ReplaySpec) -> (ReplaySpec, std::collect
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_of_at_most_no_event_sends_none() {
     let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 5).await;
+    let (_bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 5).await;
     for (limit, events) in [(0, 0), (1, 1), (4, 4), (9, 5)] {
         let spec = ReplaySpec {
             limit: Some(limit),

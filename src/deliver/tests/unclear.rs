@@ -21,9 +21,9 @@ fn failing<T>() -> Result<T, StoreError> {
 }
 
 #[async_trait]
-impl Store for Unclear {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key).await
+impl crate::passing::PassingStore for Unclear {
+    fn behind(&self) -> &dyn Store {
+        &*self.inner
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
@@ -43,22 +43,6 @@ impl Store for Unclear {
             return failing();
         }
         self.inner.remove(key, expected).await
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.keys(prefix).await
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.inner.is_damaged()
-    }
-
-    async fn mended(&self) -> Result<(), StoreError> {
-        self.inner.mended().await
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 

@@ -20,7 +20,7 @@ use crate::deliver::rendering::Rendering;
 use crate::deliver::schedule;
 use crate::event::{Delivery, Seq};
 use crate::rules::RuleSet;
-use crate::sinks::{Batch, Commit, Outcome, Unavailable};
+use crate::sinks::{Batch, Commit, Outcome, Sink, Unavailable};
 use crate::task;
 use crate::telemetry;
 
@@ -284,52 +284,24 @@ impl Worker<'_> {
             }
             Commit::Acknowledge | Commit::Checkpoint => (Record::default(), BTreeSet::new()),
         };
-        let epoch = self.kit.log.epoch().to_owned();
-        let name = self.kit.name().to_owned();
-        let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         let (begins, begun) = oneshot::channel();
-        let previous = self.begun.replace(begun);
-        task::begin_among(&mut self.tasks, async move {
-            let (mut batch, mut rest, mut asked) = (batch, Vec::new(), true);
-            let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
-                Err(unavailable) => {
-                    asked = false;
-                    Err(unavailable)
-                }
-                Ok((count, ended)) => {
-                    rest = batch.split_off(count.min(batch.len()));
-                    // Those of which it is not known yet what becomes of them.
-                    let going = (!ended.is_empty()).then(|| going(&batch, &ended));
-                    let going = going.as_deref().unwrap_or(&batch);
-                    let mark_after = |outcomes: &[Outcome]| {
-                        let outcomes = merged(&ended, outcomes);
-                        after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
-                    };
-                    if let Some(previous) = previous {
-                        // However that one ended.
-                        let _ = previous.await;
-                    }
-                    call.asks();
-                    let answered = if going.is_empty() && commit != Commit::Transaction {
-                        asked = false;
-                        Ok(Vec::new())
-                    } else {
-                        let handed = Batch::new(going, &mark_after);
-                        let delivery = tokio::time::timeout(limit, beginning(begins, sink.deliver(&handed)));
-                        answer(&name, commit, going.len(), delivery).await
-                    };
-                    answered.map(|outcomes| merged(&ended, &outcomes))
-                }
-            };
-            Done::Delivered(Answered {
-                lane,
-                batch,
-                rest,
-                call,
-                asked,
-                answer,
-            })
-        });
+        let handing = Handing {
+            lane,
+            batch,
+            call,
+            sink,
+            commit,
+            limit,
+            before,
+            noted,
+            epoch: self.kit.log.epoch().to_owned(),
+            name: self.kit.name().to_owned(),
+            rendering: self.kit.rendering.clone(),
+            rules: self.rules.clone(),
+            begins,
+            previous: self.begun.replace(begun),
+        };
+        task::begin_among(&mut self.tasks, async move { Done::Delivered(handing.run().await) });
     }
 
     /// Of a batch, what does not follow from the rules if it is delivered.
@@ -349,6 +321,72 @@ impl Worker<'_> {
         (matches!(lane, Lane::Replay(_)) && self.kit.letters.has(event.seq))
             || finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
+    }
+}
+
+/// A batch on its way to the sink, as a task of its own.
+struct Handing {
+    lane: Lane,
+    batch: Vec<Delivery>,
+    call: Call,
+    sink: Arc<dyn Sink>,
+    commit: Commit,
+    limit: Duration,
+    /// For a sink whose receiver keeps the mark: the record without these, and what of them has to be noted.
+    before: Record,
+    noted: BTreeSet<Seq>,
+    epoch: String,
+    name: String,
+    rendering: Rendering,
+    rules: Arc<RuleSet>,
+    /// Dropped when the call has reached the sink.
+    begins: oneshot::Sender<()>,
+    /// Ends when the call before it has.
+    previous: Option<oneshot::Receiver<()>>,
+}
+
+impl Handing {
+    /// Renders the batch, and has the sink deliver what is left to be delivered.
+    async fn run(mut self) -> Answered {
+        let (mut rest, mut asked) = (Vec::new(), true);
+        let answer = match rendered(&self.rendering, &self.rules, &mut self.batch, &self.name).await {
+            Err(unavailable) => {
+                asked = false;
+                Err(unavailable)
+            }
+            Ok((count, ended)) => {
+                rest = self.batch.split_off(count.min(self.batch.len()));
+                // Those of which it is not known yet what becomes of them.
+                let going = (!ended.is_empty()).then(|| going(&self.batch, &ended));
+                let going = going.as_deref().unwrap_or(&self.batch);
+                let mark_after = |outcomes: &[Outcome]| {
+                    let outcomes = merged(&ended, outcomes);
+                    after(&self.before, &self.lane, &self.batch, &outcomes, &self.noted).to_mark(&self.epoch)
+                };
+                if let Some(previous) = self.previous.take() {
+                    // However that one ended.
+                    let _ = previous.await;
+                }
+                self.call.asks();
+                let answered = if going.is_empty() && self.commit != Commit::Transaction {
+                    asked = false;
+                    Ok(Vec::new())
+                } else {
+                    let handed = Batch::new(going, &mark_after);
+                    let delivery = tokio::time::timeout(self.limit, beginning(self.begins, self.sink.deliver(&handed)));
+                    answer(&self.name, self.commit, going.len(), delivery).await
+                };
+                answered.map(|outcomes| merged(&ended, &outcomes))
+            }
+        };
+        Answered {
+            lane: self.lane,
+            batch: self.batch,
+            rest,
+            call: self.call,
+            asked,
+            answer,
+        }
     }
 }
 

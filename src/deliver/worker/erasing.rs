@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 use super::Worker;
-use super::lanes::{ERASED, Reach};
+use super::lanes::Reach;
+use super::queue::ERASED;
 use crate::deliver::feed::Saved;
 use crate::event::Seq;
 

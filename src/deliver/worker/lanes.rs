@@ -1,18 +1,17 @@
 //! Where a sink's deliveries come from: the main feed, dead letters that are tried again, replays. Pure but for the letters' index.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use super::super::feed::{Feed, Saved};
+use super::super::feed::Feed;
 use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
-use super::super::memory::{Held, Memory};
+use super::super::memory::Memory;
 use super::super::replay::Job;
-use super::super::types::Waiter;
+use super::queue::{ERASED, Queue};
+use super::replaying::{Replaying, fresh};
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 use crate::sorted;
@@ -82,110 +81,6 @@ pub(super) struct Lanes {
     memory: Memory,
 }
 
-/// A replay's progress.
-#[derive(Debug)]
-pub(super) struct Replaying {
-    pub job: Arc<Job>,
-    pub feed: Feed,
-    pub delivered: u64,
-    pub dead: u64,
-    pub skipped: u64,
-    pub lost: u64,
-    /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
-    lost_ahead: Vec<(Seq, Seq)>,
-    pub done: bool,
-    /// The rule that it goes by is there no more, or not for this sink: it waits.
-    pub unruled: bool,
-    /// The log has something here, and this node has not heard of it yet.
-    unheard: Option<Seq>,
-}
-
-impl Replaying {
-    fn new(job: Arc<Job>, record: &ReplayRecord, order: Order, memory: &Memory) -> Replaying {
-        Replaying {
-            job,
-            feed: Feed::restore(&record.saved, order).within(memory),
-            delivered: record.delivered,
-            dead: record.dead,
-            skipped: record.skipped,
-            lost: record.lost,
-            lost_ahead: Vec::new(),
-            done: record.done,
-            unruled: false,
-            unheard: None,
-        }
-    }
-
-    /// What another sink has got of its deliveries is finished, which its mark may not have said yet.
-    pub fn pass_diverted(&mut self, letters: &Letters) {
-        for seq in letters.diverted_by(&self.job.id, self.feed.open_seqs()) {
-            self.feed.finished(seq);
-            self.dead += 1;
-        }
-    }
-
-    /// Events of a range that has just been read are gone.
-    pub fn has_lost(&mut self, from: Seq, to: Seq) {
-        let upto = self.feed.next_saved();
-        self.lost_ahead.retain(|(first, _)| *first >= upto);
-        let to = to.min(self.job.spec.to);
-        if from <= to {
-            self.lost += to.0 - from.0 + 1;
-            self.lost_ahead.push((from, to));
-        }
-    }
-
-    /// Whether there is something to be read for it, where this node has heard of the log up to `head`, and the main feed goes on at
-    /// `main`. What is released goes behind that: whether an event is its own is known when it has passed it.
-    pub fn wants_more(&self, head: Seq, main: Seq) -> bool {
-        let is_heard = self.unheard.is_none_or(|unheard| unheard <= head);
-        let next = self.feed.next();
-        let is_behind = !self.job.spec.releases || next < main;
-        let has_room = next <= self.job.spec.to && self.feed.room() > 0;
-        self.goes() && has_room && is_heard && is_behind
-    }
-
-    /// Whether it has anything to do, as far as nothing stops it.
-    pub fn goes(&self) -> bool {
-        self.job.is_running() && !self.done && !self.unruled
-    }
-
-    /// Whether it is gone, and all that was under way of it has come to its end.
-    fn is_over(&self) -> bool {
-        self.job.is_gone() && self.feed.in_flight() == 0 && self.feed.parked_len() == 0
-    }
-
-    /// Nothing is read for it before this node has heard of what the log has here.
-    pub fn waits_until_heard(&mut self, of: Seq) {
-        self.unheard = Some(of);
-    }
-
-    fn record(&self) -> ReplayRecord {
-        let saved = self.feed.save();
-        let ahead = self.lost_ahead.iter().filter(|(first, _)| *first >= saved.next);
-        let ahead: u64 = ahead.map(|(first, last)| last.0 - first.0 + 1).sum();
-        ReplayRecord {
-            saved,
-            delivered: self.delivered,
-            dead: self.dead,
-            skipped: self.skipped,
-            done: self.done,
-            lost: self.lost - ahead,
-        }
-    }
-}
-
-/// A replay that was not begun yet.
-fn fresh(job: &Job) -> ReplayRecord {
-    ReplayRecord {
-        saved: Saved {
-            next: job.spec.from,
-            open: Vec::new(),
-        },
-        ..ReplayRecord::default()
-    }
-}
-
 impl Lanes {
     /// Goes on where a record says. What became a dead letter after it was saved is finished, and so is what went to another sink of a
     /// replay: its own dead letters say nothing of which delivery they are.
@@ -211,11 +106,7 @@ impl Lanes {
             .retain(|item| letters.is_given(item.seq) && !record.remove.contains(&item.seq));
         Lanes {
             main,
-            letters: Queue {
-                memory: memory.clone(),
-                done: record.remove.iter().copied().collect(),
-                ..Queue::default()
-            },
+            letters: Queue::new(&record.remove, memory),
             given: Feed::restore(&tried, Order::None).within(memory),
             given_up: BTreeMap::new(),
             replays: jobs.iter().map(replay).collect(),
@@ -276,7 +167,7 @@ impl Lanes {
         if open >= LOOKED_AT_MAX / 2 || letters.given_len() <= open {
             return;
         }
-        let (given, done) = (&self.given, &self.letters.done);
+        let (given, done) = (&self.given, self.letters.done());
         let more = letters.given(LOOKED_AT_MAX - open, |seq| given.has(seq) || done.contains(&seq));
         for (seq, since) in more {
             self.given.admit(seq, since);
@@ -311,7 +202,7 @@ impl Lanes {
     /// A delivery failed. `true`: its data was erased meanwhile, and that is its end.
     pub fn ends_erased(&mut self, lane: &Lane, seq: Seq) -> bool {
         if *lane == Lane::Letters {
-            let is_erased = self.letters.erased.contains(&seq);
+            let is_erased = self.letters.is_erased(seq);
             if is_erased {
                 self.letters.failed(seq, ERASED);
             }
@@ -328,7 +219,7 @@ impl Lanes {
             main,
             replays: self.replay_records(),
             given: self.given.save_tried(),
-            remove: self.letters.done.iter().copied().collect(),
+            remove: self.letters.done().iter().copied().collect(),
             ..record.clone()
         }
     }
@@ -385,7 +276,7 @@ impl Lanes {
 
     /// Whether there is or will be something to deliver that is known already.
     pub fn any_work(&self) -> bool {
-        !self.main.is_idle() || !self.letters.waiting.is_empty() || self.replays.iter().any(Replaying::goes)
+        !self.main.is_idle() || self.letters.has_waiting() || self.replays.iter().any(Replaying::goes)
     }
 
     /// When the next event is due that waits for another try.
@@ -399,7 +290,7 @@ impl Lanes {
 
     pub fn in_flight(&self) -> usize {
         let replays = self.replays.iter().map(|replay| replay.feed.in_flight());
-        self.main.in_flight() + self.given.in_flight() + replays.sum::<usize>() + self.letters.running.len()
+        self.main.in_flight() + self.given.in_flight() + replays.sum::<usize>() + self.letters.in_flight()
     }
 
     /// The lanes with events that were given up and have no letter yet.
@@ -435,200 +326,6 @@ impl Lanes {
             }
             Lane::Given => self.given.may_load(),
             Lane::Letters => self.letters.may_load(),
-        }
-    }
-}
-
-/// Why a letter is not tried.
-pub(super) const ERASED: &str = "its event was erased";
-
-/// Whoever waits for a letter of which only the receiver knows whether it was delivered waits so long for the receiver to say.
-const DOUBT_WITHIN: Duration = Duration::from_secs(60);
-
-/// Dead letters on their way to be tried once more.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiting: VecDeque<Seq>,
-    /// What is being tried, which counts as held for as long.
-    running: BTreeMap<Seq, Held>,
-    /// What all sinks hold.
-    memory: Memory,
-    /// Of those that run: their data was erased meanwhile.
-    erased: BTreeSet<Seq>,
-    /// Delivered, and to be removed when that is durable.
-    done: BTreeSet<Seq>,
-    /// Delivered, or not: the answer was lost, and the receiver's mark says which when the sink is open again. With what went wrong.
-    doubted: BTreeMap<Seq, String>,
-    doubted_since: Option<Instant>,
-    asked: BTreeMap<Seq, Waiter>,
-}
-
-impl Queue {
-    /// Somebody wants these tried; what is under way already is tried once, and counted by whoever asked first.
-    pub fn ask(&mut self, asked: Vec<(Seq, Waiter)>) {
-        for (seq, waiter) in asked {
-            if self.asked.contains_key(&seq) {
-                // Counted once, by whoever asked first.
-                waiter.leave();
-                continue;
-            }
-            let is_new = !self.done.contains(&seq);
-            self.asked.insert(seq, waiter);
-            if is_new && !self.running.contains_key(&seq) && !self.doubted.contains_key(&seq) {
-                self.waiting.push_back(seq);
-            }
-        }
-    }
-
-    pub fn next(&mut self) -> Option<Seq> {
-        self.waiting.pop_front()
-    }
-
-    /// Whether another one may be read to be tried: one may in any case, more of them as far as there is memory.
-    pub fn may_load(&self) -> bool {
-        let held: usize = self.running.values().map(Held::weight).sum();
-        held == 0 || held < self.memory.share()
-    }
-
-    /// Whether there is one to be tried now.
-    fn is_ready(&self) -> bool {
-        !self.waiting.is_empty() && self.may_load()
-    }
-
-    pub fn started(&mut self, held: Held) {
-        self.running.insert(held.event().seq, held);
-    }
-
-    /// It was not tried after all, and is the next one.
-    pub fn unstarted(&mut self, seq: Seq) {
-        if self.running.remove(&seq).is_some() {
-            self.waiting.push_front(seq);
-        }
-    }
-
-    /// Whether it was handed to the sink, and that is not settled yet.
-    pub fn was_handed(&self, seq: Seq) -> bool {
-        self.running.contains_key(&seq) || self.done.contains(&seq)
-    }
-
-    /// Whether it was delivered, and is to be removed.
-    pub fn is_done(&self, seq: Seq) -> bool {
-        self.done.contains(&seq)
-    }
-
-    /// All of those.
-    fn handed(&self) -> impl Iterator<Item = Seq> {
-        let running = self.running.keys().chain(&self.done);
-        running.chain(self.doubted.keys()).copied()
-    }
-
-    /// It is still dead.
-    pub fn failed(&mut self, seq: Seq, reason: &str) {
-        self.running.remove(&seq);
-        self.erased.remove(&seq);
-        self.done.remove(&seq);
-        self.settle(seq, false, reason);
-    }
-
-    /// It is no dead letter any more.
-    pub fn gone(&mut self, seq: Seq) {
-        self.running.remove(&seq);
-        self.erased.remove(&seq);
-        if let Some(waiter) = self.asked.remove(&seq) {
-            waiter.pass_gone();
-        }
-    }
-
-    /// The answer was lost: whether it was delivered is found out when the sink is open again.
-    pub fn doubt(&mut self, seq: Seq, reason: &str, now: Instant) {
-        self.running.remove(&seq);
-        self.erased.remove(&seq);
-        self.doubted.insert(seq, reason.to_owned());
-        self.doubted_since.get_or_insert(now);
-    }
-
-    /// When doubts are given up that last until then.
-    pub fn doubts_end(&self) -> Option<Instant> {
-        self.doubted_since.map(|since| since + DOUBT_WITHIN)
-    }
-
-    /// What is doubted was not delivered, as the receiver says.
-    pub fn deny_doubted(&mut self) {
-        self.end_doubts(|reason| reason);
-    }
-
-    /// The receiver has not said what of the doubted it has, and nobody is kept waiting for that any more. A letter that was delivered goes
-    /// all the same when the receiver says so.
-    pub fn leave_doubted(&mut self) {
-        self.end_doubts(|reason| format!("whether it was delivered is not known yet, the answer was lost: {reason}"));
-    }
-
-    fn end_doubts(&mut self, say: impl Fn(String) -> String) {
-        self.doubted_since = None;
-        for (seq, reason) in std::mem::take(&mut self.doubted) {
-            self.failed(seq, &say(reason));
-        }
-    }
-
-    /// It was delivered; whoever waits hears so when that is durable and it was removed.
-    pub fn delivered(&mut self, seq: Seq) {
-        self.running.remove(&seq);
-        self.erased.remove(&seq);
-        self.done.insert(seq);
-    }
-
-    /// The data of these was erased: none that waits is tried; what runs may end.
-    fn erase(&mut self, seqs: &BTreeSet<Seq>) {
-        let (erased, waiting) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|seq| seqs.contains(seq));
-        self.waiting = waiting;
-        let erased: VecDeque<Seq> = erased;
-        for seq in erased {
-            self.settle(seq, false, ERASED);
-        }
-        self.erased.extend(self.running.keys().filter(|seq| seqs.contains(seq)));
-    }
-
-    /// It was removed, or needs no removing.
-    pub fn removed(&mut self, seq: Seq) {
-        self.done.remove(&seq);
-        self.settle(seq, true, "");
-    }
-
-    /// These are the delivered ones, as the receiver's mark says: they need no further try, and what else was thought so is not.
-    pub fn adopt(&mut self, seqs: &[Seq], reason: &str) {
-        let adopted: BTreeSet<Seq> = seqs.iter().copied().collect();
-        self.waiting.retain(|seq| !adopted.contains(seq));
-        self.doubted.retain(|seq, _| !adopted.contains(seq));
-        self.deny_doubted();
-        let undone: Vec<Seq> = self.done.difference(&adopted).copied().collect();
-        for seq in undone {
-            self.failed(seq, reason);
-        }
-        self.done = adopted;
-    }
-
-    /// None of those that wait is tried.
-    pub fn fail_waiting(&mut self, reason: &str) {
-        for seq in std::mem::take(&mut self.waiting) {
-            self.settle(seq, false, reason);
-        }
-    }
-
-    /// Nothing since the last durable mark is believed: what was delivered since is not.
-    pub fn go_back(&mut self, durable: &[Seq], reason: &str) {
-        self.fail_waiting(reason);
-        let running = std::mem::take(&mut self.running);
-        let done: Vec<Seq> = self.done.iter().copied().filter(|seq| !durable.contains(seq)).collect();
-        for seq in running.into_keys().chain(done) {
-            self.failed(seq, reason);
-        }
-    }
-
-    fn settle(&mut self, seq: Seq, delivered: bool, reason: &str) {
-        if let Some(waiter) = self.asked.remove(&seq) {
-            waiter.settle(delivered, reason);
         }
     }
 }

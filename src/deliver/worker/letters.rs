@@ -5,7 +5,8 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
-use super::lanes::{ERASED, Lane};
+use super::lanes::Lane;
+use super::queue::ERASED;
 use super::{Worker, apart_of, instant};
 use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};

@@ -7,6 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
+//! | `queue`, `replaying` | such letters, and a replay's progress |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `ahead` | what has settled, and was superseded in what there is no room to read |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
@@ -17,7 +18,8 @@
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
 //! | `parked` | letters that can't be made before earlier ones for the same events have gone |
-//! | `progress` | checkpoints and saves the mark, and goes back to it |
+//! | `progress`, `securing` | checkpoints and saves the mark, and goes back to it; one such save |
+//! | `opened` | where a sink stands that was opened |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `setback` | what a receiver's mark says of a log that was set back |
 //! | `status` | what is seen from outside |
@@ -35,10 +37,14 @@ mod had;
 mod hanging;
 mod lanes;
 mod letters;
+mod opened;
 mod outcome;
 mod parked;
 mod progress;
+mod queue;
 mod releasing;
+mod replaying;
+mod securing;
 mod setback;
 mod status;
 mod stop;
@@ -86,7 +92,8 @@ use chores::Chores;
 use erasing::Erasing;
 use hanging::{Activity, Calls};
 use lanes::Lanes;
-use progress::{Progress, Secured};
+use progress::Progress;
+use securing::Secured;
 use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
@@ -169,6 +176,18 @@ impl Kit {
         if self.lease.fence() > 0 {
             self.outset.see(self.name(), record);
         }
+    }
+
+    /// A record as it is gone on with, where the log ends at `end`.
+    fn going_on_with(&self, durable: &Record, now: Timestamp, end: Seq) -> Record {
+        let mut record = durable.clone();
+        record.follow_clock(now);
+        // Another node's mark may be ahead of what this one has heard of the log: that comes.
+        if let Some(main) = record.main.as_mut().filter(|_| self.lease.fence() == 0) {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
+        record
     }
 
     /// The lanes of a sink that goes on from a record.
@@ -301,14 +320,8 @@ impl<'a> Worker<'a> {
     /// A worker that goes on with a durable record.
     fn new(kit: &'a Kit, durable: Record, revision: Option<Revision>) -> Worker<'a> {
         let now = schedule::now();
-        let mut record = durable.clone();
-        record.follow_clock(now);
         let end = kit.log.head().borrow().next();
-        // Another node's mark may be ahead of what this one has heard of the log: that comes.
-        if let Some(main) = record.main.as_mut().filter(|_| kit.lease.fence() == 0) {
-            // The log has lost what it had, and could not be told so: what it stores next is new.
-            main.next = main.next.min(end);
-        }
+        let record = kit.going_on_with(&durable, now, end);
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),

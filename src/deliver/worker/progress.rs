@@ -4,23 +4,21 @@
 //! one is bounded in time, events and bytes. Saving is a task of its own; at most one runs.
 
 use std::collections::BTreeSet;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Done, GRACE, Worker};
-use crate::deliver::mark::{Record, Unmarked, record_key};
+use super::securing::{Secured, Securing, Trouble};
+use super::{Done, Worker};
+use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
-use crate::sinks::{Commit, Gather, Opened, Sink, Unavailable};
-use crate::state::{Expected, Revision, Store, StoreError, put_json};
+use crate::sinks::{Commit, Gather, Sink};
+use crate::state::{Expected, StoreError};
 use crate::task;
-use crate::telemetry;
 
 /// Progress is saved at most this often, and at the latest after so long.
 pub(super) const SAVE_EVERY: Duration = Duration::from_millis(200);
@@ -72,7 +70,7 @@ pub(super) struct Progress {
     /// of each, whatever becomes of it here while the receiver can't be asked.
     pub unsaved_deliveries: Seqs,
     /// The same since the durable mark, of a save that runs.
-    saving_deliveries: Seqs,
+    pub saving_deliveries: Seqs,
     /// Letters that are to go by what is being saved, or by a save of which it is not known whether it is durable.
     pub removing: BTreeSet<Seq>,
 }
@@ -188,119 +186,6 @@ impl Progress {
         self.securing += std::mem::take(&mut self.fresh);
         self.saving_deliveries = self.delivered();
         self.unsaved_deliveries = Seqs::default();
-    }
-}
-
-/// What a save has come to.
-pub(super) struct Secured {
-    /// It was everything, not the pause alone.
-    whole: bool,
-    /// And all of that is durable, not a plan alone.
-    taken: bool,
-    /// What is durable now, if anything was saved.
-    saved: Option<(Record, Revision)>,
-    trouble: Option<Trouble>,
-}
-
-enum Trouble {
-    /// The sink could not secure what it was given: nothing since the last durable mark is believed.
-    Sink(Unavailable),
-    /// The mark could not be saved. `moved`: the sink has moved meanwhile, so nothing may be delivered before it is.
-    Store { error: StoreError, moved: bool },
-}
-
-/// What is needed to save.
-struct Securing {
-    store: Arc<dyn Store>,
-    key: String,
-    record: Record,
-    /// The newest durable mark, beside which a plan is saved.
-    before: Record,
-    expected: Expected,
-    /// Nodes keep the record together.
-    is_shared: bool,
-    /// The sink to checkpoint first; `None`: only the record is saved.
-    sink: Option<Arc<dyn Sink>>,
-    limit: Duration,
-    /// For one exchange of a checkpoint.
-    exchange: Duration,
-    name: String,
-    whole: bool,
-    /// What the sink was given is durable.
-    taken: bool,
-}
-
-impl Securing {
-    async fn run(mut self) -> Secured {
-        let mut saved = None;
-        let trouble = self.steps(&mut saved).await.err();
-        Secured {
-            whole: self.whole,
-            taken: self.whole && self.taken,
-            saved,
-            trouble,
-        }
-    }
-
-    async fn steps(&mut self, saved: &mut Option<(Record, Revision)>) -> Result<(), Trouble> {
-        if let Some(sink) = self.sink.clone() {
-            if let Some(plan) = self.bounded("checkpoint", sink.plan()).await? {
-                let planned = Record {
-                    position: Some(plan),
-                    ..self.before.clone()
-                };
-                let whole = std::mem::replace(&mut self.record, planned);
-                *saved = Some(self.put(false).await?);
-                self.record = whole;
-            }
-            let whole = self.limit;
-            self.limit = self.exchange * sink.exchanges() + GRACE;
-            let position = self.bounded("checkpoint", sink.checkpoint()).await;
-            self.limit = whole;
-            self.record.position = position?;
-        }
-        *saved = Some(self.put(false).await?);
-        self.taken = true;
-        if let Some(sink) = self.sink.clone()
-            && let Some(position) = self.bounded("checkpoint", sink.committed()).await?
-        {
-            self.record.position = Some(position);
-            *saved = Some(self.put(true).await?);
-        }
-        Ok(())
-    }
-
-    async fn bounded<T>(
-        &self,
-        part: &'static str,
-        work: impl Future<Output = Result<T, Unavailable>>,
-    ) -> Result<T, Trouble> {
-        let done = AssertUnwindSafe(tokio::time::timeout(self.limit, work))
-            .catch_unwind()
-            .await;
-        let done = done.unwrap_or_else(|_| {
-            telemetry::sink_restarted(&self.name, part);
-            let reason = "the sink panicked; this is a defect of closehook, please report it";
-            Ok(Err(Unavailable::new(reason)))
-        });
-        let done = done.unwrap_or_else(|_| Err(Unavailable::new("securing what was delivered took too long")));
-        done.map_err(Trouble::Sink)
-    }
-
-    async fn put(&mut self, moved: bool) -> Result<(Record, Revision), Trouble> {
-        self.record.saved_at = Some(schedule::now());
-        let mut put = put_json(&*self.store, &self.key, &self.record, self.expected).await;
-        if matches!(put, Err(StoreError::Conflict(_))) && self.is_gone().await {
-            put = put_json(&*self.store, &self.key, &self.record, Expected::Nothing).await;
-        }
-        let revision = put.map_err(|error| Trouble::Store { error, moved })?;
-        self.expected = Expected::Revision(revision);
-        Ok((self.record.clone(), revision))
-    }
-
-    /// Whether nodes' state was lost, and nobody has another record: what is known here is the newest there is.
-    async fn is_gone(&self) -> bool {
-        self.is_shared && matches!(self.store.get(&self.key).await, Ok(None))
     }
 }
 
@@ -515,107 +400,6 @@ impl Worker<'_> {
         if self.drive.commit == Commit::Checkpoint {
             self.close_sink("the sink's worker stopped");
         }
-    }
-
-    /// An opening came back.
-    pub(super) async fn opened(&mut self, opened: Result<Opened, Unavailable>) {
-        self.opening = false;
-        let settled = match opened {
-            Ok(opened) => self.settle_with(&opened).await.map(|()| opened),
-            Err(unavailable) => Err(unavailable),
-        };
-        match settled {
-            Ok(opened) => {
-                self.unanswered.clear();
-                self.breaker.opened(schedule::now());
-                if std::mem::take(&mut self.failed_to_open) {
-                    self.works_again();
-                }
-                self.sink = Some(opened.sink.into());
-            }
-            Err(unavailable) => {
-                self.failed_to_open = true;
-                self.unavailable(&unavailable);
-            }
-        }
-    }
-
-    /// Takes over where the sink stands.
-    async fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
-        match self.drive.commit {
-            Commit::Acknowledge => Ok(()),
-            Commit::Checkpoint => {
-                self.record.position.clone_from(&opened.position);
-                self.progress.settle = true;
-                self.progress.dirty = true;
-                Ok(())
-            }
-            Commit::Transaction => {
-                let epoch = self.kit.log.epoch();
-                if opened
-                    .mark
-                    .as_ref()
-                    .is_some_and(|mark| self.record.is_behind(mark, epoch))
-                {
-                    // What is durable says who goes on.
-                    self.outdated = true;
-                    return Err(Unavailable::new("another node has delivered to it since"));
-                }
-                if opened.mark.is_none() && self.record.commits > 0 {
-                    self.is_unmarked();
-                }
-                let ours = self.snapshot();
-                let settled = ours
-                    .settled_with(opened.mark.as_ref(), epoch, |seq| self.kit.letters.has(seq))
-                    .map_err(Unavailable::new)?;
-                if settled.commits == ours.commits {
-                    // Nothing was committed without an answer.
-                    self.lanes.letters.deny_doubted();
-                    return Ok(());
-                }
-                let theirs = opened.mark.as_ref().and_then(Record::of_mark).unwrap_or_default();
-                let settled = self.settled_with_log(&ours, &theirs, settled).await?;
-                tracing::info!(
-                    sink = self.kit.name(),
-                    ours = ours.commits,
-                    theirs = settled.commits,
-                    "the receiver's mark differs from ours, and is taken over"
-                );
-                if ours.begun_anew.is_some() && settled.begun_anew.is_none() {
-                    tracing::warn!(
-                        sink = self.kit.name(),
-                        "its position was lost to damage of the state, and the receiver kept it: nothing repeats; if the sink was paused it is no more"
-                    );
-                }
-                let mut asked = std::mem::take(&mut self.lanes.letters);
-                asked.adopt(&settled.remove, "the receiver was set back");
-                self.lanes = self.kit.lanes(&settled);
-                self.trail = settled.trail();
-                self.settle_anew(schedule::now());
-                self.lanes.letters = asked;
-                self.record = settled;
-                self.note_rules();
-                self.progress.unsaved_deliveries = Seqs::default();
-                self.progress.saving_deliveries = Seqs::default();
-                self.progress.settle = true;
-                self.progress.dirty = true;
-                Ok(())
-            }
-        }
-    }
-
-    /// A receiver that keeps the mark has lost it, and perhaps everything. Our record is the only one left, so it counts; going back to
-    /// the beginning would bring back what a consumer has taken away. But somebody has to know.
-    fn is_unmarked(&mut self) {
-        let unmarked = Unmarked {
-            at: Timestamp::now(),
-            commits: self.record.commits,
-            cursor: self.lanes.main.cursor(),
-        };
-        let name = self.kit.name();
-        tracing::error!(sink = name, "{}", unmarked.words(name));
-        self.record.unmarked = Some(unmarked);
-        self.progress.dirty = true;
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.

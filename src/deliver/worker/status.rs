@@ -246,6 +246,19 @@ impl Worker<'_> {
         self.asked_age = Some((next, Instant::now()));
     }
 
+    /// What is shown as its newest error, and whether a person has to see to something.
+    fn last_error_shown(&self, waits: bool) -> (Option<(String, Timestamp)>, bool) {
+        let asks = to_be_seen(&self.record, self.kit.name());
+        let needs_person = asks.is_some();
+        // What keeps it comes first, and else what somebody has to see: what failed and is over is a dead letter.
+        let shown = if waits || !self.breaker.is_closed() {
+            self.last_error.clone().or(asks)
+        } else {
+            asks.or_else(|| self.last_error.clone())
+        };
+        (shown, needs_person)
+    }
+
     pub(super) fn publish(&mut self) {
         self.note_leaving();
         let head = *self.head.borrow();
@@ -269,14 +282,7 @@ impl Worker<'_> {
             _ => (main.cursor(), None),
         };
         let waits_for = self.waits_for();
-        let asks = to_be_seen(&self.record, self.kit.name());
-        let needs_person = asks.is_some();
-        // What keeps it comes first, and else what somebody has to see: what failed and is over is a dead letter.
-        let last_error = if waits_for.is_some() || !self.breaker.is_closed() {
-            self.last_error.clone().or(asks)
-        } else {
-            asks.or_else(|| self.last_error.clone())
-        };
+        let (last_error, needs_person) = self.last_error_shown(waits_for.is_some());
         let (last_error, last_error_at) = last_error.unzip();
         // What it has not read yet is counted there, whoever gives it.
         let unread_from = if self.kit.follow { main.next() } else { Seq(u64::MAX) };

@@ -65,7 +65,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
         let Some(loaded) = load_and_listen(&kit, &known, &mut commands).await else {
             return;
         };
-        let (record, revision) = match loaded {
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(Unloaded::Fenced(fence)) => {
                 // Whatever is still believed here.
@@ -82,17 +82,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             }
         };
         let began = tokio::time::Instant::now();
-        kit.see(&record);
-        known.clone_from(&record);
-        let durable = &mut known;
-        let work = async {
-            let mut worker = Worker::new(&kit, record, revision);
-            let end = worker.run(&mut commands).await;
-            durable.clone_from(&worker.durable);
-            end
-        };
-        let ended = AssertUnwindSafe(work).catch_unwind().await;
-        match ended {
+        match work(&kit, loaded, &mut known, &mut commands).await {
             Ok(End::Stopped(waiting)) => {
                 // Nobody may be waiting any more.
                 for stopped in waiting {
@@ -126,6 +116,24 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             }
         }
     }
+}
+
+/// Works from a record on until the worker ends, or panics, which is the error. `known` follows what is durable.
+async fn work(
+    kit: &Kit,
+    (record, revision): (Record, Option<Revision>),
+    known: &mut Record,
+    commands: &mut mpsc::Receiver<Command>,
+) -> std::thread::Result<End> {
+    kit.see(&record);
+    known.clone_from(&record);
+    let work = async {
+        let mut worker = Worker::new(kit, record, revision);
+        let end = worker.run(commands).await;
+        known.clone_from(&worker.durable);
+        end
+    };
+    AssertUnwindSafe(work).catch_unwind().await
 }
 
 /// How long a worker rests whose record somebody else has changed, before it begins again: longer each time, up to a limit, unless it worked

@@ -98,6 +98,13 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
     }
 }
 
+/// One that takes everything.
+fn willing() -> SinkConfig {
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    config
+}
+
 impl Worker<'_> {
     /// Turns until nothing runs and a turn begins nothing.
     async fn turn_until_quiet(&mut self) {
@@ -117,8 +124,7 @@ impl Worker<'_> {
 async fn a_rated_sink_that_has_nothing_to_send_sleeps() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
+    let mut config = willing();
     config.start = Start::Beginning;
     // One an hour: what is due in this test is due at once or not at all.
     config.rate = Some(Rate(1.0 / 3600.0));
@@ -152,9 +158,7 @@ async fn a_rated_sink_that_has_nothing_to_send_sleeps() {
 async fn a_checkpoint_that_hangs_is_named_with_how_long_it_has() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
-    let kit = kit(dir.path(), &log, config);
+    let kit = kit(dir.path(), &log, willing());
     let mut worker = Worker::new(&kit, kit.initial.clone(), None);
     let says = || kit.view.lock().unwrap().status_now().waits_for;
     worker.publish();
@@ -191,9 +195,7 @@ async fn a_checkpoint_that_hangs_is_named_with_how_long_it_has() {
 async fn no_letter_is_written_of_what_was_erased_after_that_was_answered() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
-    let kit = kit(dir.path(), &log, config);
+    let kit = kit(dir.path(), &log, willing());
     let mut worker = Worker::new(&kit, kit.initial.clone(), None);
     let make = |seqs: &[u64]| {
         let letter = |seq: &u64| {
@@ -234,9 +236,7 @@ async fn no_letter_is_written_of_what_was_erased_after_that_was_answered() {
 async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_event_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
-    let kit = kit(dir.path(), &log, config);
+    let kit = kit(dir.path(), &log, willing());
     let mut worker = Worker::new(&kit, kit.initial.clone(), None);
     let answered = |seq: u64, asked: bool| {
         let now = jiff::Timestamp::UNIX_EPOCH;
@@ -292,8 +292,7 @@ async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_even
 async fn refusals_at_the_end_of_a_batch_count_one_by_one() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
+    let mut config = willing();
     config.breaker.refusals = 5;
     let kit = kit(dir.path(), &log, config);
     let refused = || Outcome::Reject { reason: "no".into() };

@@ -1,5 +1,6 @@
 //! When orders are made, and where what they bring is kept.
 
+use super::pace::RETRY_MAX;
 use super::*;
 use proptest::prelude::*;
 

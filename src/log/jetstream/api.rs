@@ -217,6 +217,23 @@ pub(super) async fn purge(link: &Link, stream: &str, which: &Value, until: Insta
     purged.map(drop)
 }
 
+/// Removes one message, and overwrites it on the servers' disks; one that has gone is removed.
+pub(super) async fn remove(link: &Link, stream: &str, seq: u64, until: Instant) -> Result<(), Failure> {
+    let question = json!({ "seq": seq, "no_erase": false });
+    match ask(link, &format!("STREAM.MSG.DELETE.{stream}"), &question, until).await {
+        // "sequence not found", or "no message found"; the server has two words for it.
+        Err(Failure::Refused(refusal)) if refusal.is_of(&[10043, 10037, 10057]) => {
+            let left = message(link, stream, &json!({ "seq": seq }), until).await?;
+            if left.is_none() {
+                Ok(())
+            } else {
+                Err(Failure::Refused(refusal))
+            }
+        }
+        other => other.map(drop),
+    }
+}
+
 /// A message of a stream, by the stream's leader: what is not there is not there. `question`: `seq`, `last_by_subj`, or both `seq` and `next_by_subj`.
 pub(super) async fn message(
     link: &Link,

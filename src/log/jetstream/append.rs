@@ -16,12 +16,12 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::api::{self, Failure};
+use super::fetch;
 use super::key;
+use super::known::{look_up, meet};
 use super::link::Unanswered;
 use super::message::{Parts, Prepared, Stored, part, random_text};
-use super::read;
 use super::shared::Shared;
-use super::sweep;
 use crate::event::{Kind, Seq};
 use crate::log::{AppendError, Appended, Incoming};
 use crate::net::nats::Refusal;
@@ -208,25 +208,6 @@ pub(super) async fn find(shared: &Shared, key: &key::Key, until: Instant) -> Res
     look_up(shared, key, until).await.map_err(|failure| failing(&failure))
 }
 
-/// The same; an error says why it is not known whether it is known.
-pub(super) async fn look_up(shared: &Shared, key: &key::Key, until: Instant) -> Result<Option<Seq>, Failure> {
-    let met = meet(shared, key, until).await?;
-    Ok(met.map(|met| met.known_as()))
-}
-
-/// What stands under a key.
-async fn meet(shared: &Shared, key: &key::Key, until: Instant) -> Result<Option<Stored>, Failure> {
-    let mut salt = 0;
-    loop {
-        let question = json!({ "last_by_subj": key.subject(shared.stream(), salt) });
-        match api::message(&shared.link, shared.stream(), &question, until).await? {
-            None => return Ok(None),
-            Some(met) if met.key() == key.text() => return Ok(Some(met)),
-            Some(_) => salt += 1,
-        }
-    }
-}
-
 /// Takes away what is known and can't be read on any server any more, so that the same event, which has come again, takes its place. `true`:
 /// it has gone. What may have lost a piece is read; of the others those that somebody could not read.
 async fn gives_way(shared: &Shared, met: &Stored, until: Instant) -> Result<bool, AppendError> {
@@ -234,7 +215,7 @@ async fn gives_way(shared: &Shared, met: &Stored, until: Instant) -> Result<bool
     if met.erases().is_some() || (parts.is_none() && !shared.is_damaged(met.seq)) {
         return Ok(false);
     }
-    let read = read::event_of(shared, met, until).await;
+    let read = fetch::event_of(shared, met, until).await;
     let Err(why) = read.map_err(|error| AppendError::Failing(error.to_string()))? else {
         return Ok(false);
     };
@@ -247,7 +228,7 @@ async fn gives_way(shared: &Shared, met: &Stored, until: Instant) -> Result<bool
     let parts_stream = key::parts_stream(shared.stream());
     let at = pieces.iter().map(|seq| (parts_stream.as_str(), *seq));
     for (stream, seq) in at.chain([(shared.stream(), met.seq)]) {
-        let removed = sweep::remove(shared, stream, seq, until).await;
+        let removed = api::remove(&shared.link, stream, seq, until).await;
         removed.map_err(|failure| failing(&failure))?;
     }
     Ok(true)

@@ -5,6 +5,7 @@
 //! how far a copy is, is the stream's own last sequence; each message says behind which one it has to stand, and one that was stored
 //! although its answer was lost is known by its name. While the copy goes on the stream has no identity, and nobody opens it.
 
+mod claim;
 mod source;
 
 use std::sync::{Arc, Mutex};
@@ -13,15 +14,14 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::JetStreamLog;
 use super::api::{self, Info};
 use super::append::{Ack, OVERHEAD, TOGETHER, head_len, upload};
-use super::check::{self, COPY, EPOCH, ID, MOVED, Seen};
+use super::check::{self, COPY, EPOCH, ID, Seen};
 use super::key::{self, Key};
 use super::link::Link;
 use super::message::{self, APPEND, Prepared, random_text};
@@ -30,6 +30,9 @@ use super::shared::Shared;
 use crate::event::{Event, Kind, Seq};
 use crate::log::known_key::KnownKey;
 use crate::sync::lock;
+use claim::{bind_letters, change, is_of, may_begin};
+
+pub use claim::{Origin, holds, holds_letters, reopen};
 pub use source::{CopySource, Found};
 
 /// Servers may take so long to be there again.
@@ -46,28 +49,6 @@ const FILL_MAX: u64 = 1_000_000;
 
 /// What a copy says beside what an event says itself takes no more bytes.
 const CAME_LEN: usize = 64;
-
-/// Which log is copied: nothing else may go on with what was copied of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// Its id.
-    pub id: String,
-    /// Its epoch: Seqs and events stay what they are, so it is the same life.
-    pub epoch: String,
-    /// The first Seq that is kept (one past the last while there is none).
-    pub first: Seq,
-    /// The last Seq that was given out.
-    pub last: Seq,
-}
-
-impl Origin {
-    /// Whether it is the same log as it was, or as it is after it has gone on.
-    pub fn continues(&self, earlier: &Origin) -> bool {
-        (&self.id, &self.epoch) == (&earlier.id, &earlier.epoch)
-            && self.first >= earlier.first
-            && self.last >= earlier.last
-    }
-}
 
 /// What stands at a place.
 #[derive(Debug, Clone)]
@@ -153,6 +134,25 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Has the stream begin where the log does; as it is then.
+async fn begun_where(link: &Link, stream: &str, first: Seq, until: Instant) -> Result<Info, String> {
+    let info = api::info(link, stream, None, until).await.map_err(text)?;
+    let state = &info.state;
+    let is_before = if state.messages == 0 {
+        state.last_seq < first.prev().0
+    } else {
+        // What has expired there since it was copied.
+        state.first_seq < first.0
+    };
+    if !is_before {
+        return Ok(info);
+    }
+    api::purge(link, stream, &json!({ "seq": first.0 }), until)
+        .await
+        .map_err(text)?;
+    api::info(link, stream, None, until).await.map_err(text)
+}
+
 impl CopyTarget {
     /// Makes the streams that are missing, or goes on with what an earlier try has left. A stream that holds anything else is refused. An
     /// error is one sentence or more.
@@ -188,20 +188,7 @@ impl CopyTarget {
             })
             .await?;
         }
-        let mut info = api::info(&link, &stream, None, until).await.map_err(text)?;
-        if info.state.messages == 0 && info.state.last_seq < origin.first.prev().0 {
-            api::purge(&link, &stream, &json!({ "seq": origin.first.0 }), until)
-                .await
-                .map_err(text)?;
-            info = api::info(&link, &stream, None, until).await.map_err(text)?;
-        }
-        // What has expired there since it was copied.
-        if info.state.messages > 0 && info.state.first_seq < origin.first.0 {
-            api::purge(&link, &stream, &json!({ "seq": origin.first.0 }), until)
-                .await
-                .map_err(text)?;
-            info = api::info(&link, &stream, None, until).await.map_err(text)?;
-        }
+        let info = begun_where(&link, &stream, origin.first, until).await?;
         let reader = Link::new(options.way.clone(), announcements, mpsc::channel(1).0);
         let identity = (origin.id.clone(), origin.epoch.clone());
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));
@@ -461,94 +448,6 @@ impl CopyTarget {
     }
 }
 
-/// Whether a stream that is served holds this log, whichever lives of it: what of one is not in the other is told by what is in them.
-fn is_of(info: &Info, origin: &Origin) -> bool {
-    check::identity(info).is_some_and(|(id, _)| id == origin.id)
-}
-
-/// Whether it may be copied into a stream; true where that begins now.
-fn may_begin(stream: &str, info: &Info, origin: &Origin) -> Result<bool, String> {
-    if let Some(copy) = check::metadata(info, COPY) {
-        let earlier = serde_json::from_slice::<Origin>(copy.as_bytes()).ok();
-        // Behind its last event keys of expired ones may stand already, at places that are events' by now.
-        let goes_on = |earlier: &Origin| *earlier == *origin || info.state.last_seq <= earlier.last.0;
-        if earlier.is_some_and(|earlier| origin.continues(&earlier) && goes_on(&earlier)) {
-            return Ok(false);
-        }
-        return Err(format!(
-            "another log is being copied into the stream {stream}, or this one has changed since: remove the streams {stream}, {stream}_parts and {stream}_dead, or name another one (log.jetstream.stream)"
-        ));
-    }
-    let state = &info.state;
-    if check::metadata(info, MOVED).is_some() || state.messages > 0 || state.last_seq > 0 {
-        return Err(format!(
-            "the stream {stream} holds other events, up to {}: a log is copied into one that is empty; name another one (log.jetstream.stream), or remove the streams {stream}, {stream}_parts and {stream}_dead where nobody needs them any more",
-            state.last_seq
-        ));
-    }
-    Ok(true)
-}
-
-/// What events and notes of erasures are stored under. Without it nobody stores anything, not even a node that stood still when it was
-/// looked who runs.
-fn subjects(stream: &str, takes_events: bool) -> Value {
-    if takes_events {
-        json!([key::events(stream), key::erasures(stream)])
-    } else {
-        json!([format!("{stream}.moved")])
-    }
-}
-
-/// Changes what stands in a stream's metadata.
-async fn change(
-    link: &Link,
-    info: Info,
-    until: Instant,
-    edit: impl FnOnce(&mut serde_json::Map<String, Value>),
-) -> Result<(), String> {
-    let mut config = info.config;
-    let metadata = edited(&mut config, edit);
-    let name = config["name"].as_str().unwrap_or_default();
-    config["subjects"] = subjects(name, !metadata.contains_key(MOVED));
-    update(link, &config, until).await
-}
-
-fn edited(
-    config: &mut Value,
-    edit: impl FnOnce(&mut serde_json::Map<String, Value>),
-) -> serde_json::Map<String, Value> {
-    let mut metadata = config["metadata"].as_object().cloned().unwrap_or_default();
-    metadata.retain(|name, _| !name.starts_with("_nats."));
-    edit(&mut metadata);
-    config["metadata"] = Value::Object(metadata.clone());
-    metadata
-}
-
-async fn update(link: &Link, config: &Value, until: Instant) -> Result<(), String> {
-    let name = config["name"].as_str().unwrap_or_default();
-    api::ask(link, &format!("STREAM.UPDATE.{name}"), config, until)
-        .await
-        .map(drop)
-        .map_err(text)
-}
-
-/// The stream of dead letters is the log's that is copied. One that another log has used is refused.
-async fn bind_letters(link: &Link, letters: Info, id: &str, until: Instant) -> Result<(), String> {
-    let of = check::metadata(&letters, ID);
-    if of.as_deref() == Some(id) {
-        return Ok(());
-    }
-    let mut config = letters.config;
-    if of.is_some() && letters.state.messages > 0 {
-        return Err(format!(
-            "the stream {} holds dead letters of another log: remove it where nobody needs them any more, or name another stream (log.jetstream.stream)",
-            config["name"].as_str().unwrap_or_default()
-        ));
-    }
-    edited(&mut config, |metadata| drop(metadata.insert(ID.into(), id.into())));
-    update(link, &config, until).await
-}
-
 fn alien(seq: u64) -> String {
     format!("somebody else stores events in the stream (event {seq}): stop every closehook that uses it")
 }
@@ -579,53 +478,4 @@ fn judged(answer: &Message, is_batch: bool) -> Said {
         (400, false) if !refusal.is_of(&[10003]) => Said::Never(refusal.to_string()),
         _ => Said::Unsure(refusal.to_string()),
     }
-}
-
-/// Whether the stream holds all of a log, and is served; an error says why the log can't be copied into it.
-pub async fn holds(options: &Options, origin: &Origin) -> Result<bool, String> {
-    let link = Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0);
-    let info = api::info(&link, &options.stream, None, Instant::now() + PATIENCE).await;
-    link.close().await;
-    match info {
-        Ok(info) if is_of(&info, origin) => Ok(true),
-        Ok(info) => may_begin(&options.stream, &info, origin).map(|_| false),
-        Err(api::Failure::Refused(refusal)) if refusal.is_absence() => Ok(false),
-        Err(failure) => Err(failure.to_string()),
-    }
-}
-
-/// Whether there are dead letters on the servers, of whatever log.
-pub async fn holds_letters(options: &Options) -> Result<bool, String> {
-    let link = check::link(options);
-    let stream = key::dead_stream(&options.stream);
-    let info = api::info(&link, &stream, None, Instant::now() + PATIENCE).await;
-    link.close().await;
-    match info {
-        Ok(info) => Ok(info.state.messages > 0),
-        Err(api::Failure::Refused(refusal)) if refusal.is_absence() => Ok(false),
-        Err(failure) => Err(failure.to_string()),
-    }
-}
-
-/// Has a stream served again whose log was copied to somewhere else: as another life of it.
-pub async fn reopen(options: &Options) -> Result<(), String> {
-    let link = Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0);
-    let until = Instant::now() + PATIENCE;
-    let reopened = async {
-        let info = api::info(&link, &options.stream, None, until).await.map_err(text)?;
-        if check::metadata(&info, MOVED).is_none() {
-            return Err(format!(
-                "the log of the stream {} was not copied to anywhere: it is served as it is",
-                options.stream
-            ));
-        }
-        change(&link, info, until, |metadata| {
-            metadata.remove(MOVED);
-            metadata.insert(EPOCH.into(), random_text().into());
-        })
-        .await
-    };
-    let reopened = reopened.await;
-    link.close().await;
-    reopened
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::api;
+use super::fetch::next_event;
 use super::key;
-use super::read::next_event;
 use super::shared::Shared;
 use crate::event::Seq;
 use crate::log::Cut;

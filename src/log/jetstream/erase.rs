@@ -11,13 +11,12 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::api;
+use super::api::{self, remove};
 use super::append::publish_own;
 use super::key;
 use super::message::{self, Stored};
 use super::read;
 use super::shared::Shared;
-use super::sweep::remove;
 use crate::event::{Event, Seq};
 use crate::log::{ChangeError, Doomed, Erased, Narrow, Take};
 use crate::sync::lock;
@@ -112,9 +111,11 @@ async fn finish(shared: &Shared, found: &Stored, until: Instant) -> Result<(), C
     loop {
         let parts_stream = key::parts_stream(shared.stream());
         for seq in goes.parts().map(|parts| parts.seqs).unwrap_or_default() {
-            remove(shared, &parts_stream, seq, until).await.map_err(failed)?;
+            remove(&shared.link, &parts_stream, seq, until).await.map_err(failed)?;
         }
-        remove(shared, shared.stream(), goes.seq, until).await.map_err(failed)?;
+        remove(&shared.link, shared.stream(), goes.seq, until)
+            .await
+            .map_err(failed)?;
         let (seq, is_ours) = publish_own(shared, &found.subject, &tombstone, until)
             .await
             .map_err(failed)?;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::HeaderMap;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -16,12 +16,11 @@ use tokio::time::Instant;
 use super::api::{self, Failure};
 use super::append::{Verdict, judged};
 use super::check;
+use super::fetch::Collected;
 use super::key;
 use super::link::{Line, Link, Unanswered};
 use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
-use super::read::stored;
 use super::settings::Options;
-use super::sweep::remove_by;
 use crate::state::journal::{Content, Journal, JournalError, Kept, Page, Record};
 
 /// Whoever waits does so no longer.
@@ -98,30 +97,19 @@ impl StreamJournal {
         });
         let question = Bytes::from(question.to_string());
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let mut found = Vec::new();
-        let mut fault = None;
-        let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
-            None => {
-                let message = stored(message);
-                if message.is_none() {
-                    fault = Some("somebody who is not JetStream answers".to_owned());
-                }
-                found.extend(message);
-                fault.is_some()
-            }
-            Some(204 | 404) => true,
-            Some(status) => {
-                fault = Some(format!("JetStream says {status}"));
-                true
-            }
-        };
+        let mut collected = Collected::default();
         let line = self.link.line(until).await.map_err(failing)?;
         let may_come = (BYTES_MAX + MESSAGES_MAX * OVERHEAD + line.max_payload()) as u64;
         let this = until.min(Instant::now() + TRY);
-        let asked = line.ask_many(&subject, question, may_come, this, &mut take).await;
+        let asked = line
+            .ask_many(&subject, question, may_come, this, &mut |message| {
+                collected.take(message)
+            })
+            .await;
         if asked == Err(Unanswered::Nobody) {
             self.link.turn(&line).await;
         }
+        let Collected { found, fault } = collected;
         match (asked, fault) {
             (Ok(()), None) => Ok(found),
             // What came is in order and whole as far as it goes.
@@ -382,7 +370,9 @@ impl Journal for StreamJournal {
     async fn remove(&self, place: u64, len: u32) -> Result<(), JournalError> {
         let until = Instant::now() + PATIENCE;
         for seq in place..place + u64::from(len) {
-            remove_by(&self.link, &self.stream, seq, until).await.map_err(failing)?;
+            api::remove(&self.link, &self.stream, seq, until)
+                .await
+                .map_err(failing)?;
         }
         Ok(())
     }

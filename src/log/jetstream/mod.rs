@@ -12,7 +12,9 @@
 //! | `api` | what JetStream is asked, and what it says |
 //! | `key`, `message` | an event's subject, and an event as a message |
 //! | `append` | storing |
-//! | `read` | ranges, single events, and what is known of an id |
+//! | `fetch` | messages from whichever server is near, or the leader |
+//! | `known` | what is known of an id, and under a key |
+//! | `read`, `times`, `verify` | ranges and single events; from which time on; whether all is as it was stored |
 //! | `feed` | the fast way for who reads on and on |
 //! | `copy` | another log's events, each at its own Seq |
 //! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
@@ -30,9 +32,11 @@ mod cuts;
 mod durability;
 mod erase;
 mod feed;
+mod fetch;
 mod found;
 mod journal;
 mod key;
+mod known;
 mod link;
 mod losses;
 mod message;
@@ -43,6 +47,7 @@ mod shared;
 mod skip;
 mod sweep;
 mod times;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -126,7 +131,7 @@ impl JetStreamLog {
             return Err(OpenError::Refused(found.faults));
         };
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));
-        pulse::look_at_parts(&shared).await;
+        sweep::look_at_parts(&shared).await;
         cuts::find(&shared).await;
         JetStreamLog::start(&shared, heard);
         Ok(JetStreamLog { shared })
@@ -265,17 +270,17 @@ impl Log for JetStreamLog {
 
     async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
         self.may_read()?;
-        read::find(&self.shared, id).await
+        known::find(&self.shared, id).await
     }
 
     async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
         self.may_read()?;
-        read::find_revision(&self.shared, key).await
+        known::find_revision(&self.shared, key).await
     }
 
     async fn find_same(&self, event: &Event) -> Result<Option<Seq>, ReadError> {
         self.may_read()?;
-        read::find_same(&self.shared, event).await
+        known::find_same(&self.shared, event).await
     }
 
     async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
@@ -352,7 +357,7 @@ impl Log for JetStreamLog {
     }
 
     async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
-        read::verify(&self.shared, progress).await
+        verify::verify(&self.shared, progress).await
     }
 
     async fn close(&self) {

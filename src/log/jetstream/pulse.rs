@@ -176,15 +176,6 @@ fn lasts(since: &mut Option<(Moment, u32)>, is_so: bool, now: Moment) -> bool {
     *count >= BEHIND_LOOKS && now.duration_since(*began) >= BEHIND_FOR
 }
 
-/// Looks how much pieces of long bodies take up.
-pub(super) async fn look_at_parts(shared: &Shared) {
-    let parts = key::parts_stream(shared.stream());
-    // It stays what it was where it can't be seen now.
-    if let Ok(info) = api::info(&shared.link, &parts, None, Instant::now() + LOOK_WITHIN).await {
-        shared.note_parts(info.state.bytes);
-    }
-}
-
 /// Why the stream can't take anything although it has a leader.
 fn doubt(info: &Info) -> Option<String> {
     let peers = info.cluster.as_ref()?;
@@ -207,7 +198,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         }
         match look(&shared).await {
             Ok(_) => {
-                look_at_parts(&shared).await;
+                sweep::look_at_parts(&shared).await;
                 let away = away(&shared);
                 if Moment::now() >= ask_at || !lazy.is_empty() || away < was_away {
                     ask_at = Moment::now() + ASK_EVERY;

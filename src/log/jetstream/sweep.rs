@@ -7,8 +7,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::api::{self, Failure};
+use super::cuts;
 use super::key;
-use super::link::Link;
 use super::message::Stored;
 use super::shared::Shared;
 use super::times;
@@ -16,6 +16,9 @@ use crate::event::Seq;
 use crate::log::ChangeError;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much there is is asked of who answers within this.
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
 /// Pieces that are younger may still get the message that names them: no append takes half as long.
 const YOUNG: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
@@ -43,10 +46,19 @@ pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, Change
         .await
         .map_err(failed)?;
     shared.note(info);
-    super::cuts::find(shared).await;
+    cuts::find(shared).await;
     drop_parts(shared, until).await.map_err(failed)?;
-    super::pulse::look_at_parts(shared).await;
+    look_at_parts(shared).await;
     Ok(shared.first())
+}
+
+/// Looks how much pieces of long bodies take up.
+pub(super) async fn look_at_parts(shared: &Shared) {
+    let parts = key::parts_stream(shared.stream());
+    // It stays what it was where it can't be seen now.
+    if let Ok(info) = api::info(&shared.link, &parts, None, Instant::now() + LOOK_WITHIN).await {
+        shared.note_parts(info.state.bytes);
+    }
 }
 
 /// Pieces are older than the event they are of, by the time of an append at the most.
@@ -108,7 +120,7 @@ impl Sweeper {
             return Ok(false);
         }
         if !is_named(shared, &piece, until).await? {
-            remove(shared, &stream, piece.seq, until).await?;
+            api::remove(&shared.link, &stream, piece.seq, until).await?;
         }
         self.seen = piece.seq;
         Ok(true)
@@ -123,26 +135,4 @@ async fn is_named(shared: &Shared, piece: &Stored, until: Instant) -> Result<boo
         // One of another key with the same hash says nothing of this one.
         event.key() != piece.key() || event.parts().is_some_and(|parts| parts.seqs.contains(&piece.seq))
     }))
-}
-
-/// Removes one message, and overwrites it on the servers' disks; one that has gone is removed.
-pub(super) async fn remove(shared: &Shared, stream: &str, seq: u64, until: Instant) -> Result<(), Failure> {
-    remove_by(&shared.link, stream, seq, until).await
-}
-
-/// The same by any link.
-pub(super) async fn remove_by(link: &Link, stream: &str, seq: u64, until: Instant) -> Result<(), Failure> {
-    let question = json!({ "seq": seq, "no_erase": false });
-    match api::ask(link, &format!("STREAM.MSG.DELETE.{stream}"), &question, until).await {
-        // "sequence not found", or "no message found"; the server has two words for it.
-        Err(Failure::Refused(refusal)) if refusal.is_of(&[10043, 10037, 10057]) => {
-            let left = api::message(link, stream, &json!({ "seq": seq }), until).await?;
-            if left.is_none() {
-                Ok(())
-            } else {
-                Err(Failure::Refused(refusal))
-            }
-        }
-        other => other.map(drop),
-    }
 }

@@ -554,16 +554,16 @@ async fn what_one_server_leaves_out_is_read_from_the_leader() {
     let (shared, seqs) = (&log.shared, |found: &[super::message::Stored]| {
         found.iter().map(|stored| stored.seq).collect::<Vec<_>>()
     });
-    let (all, _) = super::read::raw(shared, Seq(1)).await.unwrap();
+    let (all, _) = super::fetch::raw(shared, Seq(1)).await.unwrap();
     let events: Vec<u64> = (1..=30).filter(|seq| *seq != 3).collect();
     assert_eq!(&seqs(&all)[..29], events);
     for lacks in [1, 2, 10, 29] {
         let some = all.iter().filter(|stored| stored.seq != lacks).cloned().collect();
-        let whole = super::read::without_holes(shared, Seq(1), some, until).await.unwrap();
+        let whole = super::fetch::without_holes(shared, Seq(1), some, until).await.unwrap();
         let upto: Vec<u64> = events.iter().copied().filter(|seq| *seq <= lacks).collect();
         assert_eq!(seqs(&whole), upto, "without {lacks}");
     }
-    let whole = super::read::without_holes(shared, Seq(1), all.clone(), until)
+    let whole = super::fetch::without_holes(shared, Seq(1), all.clone(), until)
         .await
         .unwrap();
     assert_eq!(seqs(&whole), seqs(&all));

@@ -9,8 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::api;
+use super::fetch::{BYTES_MAX, EVENTS_MAX, PATIENCE, failed, next_event, next_from, some_from};
 use super::message::Stored;
-use super::read::{BYTES_MAX, EVENTS_MAX, PATIENCE, failed, next_event, next_from, some_from};
 use super::shared::Shared;
 use crate::event::Seq;
 use crate::log::ReadError;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::super::{Escape, Payload, Transform};
+use super::super::{Escape, Names, Payload, Transform};
 use super::*;
 
 mod numbers;

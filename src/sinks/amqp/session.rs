@@ -7,6 +7,8 @@
 //! disk is short): then it reads nothing more, and takes what it was sent once there is room again. So such a session is kept, and
 //! nothing else is sent meanwhile.
 
+mod run;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, timeout_at};
 
+use self::run::Run;
 use super::message::{CHANNEL, Message};
 use super::wire::{FRAME_AROUND, Wire};
 
@@ -94,22 +97,6 @@ struct Returning {
     id: Option<String>,
     /// Bytes of its body that are still to come; `None` until its head has come.
     left: Option<u64>,
-}
-
-/// Messages on their way.
-struct Run<'m> {
-    messages: &'m [Message],
-    /// The number of the first one on the channel.
-    first: u64,
-    /// Those that were put into the wire.
-    sent: usize,
-    /// Those that came back.
-    returned: Vec<bool>,
-    /// The first one that may come back next: they do so in their order.
-    may_return: usize,
-    fates: Vec<Option<Fate>>,
-    /// All before it have their fate.
-    settled: usize,
 }
 
 /// An open connection.
@@ -502,53 +489,6 @@ impl Session {
             run.settle(tag, multiple, is_refused);
         }
         Ok(())
-    }
-}
-
-impl<'m> Run<'m> {
-    fn new(messages: &'m [Message]) -> Run<'m> {
-        Run {
-            messages,
-            first: 1,
-            sent: 0,
-            returned: vec![false; messages.len()],
-            may_return: 0,
-            fates: vec![None; messages.len()],
-            settled: 0,
-        }
-    }
-
-    /// The server sent a message back, before it confirms it. What an earlier run has left on its way may come back, too.
-    fn came_back(&mut self, id: Option<&str>) {
-        let is_it = |message: &Message| Some(message.id.as_str()) == id;
-        let sent = &self.messages[..self.sent];
-        let found = sent.iter().skip(self.may_return).position(is_it);
-        if let Some(found) = found {
-            self.returned[self.may_return + found] = true;
-            self.may_return += found + 1;
-        }
-    }
-
-    /// The server has spoken about a message, or about all up to it (0: all).
-    fn settle(&mut self, tag: u64, multiple: bool, is_refused: bool) {
-        let end = match tag {
-            0 => self.sent,
-            // Of an earlier run.
-            tag if tag < self.first => return,
-            tag => ((tag - self.first) as usize + 1).min(self.sent),
-        };
-        let begin = if multiple { self.settled } else { end.saturating_sub(1) };
-        for at in begin..end {
-            let fate = match (is_refused, self.returned[at]) {
-                (true, _) => Fate::Refused,
-                (false, true) => Fate::Returned,
-                (false, false) => Fate::Taken,
-            };
-            self.fates[at].get_or_insert(fate);
-        }
-        while self.fates.get(self.settled).is_some_and(Option::is_some) {
-            self.settled += 1;
-        }
     }
 }
 

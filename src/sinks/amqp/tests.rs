@@ -15,13 +15,7 @@ use crate::sinks::tests;
 const BODY: &str = r#"{"event": {"id":"ev_1", "date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","lead_id":"lead_1","n": 1.50}, "subscription_id":"whsub_1"}"#;
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(&definition::TYPE, table);
-    let fault = options.and_then(|options| options.fault());
-    faults
-        .into_iter()
-        .map(|fault| format!("{}: {}", fault.place, fault.message))
-        .chain(fault)
-        .collect()
+    tests::faults(&definition::TYPE, table)
 }
 
 fn with(url: &str, key: &str, value: serde_json::Value) -> serde_json::Value {

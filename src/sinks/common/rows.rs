@@ -218,6 +218,23 @@ pub(in crate::sinks) mod tests {
         )
     }
 
+    /// Events without their data, and the whole ones; the second batch has what gives way to the other in the first.
+    pub(in crate::sinks) fn parts_and_wholes() -> [Vec<Delivery>; 2] {
+        let part = |seq: u64, id: u64| {
+            let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15"}}}}"#);
+            delivery(seq, &body)
+        };
+        let whole = |seq: u64, id: u64| {
+            let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15","data":null}}}}"#);
+            delivery(seq, &body)
+        };
+        [
+            vec![part(1, 1), part(2, 2), whole(3, 3)],
+            // One that is whole gives way to nothing, and both may come at once.
+            vec![whole(4, 1), part(5, 3), part(6, 4), whole(7, 4), whole(8, 3)],
+        ]
+    }
+
     pub(in crate::sinks) fn events(seqs: std::ops::Range<u64>) -> Vec<Delivery> {
         seqs.map(event).collect()
     }

@@ -383,13 +383,7 @@ fn a_digest_lists_so_many_and_counts_the_rest() {
 }
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(&definition::TYPE, table);
-    let fault = options.and_then(|options| options.fault());
-    faults
-        .into_iter()
-        .map(|fault| format!("{}: {}", fault.place, fault.message))
-        .chain(fault)
-        .collect()
+    tests::faults(&definition::TYPE, table)
 }
 
 #[test]

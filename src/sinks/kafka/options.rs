@@ -80,15 +80,7 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         "{brokers:?}\n{topic:?}\n{key:?}\n{exactly_once}\n{mark_topic}\n{sasl:?}\n{username:?}\n{:?}\n{tls:?}\n{ca:?}\n{cert:?}\n{cert_key:?}\n{files:?}\n{batch:?}",
         password.as_ref().map(Secret::fingerprint),
     ));
-    if mark_topic != MARK_TOPIC && !exactly_once {
-        table.fault(
-            "mark_topic",
-            "means nothing without exactly_once = true: take it out, or set that",
-        );
-    }
-    if !record::is_topic(&mark_topic) {
-        table.fault("mark_topic", NO_TOPIC);
-    }
+    judge_mark_topic(table, &mark_topic, exactly_once);
     let has_files = ca.is_some() || cert.is_some() || cert_key.is_some();
     if tls == Some(false) && has_files {
         table.fault(
@@ -100,11 +92,7 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let identity = identity(table, cert, cert_key);
     let brokers = brokers.and_then(|brokers| addresses(table, &brokers));
     let topic = topic?;
-    if topic.is_constant() && !record::is_topic(topic.source()) {
-        table.fault("topic", NO_TOPIC);
-    } else if topic.is_constant() && exactly_once && topic.source() == mark_topic {
-        table.fault("topic", "holds the marks: choose another one, or another mark_topic");
-    }
+    judge_topic(table, &topic, exactly_once.then_some(&*mark_topic));
     Some(Arc::new(Options {
         brokers: brokers?.into(),
         topic,
@@ -121,6 +109,30 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 }
 
 const NO_TOPIC: &str = "must be a topic's name: letters, digits, \".\", \"_\" and \"-\", 249 of them at the most";
+
+fn judge_mark_topic(table: &mut Table<'_>, topic: &str, exactly_once: bool) {
+    if topic != MARK_TOPIC && !exactly_once {
+        table.fault(
+            "mark_topic",
+            "means nothing without exactly_once = true: take it out, or set that",
+        );
+    }
+    if !record::is_topic(topic) {
+        table.fault("mark_topic", NO_TOPIC);
+    }
+}
+
+/// `marks`: the topic of the marks, where there are any.
+fn judge_topic(table: &mut Table<'_>, topic: &Template, marks: Option<&str>) {
+    if !topic.is_constant() {
+        return;
+    }
+    if !record::is_topic(topic.source()) {
+        table.fault("topic", NO_TOPIC);
+    } else if marks == Some(topic.source()) {
+        table.fault("topic", "holds the marks: choose another one, or another mark_topic");
+    }
+}
 
 /// Who this side is. `None`: that is a fault.
 #[expect(clippy::option_option, reason = "a fault is no login that is not wanted")]

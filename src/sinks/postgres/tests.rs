@@ -6,7 +6,7 @@ use super::*;
 use crate::config::Fault;
 use crate::event::{Delivery, Origin, Seq};
 use crate::sinks::common::line::tests::delivery;
-use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, reason};
+use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, parts_and_wholes, reason};
 use crate::sinks::tests;
 
 #[path = "../../../tests/it/postgres_server.rs"]
@@ -173,21 +173,7 @@ async fn a_row_that_is_there_stays_and_what_comes_again_on_purpose_replaces_it()
 async fn the_whole_event_takes_the_place_of_the_one_without_its_data() {
     let Some(server) = Server::start("").await else { return };
     let opened = kind(json!({"url": server.url()})).open(context()).await.unwrap();
-    let part = |seq: u64, id: u64| {
-        delivery(
-            seq,
-            &format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15"}}}}"#),
-        )
-    };
-    let whole = |seq: u64, id: u64| {
-        let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15","data":null}}}}"#);
-        delivery(seq, &body)
-    };
-    for batch in [
-        vec![part(1, 1), part(2, 2), whole(3, 3)],
-        // One that is whole gives way to nothing, and both may come at once.
-        vec![whole(4, 1), part(5, 3), part(6, 4), whole(7, 4), whole(8, 3)],
-    ] {
+    for batch in parts_and_wholes() {
         let count = batch.len();
         assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; count]);
     }

@@ -4,13 +4,7 @@ use super::*;
 use crate::sinks::tests;
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(&definition::TYPE, table);
-    let fault = options.and_then(|options| options.fault());
-    faults
-        .into_iter()
-        .map(|fault| format!("{}: {}", fault.place, fault.message))
-        .chain(fault)
-        .collect()
+    tests::faults(&definition::TYPE, table)
 }
 
 #[test]

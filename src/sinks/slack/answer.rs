@@ -127,6 +127,8 @@ pub(super) struct Sent {
     pub channel_varies: bool,
 }
 
+const PAGE: &str = "a web page answered, not Slack: correct webhook_url or api_url, and look at what stands between (a proxy, a login)";
+
 /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
 pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Outcome, Unavailable> {
     let status = reply.status;
@@ -140,7 +142,6 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
     let said = serde_json::from_slice::<Said>(&reply.body).ok();
     if status.is_success() {
         if is_page(reply) {
-            const PAGE: &str = "a web page answered, not Slack: correct webhook_url or api_url, and look at what stands between (a proxy, a login)";
             return Err(Unavailable::new(PAGE));
         }
         match &said {
@@ -161,13 +162,7 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
     let about = about(&word);
-    let answered = if is_word && about.is_some() {
-        format!("Slack answered {word}")
-    } else if status.is_success() {
-        "Slack answered what its documentation does not name".into()
-    } else {
-        format!("Slack answered {status}")
-    };
+    let answered = answered(status, Some(&*word).filter(|_| is_word && about.is_some()));
     let after = reply.after();
     let unavailable = |what_to_do: &str| {
         let end = if what_to_do.is_empty() {
@@ -193,6 +188,15 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
         Some(About::Channel(what_to_do) | About::Sender(what_to_do)) => Err(unavailable(what_to_do)),
         Some(About::Slack) => Err(unavailable("")),
         None => by_status(status, sent, reason, after, unavailable),
+    }
+}
+
+/// What Slack answered, by the word that its documentation has, if there is one.
+fn answered(status: StatusCode, word: Option<&str>) -> String {
+    match word {
+        Some(word) => format!("Slack answered {word}"),
+        None if status.is_success() => "Slack answered what its documentation does not name".into(),
+        None => format!("Slack answered {status}"),
     }
 }
 

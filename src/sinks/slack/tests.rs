@@ -10,13 +10,7 @@ use crate::sinks::tests;
 const LEAD: &str = r#"{"event":{"id":"ev_1","date_updated":"2024","object_type":"lead","action":"created","lead_id":"lead_1","data":{"display_name":"A<!channel>&\"b"}}}"#;
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(&definition::TYPE, table);
-    let fault = options.and_then(|options| options.fault());
-    faults
-        .into_iter()
-        .map(|fault| format!("{}: {}", fault.place, fault.message))
-        .chain(fault)
-        .collect()
+    tests::faults(&definition::TYPE, table)
 }
 
 fn payload(table: serde_json::Value, delivery: &Delivery) -> Value {

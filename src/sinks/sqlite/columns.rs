@@ -5,11 +5,10 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::latest::Latest;
 use super::prepared::Prepared;
-use super::{OF_MARKS, Settings, Writer, is_about_the_row, statements, system};
+use super::statements::statements;
 use crate::sinks::common::field::Field;
 use crate::sinks::common::layout::{Case, Column, Fields, Layout};
 use crate::sinks::common::rows::{EVENTS_COLUMNS, TableName, quoted};
-use crate::sinks::{Outcome, Unavailable};
 
 /// What a column prefers to keep (SQLite, "Determination Of Column Affinity").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,66 +153,6 @@ pub(super) fn insert(
     let bound = pairs.map(|(name, value)| declared.affinity(name).unwrap_or(Affinity::None).bind(value));
     let statement = prepared.get(&statement(table, &fields.names))?;
     statement.execute(params_from_iter(bound)).map(drop)
-}
-
-impl Writer {
-    /// Says what a table that somebody else made lacks, before there is a row.
-    pub(super) fn look(&self) -> Result<(), Unavailable> {
-        self.learn()?;
-        let Settings {
-            layout, table, path, ..
-        } = &self.settings;
-        let needed = needed(layout, table, &self.declared.borrow()).map_err(Unavailable::new)?;
-        let statements = needed.iter().map(String::as_str).chain(OF_MARKS);
-        prepare(&self.connection, statements).map_err(|error| system(path, &error))
-    }
-
-    /// Looks what columns the table has.
-    pub(super) fn learn(&self) -> Result<(), Unavailable> {
-        let given: &[Column] = match &*self.settings.layout {
-            Layout::Columns(columns) => columns,
-            Layout::Events { .. } | Layout::Latest => &[],
-        };
-        let declared = Declared::read(&self.connection, &self.settings.table, given);
-        *self.declared.borrow_mut() = declared.map_err(|error| system(&self.settings.path, &error))?;
-        Ok(())
-    }
-
-    /// The first of these names that no column of the table has, in a sentence.
-    pub(super) fn lacks<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<String> {
-        let declared = self.declared.borrow();
-        let name = declared.missing(names)?;
-        Some(format!("the table {} has no column \"{name}\"", self.settings.table))
-    }
-
-    /// Writes a row of other columns than those of events. The outer error is the sink's trouble.
-    pub(super) fn write_fields(
-        &self,
-        prepared: &mut Prepared<'_>,
-        fields: &Fields,
-    ) -> Result<rusqlite::Result<Outcome>, Unavailable> {
-        let names = || fields.names.iter().map(String::as_str);
-        let write = |prepared: &mut Prepared<'_>| {
-            let declared = self.declared.borrow();
-            let written = insert(prepared, &self.settings.table, &declared, fields);
-            written.map(|()| Outcome::Delivered)
-        };
-        if self.lacks(names()).is_none() {
-            match write(prepared) {
-                Err(error) if !is_about_the_row(&error) => {}
-                written => return Ok(written),
-            }
-        }
-        // Somebody may have added a column, or taken one away.
-        self.learn()?;
-        match self.lacks(names()) {
-            None => Ok(write(prepared)),
-            Some(lacks) if matches!(*self.settings.layout, Layout::Columns(_)) => {
-                Err(Unavailable::new(format!("{lacks}: add it, or take it out of columns")))
-            }
-            Some(lacks) => Ok(Ok(Outcome::Reject { reason: lacks.into() })),
-        }
-    }
 }
 
 #[cfg(test)]

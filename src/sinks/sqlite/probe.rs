@@ -4,8 +4,11 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::Options;
 use super::columns::{Declared, needed, prepare};
-use super::{OF_MARKS, Options, has_table, missing, no_file, system};
+use super::faults::{missing, no_file, system};
+use super::statements::OF_MARKS;
+use super::writer::has_table;
 use crate::sinks::Unavailable;
 use crate::sinks::common::layout::Layout;
 use crate::sinks::common::rows::MARK_TABLE;
@@ -16,28 +19,13 @@ pub(super) fn look(kind: &Options) -> Result<String, Unavailable> {
     // What a program of the sink makes has no types.
     let create = kind.create && !matches!(*kind.layout, Layout::Events { has_program: true });
     let unavailable = |text: String| Err(Unavailable::new(format!("{}: {text}", path.display())));
-    let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    if let Err(error) = may_write(directory) {
-        return unavailable(format!("its directory can't be written: {error}"));
-    }
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return if create {
-                Ok(format!("{} will be made", path.display()))
-            } else {
-                unavailable("there is no such database; make it with its tables, or set create = true".into())
-            };
+    match is_there(path) {
+        Err(error) => return unavailable(error),
+        Ok(true) => {}
+        Ok(false) if create => return Ok(format!("{} will be made", path.display())),
+        Ok(false) => {
+            return unavailable("there is no such database; make it with its tables, or set create = true".into());
         }
-        Err(error) => return unavailable(error.to_string()),
-        Ok(_) => {}
-    }
-    if let Err(error) = may_write(path) {
-        return unavailable(format!("it can't be written: {error}"));
-    }
-    if let Some(error) = no_file(path) {
-        return unavailable(error);
     }
     // What a daemon has not yet moved from the write-ahead log into the database can be read only with the daemon's own files.
     // Where they are not there, it is looked at as a file that nobody changes: anything else would make them.
@@ -79,4 +67,19 @@ pub(super) fn look(kind: &Options) -> Result<String, Unavailable> {
         Ok((false, ..)) => Ok(format!("the table {table} will be made in {}", path.display())),
         Ok((true, ..)) => Ok(format!("{} has the table {table}", path.display())),
     }
+}
+
+/// Whether there is a file that may be written, as its directory may. An error is why it can't be used.
+fn is_there(path: &Path) -> Result<bool, String> {
+    let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    may_write(directory).map_err(|error| format!("its directory can't be written: {error}"))?;
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.to_string()),
+        Ok(_) => {}
+    }
+    may_write(path).map_err(|error| format!("it can't be written: {error}"))?;
+    no_file(path).map_or(Ok(true), Err)
 }

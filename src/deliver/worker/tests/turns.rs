@@ -10,8 +10,7 @@ use crate::node::Lease;
 use lanes::Lane;
 
 fn config() -> SinkConfig {
-    let mut config = crate::sinks::tests::common(Arc::new(Willing));
-    config.name = "a".into();
+    let mut config = willing();
     config.start = Start::Beginning;
     config
 }

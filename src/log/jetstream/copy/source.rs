@@ -7,12 +7,13 @@ use tokio::time::Instant;
 
 use super::super::api;
 use super::super::check::{self, COPY, EPOCH, ID, MOVED, Seen};
+use super::super::fetch;
 use super::super::key::{self, Key};
 use super::super::link::Link;
-use super::super::read;
 use super::super::settings::Options;
 use super::super::shared::Shared;
-use super::{Origin, PATIENCE, alien, change, text};
+use super::claim::{Origin, change};
+use super::{PATIENCE, alien, text};
 use crate::event::{Event, Seq};
 use crate::log::known_key::KnownKey;
 
@@ -69,7 +70,7 @@ impl CopySource {
 
     /// What is from a Seq on, and where to read on.
     pub async fn read(&self, from: Seq) -> Result<(Found, Seq), String> {
-        let (messages, next) = read::raw(&self.shared, from).await.map_err(text)?;
+        let (messages, next) = fetch::raw(&self.shared, from).await.map_err(text)?;
         let mut found = Found::default();
         for message in messages {
             if message.erases().is_some() {
@@ -83,7 +84,7 @@ impl CopySource {
                 continue;
             }
             let until = Instant::now() + PATIENCE;
-            match read::event_of(&self.shared, &message, until).await.map_err(text)? {
+            match fetch::event_of(&self.shared, &message, until).await.map_err(text)? {
                 Ok(event) => found.events.push(event),
                 Err(_) => found.lost.push((Seq(message.seq), Seq(message.seq))),
             }

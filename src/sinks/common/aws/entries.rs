@@ -180,13 +180,8 @@ fn untried(reason: &str) -> Outcome {
     Outcome::Untried { reason: reason.into() }
 }
 
-/// Delivers a batch in as few requests as the service takes it.
-async fn deliver<S: Service>(
-    service: &S,
-    limits: Limits,
-    is_strict: bool,
-    deliveries: &[Delivery],
-) -> Result<Vec<Outcome>, Unavailable> {
+/// The entries of a batch, which of its events each is of, and what has become of the others already.
+fn begun<S: Service>(service: &S, deliveries: &[Delivery]) -> (Vec<S::Entry>, Vec<usize>, Fared) {
     let mut fared = Fared {
         outcomes: Vec::with_capacity(deliveries.len()),
         any: false,
@@ -206,6 +201,17 @@ async fn deliver<S: Service>(
             Err(outcome) => fared.outcomes.push(Some(outcome)),
         }
     }
+    (entries, places, fared)
+}
+
+/// Delivers a batch in as few requests as the service takes it.
+async fn deliver<S: Service>(
+    service: &S,
+    limits: Limits,
+    is_strict: bool,
+    deliveries: &[Delivery],
+) -> Result<Vec<Outcome>, Unavailable> {
+    let (entries, places, mut fared) = begun(service, deliveries);
     let group = |entry: &S::Entry| {
         if is_strict {
             Some(String::new())

@@ -21,7 +21,7 @@ use super::super::message as common;
 use crate::event::Delivery;
 use crate::json;
 use crate::render::Template;
-use crate::sinks::Outcome;
+use crate::sinks::{Commit, Drive, Limits, Outcome};
 
 /// Attributes of a message of SQS. Of SNS, those that get through to a queue as they are.
 pub(in crate::sinks) const ATTRIBUTES_MAX: usize = 10;
@@ -80,6 +80,28 @@ fn named(attributes: &[(String, String)]) -> Result<(), String> {
     Err(format!(
         "no attribute may be called {shown}: of a transform's headers letters, digits, _, - and . are taken"
     ))
+}
+
+/// How a queue or topic is delivered to: to a FIFO one, two requests at a time would mix the order.
+pub(in crate::sinks) fn drive(batch: Limits, is_fifo: bool) -> Drive {
+    Drive {
+        batch,
+        concurrency: if is_fifo { 1 } else { 8 },
+        commit: Commit::Acknowledge,
+    }
+}
+
+/// The field by which a FIFO queue or topic knows what it has already, and what an event has there; others have none.
+pub(in crate::sinks) fn deduplication(delivery: &Delivery, is_fifo: bool) -> Option<(String, String)> {
+    is_fifo.then(|| {
+        let id = id(&common::key(&delivery.event));
+        ("MessageDeduplicationId".to_owned(), id)
+    })
+}
+
+/// The id of what keeps order with an event, by the key `group` or else its lead.
+pub(in crate::sinks) fn group_id(delivery: &Delivery, template: Option<&Template>) -> String {
+    id(&group(delivery, "group", template))
 }
 
 /// The body: what was made of the event, else what Close sent, byte for byte but for what no message may have ([`legal`]).
