@@ -45,7 +45,7 @@ impl crate::passing::PassingLog for Faulty {
 
     async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
         self.fail()?;
-        let head = self.head().borrow().0;
+        let head = Log::head(self).borrow().0;
         if from.0 > head {
             return Ok(crate::log::Batch {
                 next: from,
