@@ -15,7 +15,7 @@ use super::interrupt::{Stop, unless_told_to_stop};
 use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
 use super::term::bytes_bar;
 use super::when::when;
-use super::{Failure, Global, Outcome, print_line, report};
+use super::{Failure, Global, Outcome, print_line, report, unwritten};
 use crate::app;
 use crate::backup::{self, BackupError, Summary};
 use crate::config::{Engine, Size};
@@ -99,9 +99,15 @@ impl Backup {
                 // Standard output is the backup: nothing else may get there.
                 let mut out = io::stdout().lock();
                 let summary = receive(connection, &mut out, |error| {
-                    // Half a backup is none: that nobody reads it to its end is no reason to be quiet.
                     let what = Path::new("the backup on standard output");
-                    cant(what, error)
+                    match (cant(what, error), unwritten(error)) {
+                        // Half a backup is none: that nobody reads it to its end is no reason to be quiet.
+                        (Failure::Work(why), Failure::Unread) => {
+                            report::notice(global.json, &why);
+                            Failure::Unread
+                        }
+                        (said, _) => said,
+                    }
                 })
                 .await?;
                 return told(global, &summary);

@@ -43,6 +43,7 @@ mod term;
 mod trigger;
 mod when;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ use serde_json::Value;
 pub(crate) use term::table;
 
 use crate::config::{Config, Fault, Layers};
+use crate::json;
 use crate::listener::sockets::Inherited;
 use crate::plain;
 use crate::task;
@@ -248,9 +250,13 @@ impl Global {
     }
 }
 
-/// A value as a line of JSON.
+/// A value as a line of JSON. What is in it as somebody else wrote it may have line ends and tabs between its tokens.
 pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::Work(error.to_string()))
+    let text = serde_json::to_string(value).map_err(|error| Failure::Work(error.to_string()))?;
+    if let Cow::Owned(line) = json::on_one_line(&text) {
+        return Ok(line);
+    }
+    Ok(text)
 }
 
 /// What stands for a value in JSON, for people: the word of an enum, a number.
@@ -305,10 +311,11 @@ pub fn main() -> ExitCode {
         if serving { "info" } else { "warn" },
     );
     let json = cli.global.json;
-    let failure = match run(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(failure) => failure,
-    };
+    run(cli).map_or_else(|failure| ended(failure, json), |()| ExitCode::SUCCESS)
+}
+
+/// Says why a command has not simply succeeded; gives its exit code.
+fn ended(failure: Failure, json: bool) -> ExitCode {
     let (code, text) = report::told(failure, json);
     report::say(&text);
     ExitCode::from(code)
@@ -323,8 +330,16 @@ fn misused(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     // An argument may have been copied from anywhere, and stands in what is said of it.
     let plain = plain::lines(&text);
-    if matches!(plain, std::borrow::Cow::Borrowed(_)) {
-        error.exit();
+    if matches!(plain, Cow::Borrowed(_)) {
+        if error.use_stderr() {
+            error.exit();
+        }
+        // What was asked for, and is on its way to whoever reads it like any other answer.
+        let written = error.print().and_then(|()| io::stdout().flush());
+        return written.map_or_else(
+            |error| ended(unwritten(&error), report::wants_json()),
+            |()| ExitCode::SUCCESS,
+        );
     }
     let _ = io::stderr().lock().write_all(plain.as_bytes());
     ExitCode::from(2)
