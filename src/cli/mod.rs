@@ -62,6 +62,9 @@ use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
 
+/// Names another one, unless it is empty.
+const CONFIG_VARIABLE: &str = "CLOSEHOOK_CONFIG";
+
 /// Receives Close CRM webhooks, keeps every event, and delivers each one by rules.
 #[derive(Debug, Parser)]
 #[command(
@@ -97,17 +100,17 @@ const GLOBAL: &str = "Global options";
 /// Flags every command has.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Configuration file
-    #[arg(short, long, global = true, env = "CLOSEHOOK_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    /// Configuration file; an empty variable counts as none
+    #[arg(short, long, global = true, env = CONFIG_VARIABLE, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     #[arg(help_heading = GLOBAL, hide_env_values = true)]
     config: PathBuf,
     /// Machine-readable output: one JSON value, or JSON lines
     #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// How log lines look: for people, or as JSON
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "text|json")]
+    /// How log lines look: for people, or as JSON; default: text, or json with --json
+    #[arg(long, global = true, value_enum, value_name = "text|json")]
     #[arg(help_heading = GLOBAL, hide_possible_values = true)]
-    log_format: logging::Format,
+    log_format: Option<logging::Format>,
     /// Log more (twice: everything)
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
     verbose: u8,
@@ -220,6 +223,15 @@ pub(crate) fn unwritten(error: &io::Error) -> Failure {
 pub(crate) type Outcome = Result<(), Failure>;
 
 impl Global {
+    /// Whoever reads JSON on one stream reads it on the other.
+    fn log_format(&self) -> logging::Format {
+        self.log_format.unwrap_or(if self.json {
+            logging::Format::Json
+        } else {
+            logging::Format::Text
+        })
+    }
+
     /// Where the configuration comes from.
     fn layers(&self) -> Layers {
         Layers {
@@ -306,7 +318,7 @@ pub fn main() -> ExitCode {
         keep_memory_private();
     }
     logging::install(
-        cli.global.log_format,
+        cli.global.log_format(),
         cli.global.verbose,
         if serving { "info" } else { "warn" },
     );

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -57,10 +58,11 @@ impl Layers {
             return Ok(String::new());
         };
         crate::files::read_text(path).map_err(|error| {
-            single(
-                path,
-                format!("the configuration can't be read ({error}): name the right file with -c FILE"),
-            )
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => "run this as a user who may read it",
+                _ => "name the right file with -c FILE",
+            };
+            single(path, format!("the configuration can't be read ({error}): {remedy}"))
         })
     }
 
