@@ -13,7 +13,7 @@ use super::{Failure, Global, Outcome, print_line};
 use crate::admin::tokens::Tokens;
 use crate::app;
 use crate::close::Setbacks;
-use crate::config::{Config, Credentials, Engine, Fault, ReadConfig, SinkConfig};
+use crate::config::{Config, Credentials, Engine, Fault, Layers, ReadConfig, SinkConfig};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
@@ -52,11 +52,7 @@ impl Check {
     }
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let read = ReadConfig::load(&global.layers()).or_else(|faults| refuse(global, faults))?;
-        if !read.faults.is_empty() {
-            return refuse(global, all_faults(&read));
-        }
-        let config = read.config;
+        let config = valid(&global.layers()).or_else(|faults| refuse(global, faults))?;
         let faults = faults(&config);
         let mut warnings: Vec<String> = config
             .warnings(crate::close::has_live_key(&config.log.dir))
@@ -269,6 +265,16 @@ fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
         .iter()
         .map(|fault| json!({ "place": fault.place, "message": fault.message }))
         .collect()
+}
+
+/// The configuration where it is valid; else every fault in it that can be found now.
+pub(super) fn valid(layers: &Layers) -> Result<Config, Vec<Fault>> {
+    let read = ReadConfig::load(layers)?;
+    if read.faults.is_empty() {
+        Ok(read.config)
+    } else {
+        Err(all_faults(&read))
+    }
 }
 
 /// The faults of a configuration that is not valid, and what else it names that can't be used: whoever mends the one mends the other with

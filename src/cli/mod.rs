@@ -390,7 +390,7 @@ fn run(cli: Cli) -> Outcome {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Serve => {
-                let config = global.load()?;
+                let config = check::valid(&global.layers()).map_err(Failure::Faults)?;
                 let faults = check::startup_faults(&config);
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));
