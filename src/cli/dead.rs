@@ -148,7 +148,7 @@ impl List {
         match (global.json, rows.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => {
-                eprintln!("closehook: no dead letters");
+                super::report::say("closehook: no dead letters\n");
                 Ok(())
             }
             (false, false) => print_line(&table(
@@ -177,7 +177,7 @@ impl Reasons {
         match (global.json, rows.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => {
-                eprintln!("closehook: no dead letters");
+                super::report::say("closehook: no dead letters\n");
                 Ok(())
             }
             (false, false) => print_line(&table(&["sink", "letters", "first", "last", "reason"], rows)),
