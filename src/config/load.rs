@@ -203,7 +203,7 @@ pub(super) struct Listed {
 pub(super) fn placed<'c>(listed: &'c [Listed], config: &'c Config) -> impl Iterator<Item = (&'c str, &'c SinkConfig)> {
     listed
         .iter()
-        .filter_map(|one| Some((one.place.as_str(), config.sinks.get(one.index?)?)))
+        .filter_map(move |one| Some((one.place.as_str(), config.sinks.get(one.index?)?)))
 }
 
 fn read_sinks(root: &mut Table<'_>, types: &[&SinkType]) -> (Vec<SinkConfig>, Vec<Listed>) {

@@ -24,7 +24,10 @@ fn what_can_not_work_is_a_fault() {
     assert_eq!(faults(plain()), [""; 0]);
     for (more, part) in [
         (json!({ "brokers": [] }), "brokers: names none"),
-        (json!({ "brokers": ["kafka://a:9092"] }), "brokers[0]: must be an address"),
+        (
+            json!({ "brokers": ["kafka://a:9092"] }),
+            "brokers[0]: must be an address",
+        ),
         (json!({ "brokers": ["a:0"] }), "brokers[0]: must be an address"),
         (json!({ "brokers": ["a:b"] }), "brokers[0]: must be an address"),
         (json!({ "brokers": ["[a]:1"] }), "brokers[0]: must be an address"),
