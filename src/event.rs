@@ -221,6 +221,13 @@ impl View {
         })
     }
 
+    /// `subscription_id` of a body, also of one that is no delivery otherwise; `None` where there is none that is a string, or no JSON.
+    pub fn subscription_id_in(body: &[u8]) -> Option<String> {
+        let doc = Doc::parse(body).ok()?;
+        let id = doc.get(doc.root(), "subscription_id")?;
+        id.as_string().map(Cow::into_owned)
+    }
+
     /// The identity by which duplicates are known.
     pub fn key(&self) -> EventKey {
         EventKey {

@@ -26,10 +26,10 @@ pub fn readable_keys(config: &Config, make: bool) -> (Verifier, Vec<Fault>) {
         Ok(key) => keys.push(key),
         Err(message) => faults.push(Fault { place, message }),
     };
-    for (index, subscription) in config.close.subscriptions.iter().enumerate() {
+    for subscription in &config.close.subscriptions {
         let text = subscription.signature_key.resolve();
         let key = text.and_then(|text| Key::from_hex(subscription.id.clone(), text.expose_secret()));
-        add(format!("close.subscriptions[{index}].signature_key"), key);
+        add(format!("{}.signature_key", subscription.place), key);
     }
     if config.close.local_key
         && let Some(key) = local_key(config, make).transpose()
@@ -123,6 +123,7 @@ mod tests {
 
     fn key(id: &str, secret: Secret) -> SubscriptionKey {
         SubscriptionKey {
+            place: "close.subscriptions[0]".to_owned(),
             id: Some(id.to_owned()),
             signature_key: secret,
         }

@@ -56,16 +56,16 @@ pub enum BackupError {
     #[error(transparent)]
     Directory(#[from] OpenError),
     /// It is no backup, of a newer version, or damaged.
-    #[error("{error}; nothing was restored")]
+    #[error("{error}")]
     Unusable {
         /// What is wrong, and where.
         error: FrameError,
     },
     /// It ends too early.
-    #[error("{0} is cut off: its end is missing, so it was not written or copied completely; nothing was restored")]
+    #[error("{0} is cut off: its end is missing, so it was not written or copied completely")]
     CutOff(PathBuf),
     /// Each frame is whole, and together they are not what was written.
-    #[error("{path} is not what was written as a backup: {why}; nothing was restored")]
+    #[error("{path} is not what was written as a backup: {why}")]
     Wrong {
         /// Which file.
         path: PathBuf,

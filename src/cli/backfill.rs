@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::connect::{Access, Connection, Undone, asking_close, with};
+use super::connect::{Access, Connection, Undone, asking_close, need_credentials, with};
 use super::interrupt::Stop;
 use super::left::{self, Job, Stands};
 use super::term::{advance, fraction_bar};
@@ -65,6 +65,9 @@ impl Backfill {
             )));
         }
         let access = if self.dry_run { Access::Preview } else { Access::Begin };
+        if access == Access::Begin {
+            need_credentials(global)?;
+        }
         with(global, access, async |connection| {
             if self.dry_run {
                 return rehearse(global, connection, ask.clone()).await;

@@ -15,7 +15,7 @@ use super::interrupt::{Stop, unless_told_to_stop};
 use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
 use super::term::bytes_bar;
 use super::when::when;
-use super::{Failure, Global, Outcome, print_line, report};
+use super::{Failure, Global, Outcome, print_line, report, unwritten};
 use crate::app;
 use crate::backup::{self, BackupError, Summary};
 use crate::config::{Engine, Size};
@@ -99,9 +99,15 @@ impl Backup {
                 // Standard output is the backup: nothing else may get there.
                 let mut out = io::stdout().lock();
                 let summary = receive(connection, &mut out, |error| {
-                    // Half a backup is none: that nobody reads it to its end is no reason to be quiet.
                     let what = Path::new("the backup on standard output");
-                    cant(what, error)
+                    match (cant(what, error), unwritten(error)) {
+                        // Half a backup is none: that nobody reads it to its end is no reason to be quiet.
+                        (Failure::Work(why), Failure::Unread) => {
+                            report::notice(global.json, &why);
+                            Failure::Unread
+                        }
+                        (said, _) => said,
+                    }
                 })
                 .await?;
                 return told(global, &summary);
@@ -296,6 +302,16 @@ fn lacking(global: &Global, what: &str, summary: &Summary) -> Outcome {
     }
 }
 
+/// What is said where the backup itself is no good, and the directory is as it was.
+fn not_restored(error: &BackupError) -> Failure {
+    let is_about_it = matches!(
+        error,
+        BackupError::Unusable { .. } | BackupError::CutOff(_) | BackupError::Wrong { .. }
+    );
+    let left = if is_about_it { "; nothing was restored" } else { "" };
+    Failure::Work(format!("{error}{left}"))
+}
+
 fn is_missing(dir: &Path) -> bool {
     // The empty path is where we are.
     !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
@@ -376,7 +392,7 @@ fn restore(file: &Path, dir: Option<&Path>, is_told: &Arc<AtomicBool>) -> Result
         Some(dir) => {
             let missing: Vec<&Path> = dir.ancestors().take_while(|dir| is_missing(dir)).collect();
             let made = app::make_data_dir(dir).map_err(Failure::from);
-            let restored = made.and_then(|()| Ok(backup::restore(input, name, dir)?));
+            let restored = made.and_then(|()| backup::restore(input, name, dir).map_err(|error| not_restored(&error)));
             match &restored {
                 Ok(_) => app::leave_to_owner(dir),
                 // Innermost first; only what is empty goes.

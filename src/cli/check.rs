@@ -1,9 +1,11 @@
 //! `closehook check`
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures::StreamExt as _;
+use rustix::fs::{Access, access};
 use serde_json::json;
 
 use super::connect::asking_close;
@@ -11,7 +13,7 @@ use super::{Failure, Global, Outcome, print_line};
 use crate::admin::tokens::Tokens;
 use crate::app;
 use crate::close::Setbacks;
-use crate::config::{Config, Credentials, Engine, Fault};
+use crate::config::{Config, Credentials, Engine, Fault, Layers, ReadConfig, SinkConfig};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
@@ -50,17 +52,7 @@ impl Check {
     }
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let config = match Config::load(&global.layers()) {
-            Ok(config) => config,
-            Err(faults) => {
-                if global.json {
-                    let value =
-                        json!({ "ok": false, "faults": list(&faults), "warnings": [], "probes": [], "made": [] });
-                    print_line(&value.to_string())?;
-                }
-                return Err(Failure::Faults(faults));
-            }
-        };
+        let config = valid(&global.layers()).or_else(|faults| refuse(global, faults))?;
         let faults = faults(&config);
         let mut warnings = warnings(&config, &faults).await;
         let made = if self.create && faults.is_empty() {
@@ -113,10 +105,20 @@ async fn warnings(config: &Config, faults: &[Fault]) -> Vec<String> {
     let mut warnings = config.warnings(crate::close::has_live_key(&config.log.dir));
     warnings.retain(|warning| !faults.iter().any(|fault| fault.message == *warning));
     warnings.extend(Tokens::warnings(&config.admin));
+    warnings.extend(unwritable(&config.log.dir));
     warnings.extend(data_directory(config).await);
     let damaged = crate::close::damaged_on_disk(&config.log.dir);
     warnings.extend(damaged.into_iter().map(|one| one.what));
     warnings
+}
+
+/// Ends with faults, beside which nothing else is looked at.
+fn refuse<T>(global: &Global, faults: Vec<Fault>) -> Result<T, Failure> {
+    if global.json {
+        let value = json!({ "ok": false, "faults": list(&faults), "warnings": [], "probes": [], "made": [] });
+        print_line(&value.to_string())?;
+    }
+    Err(Failure::Faults(faults))
 }
 
 /// What somebody answered who was contacted.
@@ -269,19 +271,90 @@ fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// What a valid configuration names that can't be used.
-pub(super) fn faults(config: &Config) -> Vec<Fault> {
-    let mut faults = startup_faults(config);
-    faults.extend(Tokens::faults(&config.admin));
-    for (index, sink) in config.sinks.iter().enumerate() {
-        if let Some(message) = sink.options.fault() {
-            faults.push(Fault {
-                place: format!("sinks[{index}]"),
-                message,
-            });
+/// The configuration where it is valid; else every fault in it that can be found now.
+pub(super) fn valid(layers: &Layers) -> Result<Config, Vec<Fault>> {
+    let read = ReadConfig::load(layers)?;
+    if read.faults.is_empty() {
+        Ok(read.config)
+    } else {
+        Err(all_faults(&read))
+    }
+}
+
+/// The faults of a configuration that is not valid, and what else it names that can't be used: whoever mends the one mends the other with
+/// it.
+fn all_faults(read: &ReadConfig) -> Vec<Fault> {
+    let mut faults = read.faults.clone();
+    let has_fault_at = |place: &str| read.faults.iter().any(|fault| fault.place.starts_with(place));
+    let sinks = read.sinks().map(|(place, sink)| (place.to_owned(), sink));
+    for fault in unusable(&read.config, sinks) {
+        // Of what is faulty the default stands there, of which nobody has said anything.
+        let is_of_default = match fault.place.as_str() {
+            "log.dir" | "close.local_key" => has_fault_at("log.dir"),
+            "log.jetstream" => has_fault_at("log."),
+            _ => false,
+        };
+        let is_told = |known: &Fault| known.place.starts_with(&fault.place) && fault.message.contains(&known.message);
+        if !is_of_default && !read.faults.iter().any(is_told) {
+            faults.push(fault);
         }
     }
     faults
+}
+
+/// What a valid configuration names that can't be used.
+pub(super) fn faults(config: &Config) -> Vec<Fault> {
+    let sinks = config.sinks.iter().enumerate();
+    unusable(config, sinks.map(|(index, sink)| (format!("sinks[{index}]"), sink)))
+}
+
+/// What a configuration names that can't be used; of its sinks these, each with its place.
+fn unusable<'c>(config: &Config, sinks: impl Iterator<Item = (String, &'c SinkConfig)>) -> Vec<Fault> {
+    let mut faults = startup_faults(config);
+    faults.extend(fault_of_data_dir(&config.log.dir).map(|message| Fault {
+        place: "log.dir".into(),
+        message,
+    }));
+    faults.extend(Tokens::faults(&config.admin));
+    faults.extend(sinks.filter_map(|(place, sink)| {
+        let message = sink.options.fault()?;
+        Some(Fault { place, message })
+    }));
+    faults
+}
+
+/// Why no data directory can ever be there; what can't be looked at is no fault. Writes nothing.
+fn fault_of_data_dir(dir: &Path) -> Option<String> {
+    for above in dir.ancestors().filter(|above| !above.as_os_str().is_empty()) {
+        let why = match std::fs::metadata(above) {
+            Ok(found) if found.is_dir() => return None,
+            Ok(_) => "is no directory",
+            Err(error) if error.kind() == ErrorKind::NotFound && above.is_symlink() => "is a link that leads nowhere",
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(_) => return None,
+        };
+        return Some(if above == dir {
+            format!(
+                "{} {why}: name a directory, or a place where one can be made",
+                dir.display()
+            )
+        } else {
+            format!("{} can't be made: {} {why}", dir.display(), above.display())
+        });
+    }
+    None
+}
+
+/// A warning where the data directory can't be written to, or made, by whoever asks: the daemon may be somebody else.
+fn unwritable(dir: &Path) -> Option<String> {
+    let above = dir.ancestors().find(|above| above.is_dir())?;
+    let error = access(above, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    let error = std::io::Error::from(error);
+    Some(format!(
+        "log.dir: this user can't write to {} ({error}): the daemon keeps its events in {} only if it runs as a user who can",
+        above.display(),
+        dir.display()
+    ))
 }
 
 /// Those without which it can't receive, so that the daemon does not start. What a sink lacks keeps that sink waiting and nothing else
@@ -354,4 +427,35 @@ fn crowded(config: &Config, log: &dyn Log) -> Option<String> {
     let cap = retention::cap(dir, config.log.max_size.map(|size| size.0)).ok()?;
     let (events, _) = log.disk_bytes();
     retention::crowded(cap, retention::used(dir).ok()?.saturating_sub(events))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_that_can_never_be_made_is_a_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        for (bad, part) in [
+            (file.clone(), "is no directory: name"),
+            (file.join("x"), "can't be made: "),
+            (file.join("x/y"), "file is no directory"),
+            (link.clone(), "is a link that leads nowhere"),
+            (link.join("x"), "can't be made: "),
+        ] {
+            let said = fault_of_data_dir(&bad).unwrap();
+            assert!(said.contains(part), "{}: {said}", bad.display());
+        }
+        for good in [
+            dir.path().to_owned(),
+            dir.path().join("a/b"),
+            "relative".into(),
+            "/".into(),
+        ] {
+            assert_eq!(fault_of_data_dir(&good), None, "{}", good.display());
+        }
+    }
 }

@@ -353,6 +353,16 @@ impl Connection {
     }
 }
 
+/// Ends a command that asks Close where there is neither a key for it nor any data yet: before a directory is made in which nothing would
+/// come to be. Where there is data, its daemon may know a key.
+pub(super) fn need_credentials(global: &Global) -> Outcome {
+    let config = global.load()?;
+    if config.close.credentials.is_none() && is_missing(&config.log.dir) {
+        return Err(Failure::Work(crate::close::Error::NotConfigured.to_string()));
+    }
+    Ok(())
+}
+
 /// Whether a data directory is yet to be made. One with something in it that is not closehook's is a mistake, and not missing.
 fn is_missing(dir: &Path) -> bool {
     match std::fs::read_dir(dir) {

@@ -32,12 +32,12 @@ pub(super) enum Dead {
     Show(Show),
     /// Deliver dead letters again; those that succeed are removed
     #[command(
-        after_help = "Examples:\n  closehook dead retry --sink crm-db --all\n  closehook dead retry --id ev_2sYKRjcrA79yKxi3S4Crd7"
+        after_help = "It does not ask: what fails again stays a dead letter.\n\nExamples:\n  closehook dead retry --sink crm-db --all\n  closehook dead retry --id ev_2sYKRjcrA79yKxi3S4Crd7"
     )]
     Retry(Which),
     /// Remove dead letters for good
     #[command(
-        after_help = "Examples:\n  closehook dead drop --sink crm-db --until 7d --yes\n  closehook dead drop --reason 'the receiver answered 422 Unprocessable Entity'"
+        after_help = "Without --yes it says how many there are, and asks.\n\nExamples:\n  closehook dead drop --sink crm-db --until 7d --yes\n  closehook dead drop --reason 'the receiver answered 422 Unprocessable Entity'"
     )]
     Drop(Which),
 }
@@ -184,7 +184,7 @@ async fn list<T: Serialize + DeserializeOwned>(
     match (global.json, rows.is_empty()) {
         (true, _) => Ok(()),
         (false, true) => {
-            eprintln!("closehook: no dead letters");
+            super::report::say("closehook: no dead letters\n");
             Ok(())
         }
         (false, false) => print_line(&table(header, rows)),
@@ -313,6 +313,12 @@ async fn drop_letters(which: &Which, global: &Global, connection: &Connection) -
         };
         let counted = connection.ask_one(count).await?;
         let letters = counted.letters;
+        if letters == 0 {
+            // Nor what dies meanwhile, of which nobody was asked.
+            return global.print(&asked::Dropped { dropped: 0 }, |_| {
+                "there are no such dead letters: nothing was dropped".to_owned()
+            });
+        }
         let these = match letters {
             1 => "this dead letter".to_owned(),
             _ => format!("these {letters} dead letters"),

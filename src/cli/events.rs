@@ -138,7 +138,7 @@ impl List {
         match (global.json, rows.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => {
-                eprintln!("closehook: no events");
+                super::report::say("closehook: no events\n");
                 Ok(())
             }
             (false, false) => print_line(&table(&["seq", "received at", "type", "id", "lead"], rows)),

@@ -1,7 +1,7 @@
 //! `closehook filter`
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 
 use clap::Args;
 
@@ -71,9 +71,9 @@ impl Filter {
             passed_over: 0,
         };
         for (name, source) in sources {
-            stream::read(source, |found| sieve.take(&name, found)).map_err(|failure| match failure {
-                Failure::Work(error) => Failure::Usage(format!("{name} can't be read: {error}")),
-                other => other,
+            stream::read(source, |found| sieve.take(&name, found).map_err(Cut::Ended)).map_err(|cut| match cut {
+                Cut::Unreadable(error) => Failure::Usage(format!("{name} can't be read: {error}")),
+                Cut::Ended(failure) => failure,
             })?;
         }
         if sieve.passed_over > NAMED_MAX {
@@ -95,16 +95,30 @@ impl Filter {
     }
 }
 
+/// Why a source was not read to its end.
+enum Cut {
+    /// It can't be read.
+    Unreadable(io::Error),
+    /// What was found in it could not be passed on: that says nothing of the source.
+    Ended(Failure),
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Cut {
+        Cut::Unreadable(error)
+    }
+}
+
 fn standard_input() -> (String, Box<dyn BufRead>) {
-    ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
+    ("standard input".to_owned(), Box::new(BufReader::new(io::stdin())))
 }
 
 /// Opens what can be read as a file: a directory opens as well, and then can't be.
 fn open(name: &str) -> Result<File, Failure> {
-    let cant = |error: std::io::Error| Failure::Usage(format!("{name} can't be read: {error}"));
+    let cant = |error: io::Error| Failure::Usage(format!("{name} can't be read: {error}"));
     let file = File::open(name).map_err(cant)?;
     if file.metadata().map_err(cant)?.is_dir() {
-        return Err(cant(std::io::ErrorKind::IsADirectory.into()));
+        return Err(cant(io::ErrorKind::IsADirectory.into()));
     }
     Ok(file)
 }
@@ -154,11 +168,7 @@ impl Sieve {
             return Ok(());
         }
         // What stands in several lines becomes one, so that the output can be read line by line.
-        if value.raw().contains('\n') {
-            print_line(&json::compact(value.raw()))
-        } else {
-            print_line(value.raw())
-        }
+        print_line(&json::on_one_line(value.raw()))
     }
 
     fn pass_over(&mut self, name: &str, line: u64, why: &str) {

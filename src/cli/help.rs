@@ -32,6 +32,13 @@ const MORE: &str = "More";
 /// The command line as people see it: the one definition that help, manual pages and completions are made from.
 pub(super) fn command() -> Command {
     let command = tidy(Cli::command());
+    // As is usual: a variable that is empty says nothing.
+    let is_empty = std::env::var_os(super::CONFIG_VARIABLE).is_some_and(|value| value.is_empty());
+    let command = if is_empty {
+        command.mut_arg("config", |config| config.env(None::<&str>))
+    } else {
+        command
+    };
     let groups = groups(&command);
     command.help_template(format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}{}\n{{options}}{{after-help}}",

@@ -102,6 +102,11 @@ impl Log {
             Log::Export { file, force } if file.as_os_str() != "-" => refuse_to_overwrite(file, *force)?,
             _ => {}
         }
+        // Before a data directory is made for it.
+        let source = match &self {
+            Log::Import { file, .. } => Some(Source::open(file)?),
+            _ => None,
+        };
         let access = match self {
             Log::Export { .. } => Access::Read,
             Log::Import { .. } => Access::Begin,
@@ -109,15 +114,12 @@ impl Log {
         };
         with(global, access, async |connection| match &self {
             Log::Export { file, force } => export(file, *force, global, connection).await,
-            Log::Import {
-                file,
-                dispatch,
-                expired,
-            } => {
+            Log::Import { dispatch, expired, .. } => {
+                let Some(source) = &source else { return Ok(()) };
                 // What a sink waits for stays until it is delivered, and on servers what is imported is as old as its import.
                 let is_local = connection.config.log.engine == Engine::Local;
                 let kept = (is_local && !expired && !dispatch).then(|| Kept::by(&connection.config));
-                import(file, *dispatch, kept, global, connection).await
+                import(source, *dispatch, kept, global, connection).await
             }
             Log::Erase(erase) => erase.run(global, connection).await,
             // They have the log alone.
@@ -241,27 +243,68 @@ impl Kept {
     }
 }
 
-/// `kept`: what is older is refused.
-async fn import(file: &Path, dispatch: bool, kept: Option<Kept>, global: &Global, connection: &Connection) -> Outcome {
-    let (name, input): (String, Box<dyn BufRead>) = if file.as_os_str() == "-" {
-        ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
-    } else {
-        let name = file.display().to_string();
-        let cant = |e| Failure::Usage(format!("{name} can't be read: {e}"));
-        let mut opened = File::open(file).map_err(cant)?;
-        // A stream can be read once only.
-        if let Some(kept) = &kept
-            && opened.metadata().is_ok_and(|metadata| metadata.is_file())
-        {
-            let (older, all) = kept.count(BufReader::new(&opened));
-            if older > 0 {
-                return kept.refuse(&format!(
-                    "nothing was imported: {older} of the {all} events in {name} were"
-                ));
-            }
-            opened.rewind().map_err(cant)?;
+/// Where events are imported from.
+struct Source {
+    name: String,
+    /// `None`: standard input.
+    file: Option<File>,
+}
+
+impl Source {
+    fn open(file: &Path) -> Result<Source, Failure> {
+        if file.as_os_str() == "-" {
+            return Ok(Source {
+                name: "standard input".to_owned(),
+                file: None,
+            });
         }
-        (name, Box::new(BufReader::new(opened)))
+        let source = Source {
+            name: file.display().to_string(),
+            file: Some(File::open(file).map_err(|error| unreadable_file(&file.display().to_string(), &error))?),
+        };
+        // It opens as well, and then can't be read.
+        if source
+            .file
+            .as_ref()
+            .is_some_and(|file| file.metadata().is_ok_and(|found| found.is_dir()))
+        {
+            return Err(unreadable_file(&source.name, &std::io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(source)
+    }
+}
+
+fn unreadable_file(name: &str, error: &std::io::Error) -> Failure {
+    Failure::Usage(format!("{name} can't be read: {error}"))
+}
+
+/// `kept`: what is older is refused.
+async fn import(
+    source: &Source,
+    dispatch: bool,
+    kept: Option<Kept>,
+    global: &Global,
+    connection: &Connection,
+) -> Outcome {
+    let name = &source.name;
+    let input: Box<dyn BufRead + '_> = match &source.file {
+        None => Box::new(BufReader::new(std::io::stdin())),
+        Some(file) => {
+            let mut opened = file;
+            // A stream can be read once only.
+            if let Some(kept) = &kept
+                && opened.metadata().is_ok_and(|metadata| metadata.is_file())
+            {
+                let (older, all) = kept.count(BufReader::new(opened));
+                if older > 0 {
+                    return kept.refuse(&format!(
+                        "nothing was imported: {older} of the {all} events in {name} were"
+                    ));
+                }
+                opened.rewind().map_err(|error| unreadable_file(name, &error))?;
+            }
+            Box::new(BufReader::new(opened))
+        }
     };
     let (mut stored, mut known) = (0, 0);
     let mut batches = Batches::new(input);

@@ -43,6 +43,7 @@ mod term;
 mod trigger;
 mod when;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,12 +54,16 @@ use serde_json::Value;
 pub(crate) use term::table;
 
 use crate::config::{Config, Fault, Layers};
+use crate::json;
 use crate::listener::sockets::Inherited;
 use crate::plain;
 use crate::task;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
+
+/// Names another one, unless it is empty.
+const CONFIG_VARIABLE: &str = "CLOSEHOOK_CONFIG";
 
 /// Receives Close CRM webhooks, keeps every event, and delivers each one by rules.
 #[derive(Debug, Parser)]
@@ -95,17 +100,17 @@ const GLOBAL: &str = "Global options";
 /// Flags every command has.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Configuration file
-    #[arg(short, long, global = true, env = "CLOSEHOOK_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    /// Configuration file; an empty variable counts as none
+    #[arg(short, long, global = true, env = CONFIG_VARIABLE, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     #[arg(help_heading = GLOBAL, hide_env_values = true)]
     config: PathBuf,
     /// Machine-readable output: one JSON value, or JSON lines
     #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// How log lines look: for people, or as JSON
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "text|json")]
+    /// How log lines look: for people, or as JSON; default: text, or json with --json
+    #[arg(long, global = true, value_enum, value_name = "text|json")]
     #[arg(help_heading = GLOBAL, hide_possible_values = true)]
-    log_format: logging::Format,
+    log_format: Option<logging::Format>,
     /// Log more (twice: everything)
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
     verbose: u8,
@@ -218,6 +223,15 @@ pub(crate) fn unwritten(error: &io::Error) -> Failure {
 pub(crate) type Outcome = Result<(), Failure>;
 
 impl Global {
+    /// Whoever reads JSON on one stream reads it on the other.
+    fn log_format(&self) -> logging::Format {
+        self.log_format.unwrap_or(if self.json {
+            logging::Format::Json
+        } else {
+            logging::Format::Text
+        })
+    }
+
     /// Where the configuration comes from.
     fn layers(&self) -> Layers {
         Layers {
@@ -248,9 +262,13 @@ impl Global {
     }
 }
 
-/// A value as a line of JSON.
+/// A value as a line of JSON. What is in it as somebody else wrote it may have line ends and tabs between its tokens.
 pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::Work(error.to_string()))
+    let text = serde_json::to_string(value).map_err(|error| Failure::Work(error.to_string()))?;
+    if let Cow::Owned(line) = json::on_one_line(&text) {
+        return Ok(line);
+    }
+    Ok(text)
 }
 
 /// What stands for a value in JSON, for people: the word of an enum, a number.
@@ -300,15 +318,16 @@ pub fn main() -> ExitCode {
         keep_memory_private();
     }
     logging::install(
-        cli.global.log_format,
+        cli.global.log_format(),
         cli.global.verbose,
         if serving { "info" } else { "warn" },
     );
     let json = cli.global.json;
-    let failure = match run(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(failure) => failure,
-    };
+    run(cli).map_or_else(|failure| ended(failure, json), |()| ExitCode::SUCCESS)
+}
+
+/// Says why a command has not simply succeeded; gives its exit code.
+fn ended(failure: Failure, json: bool) -> ExitCode {
     let (code, text) = report::told(failure, json);
     report::say(&text);
     ExitCode::from(code)
@@ -323,8 +342,16 @@ fn misused(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     // An argument may have been copied from anywhere, and stands in what is said of it.
     let plain = plain::lines(&text);
-    if matches!(plain, std::borrow::Cow::Borrowed(_)) {
-        error.exit();
+    if matches!(plain, Cow::Borrowed(_)) {
+        if error.use_stderr() {
+            error.exit();
+        }
+        // What was asked for, and is on its way to whoever reads it like any other answer.
+        let written = error.print().and_then(|()| io::stdout().flush());
+        return written.map_or_else(
+            |error| ended(unwritten(&error), report::wants_json()),
+            |()| ExitCode::SUCCESS,
+        );
     }
     let _ = io::stderr().lock().write_all(plain.as_bytes());
     ExitCode::from(2)
@@ -363,7 +390,7 @@ fn run(cli: Cli) -> Outcome {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Serve => {
-                let config = global.load()?;
+                let config = check::valid(&global.layers()).map_err(Failure::Faults)?;
                 let faults = check::startup_faults(&config);
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));

@@ -24,7 +24,7 @@ const ASK_ABOVE: u64 = 100;
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Says how many will go where before it starts. A replay is a durable job: interrupt it with Ctrl-C and go on with --resume.
+    after_help = "Says how many will go where before it starts, and without --yes asks if they are more than 100. A replay is a durable job: interrupt it with Ctrl-C and go on with --resume.
 It goes where the rules of now send the events, or only to the sinks named with --sink, whether or not a rule does;
 also what was imported without being dispatched.
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{Access, Connection, asking_close, with};
+use super::connect::{Access, Connection, asking_close, need_credentials, with};
 use super::pick::text_or_file;
 use super::term::confirm;
 use super::{Failure, Global, Outcome, field, json_line, kinds, print_line, said, table, word};
@@ -109,6 +109,9 @@ impl Subscription {
             Subscription::List | Subscription::Show { .. } | Subscription::Plan { .. } => Access::Preview,
             _ => Access::Begin,
         };
+        if access == Access::Begin {
+            need_credentials(global)?;
+        }
         if let Subscription::Delete { id, yes: false } = &self {
             confirm(&format!("Delete {id} at Close, with everything queued for it?"))?;
         }

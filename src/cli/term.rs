@@ -1,15 +1,18 @@
 //! What people see of commands: tables, progress, questions (times: `when`). Questions and progress go to standard error, so that standard
 //! output is the answer and nothing else.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressState, ProgressStyle};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
 
 use super::{Failure, Outcome};
+use crate::config::Span;
 use crate::task;
 
 /// So often a person is asked the same.
@@ -57,19 +60,70 @@ pub(super) async fn unread() {
 fn bar(len: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(len);
     if let Ok(style) = ProgressStyle::with_template(template) {
+        let style = style
+            .with_key("of", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                write(out, &of(state, |count| count.to_string()));
+            })
+            .with_key("of_bytes", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                write(out, &of(state, |bytes| HumanBytes(bytes).to_string()));
+            })
+            .with_key("pace", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                write(out, &pace(state.pos(), state.per_sec(), state.eta(), rounded));
+            })
+            .with_key("pace_of_bytes", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let rate = |per_second: f64| HumanBytes(whole(per_second)).to_string();
+                write(out, &pace(state.pos(), state.per_sec(), state.eta(), rate));
+            });
         bar.set_style(style);
     }
     bar
 }
 
+/// A terminal that does not take it is its owner's to mend.
+fn write(out: &mut dyn fmt::Write, text: &str) {
+    let _ = out.write_str(text);
+}
+
+/// How many there will be, once that is known.
+fn of(state: &ProgressState, say: impl Fn(u64) -> String) -> String {
+    let known = state.len().filter(|len| *len > 0);
+    known.map_or_else(String::new, |len| format!("/{}", say(len)))
+}
+
+/// How fast it goes and how long it will take, as far as that is known: nothing is before the first of them is done.
+fn pace(done: u64, per_second: f64, eta: Duration, say: impl Fn(f64) -> String) -> String {
+    if done == 0 || !per_second.is_normal() {
+        return String::new();
+    }
+    let pace = format!(" {}/s", say(per_second));
+    match eta.as_secs() {
+        0 => pace,
+        seconds => format!("{pace} ETA {}", Span::secs(seconds)),
+    }
+}
+
+/// A rate as people say it: of few a second one digit more.
+fn rounded(per_second: f64) -> String {
+    if per_second < 9.95 {
+        format!("{per_second:.1}")
+    } else {
+        whole(per_second).to_string()
+    }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "a rate is not negative")]
+fn whole(rate: f64) -> u64 {
+    rate.round() as u64
+}
+
 /// For bytes; how many there will be can be set when it is known.
 pub(super) fn bytes_bar() -> ProgressBar {
-    bar(0, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}")
+    bar(0, "{bar:40} {bytes}{of_bytes}{pace_of_bytes}")
 }
 
 /// For things that are counted, with room for a message.
 pub(super) fn count_bar() -> ProgressBar {
-    bar(0, "{bar:40} {pos}/{len} {per_sec} ETA {eta} {msg}")
+    bar(0, "{bar:40} {pos}{of}{pace} {msg}")
 }
 
 /// For what is known as a fraction only; see [`advance`].
@@ -215,6 +269,21 @@ impl Drop for Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bar_says_what_is_known_and_rounds_it() {
+        let said = |done, per_second, seconds| pace(done, per_second, Duration::from_secs(seconds), rounded);
+        assert_eq!(said(0, 0.0, 0), "");
+        assert_eq!(said(0, 19.4613, 3), "");
+        assert_eq!(said(1, 0.0, 0), "");
+        assert_eq!(said(1, f64::INFINITY, 0), "");
+        assert_eq!(said(2, 19.4613, 0), " 19/s");
+        assert_eq!(
+            said(2, 0.25, 90),
+            " 0.2/s ETA 90s".replace("90s", &Span::secs(90).to_string())
+        );
+        assert_eq!(said(2, 9.96, 5), " 10/s ETA 5s");
+    }
 
     #[test]
     fn yes_is_what_says_so() {

@@ -45,12 +45,13 @@ pub(super) struct Trigger {
     #[arg(long, conflicts_with_all = ["event", "url", "key", "data", "count"])]
     list: bool,
     /// Where to send it; default: the running daemon. On this machine any certificate will do
-    #[arg(long)]
+    #[arg(long, value_parser = url_argument)]
     url: Option<String>,
     /// The signature key: @FILE, or - for standard input; default: the daemon signs
     #[arg(long, value_name = "@FILE|-")]
     key: Option<String>,
-    /// The event's `data`, a whole event, or a whole delivery, as JSON
+    /// The event's `data`, a whole event, or a whole delivery, as JSON; its
+    /// object_type and action become those of TYPE.ACTION
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// How many
@@ -328,6 +329,17 @@ fn socket_and_path(url: &str) -> Option<(&str, &str)> {
     Some((socket, path_with_slash))
 }
 
+/// For clap: a URL that can be sent to.
+fn url_argument(text: &str) -> Result<String, String> {
+    let is_whole = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    if socket_and_path(text).is_some() || Url::parse(text).is_ok_and(|url| is_whole(&url)) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "\"{text}\" is no URL to send to: write it like https://example.com/webhooks/close, or unix:/run/closehook.sock:/webhooks/close"
+    ))
+}
+
 /// Whether a URL leads to this machine and no other: such a listener may have a certificate for the name that others know.
 fn is_of_this_machine(url: &str) -> bool {
     if socket_and_path(url).is_some() {
@@ -395,6 +407,28 @@ mod tests {
             Some(("/run/a:b.sock", "/webhooks/close"))
         );
         assert_eq!(socket_and_path("http://127.0.0.1:8480/webhooks/close"), None);
+    }
+
+    #[test]
+    fn what_nothing_can_be_sent_to_is_no_url() {
+        for good in [
+            "http://127.0.0.1:8480/webhooks/close",
+            "HTTPS://hooks.example.com",
+            "unix:/run/a.sock:/hook",
+        ] {
+            assert_eq!(url_argument(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "nope",
+            "hooks.example.com/close",
+            "localhost:8480",
+            "ftp://a/b",
+            "unix:/run/a.sock",
+            "/hook",
+        ] {
+            assert!(url_argument(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

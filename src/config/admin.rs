@@ -1,5 +1,7 @@
 //! Reading `[admin]`: where the operator's page is, under which names, and who may look at it or act on it.
 
+use serde_json::Value;
+
 use super::table::Table;
 use super::{Admin, AdminToken, Fault, May};
 
@@ -26,22 +28,23 @@ pub(super) fn read_admin(table: &mut Table<'_>) -> Admin {
             may: May::Act,
         });
     }
-    for (place, value) in table.list("tokens") {
+    // Also of those that are faulty otherwise.
+    let mut names: Vec<String> = admin.tokens.iter().map(|token| token.name.clone()).collect();
+    let listed = table.list("tokens");
+    if admin.tokens.len() + listed.len() > TOKENS_MAX {
+        table.fault("tokens", format!("has more than {TOKENS_MAX} tokens"));
+    }
+    for (place, value) in listed {
+        let name = value.get("name").and_then(Value::as_str).map(str::to_owned);
         let mut inner = Table::new(&place, value, table.faults());
-        let token = read_token(&mut inner, &place);
+        admin.tokens.extend(read_token(&mut inner, &place));
         inner.finish();
-        let Some(token) = token else { continue };
-        if admin.tokens.iter().any(|other| other.name == token.name) {
-            let message = format!(
-                "two tokens are called \"{}\": the log could not say who acted",
-                token.name
-            );
+        let Some(name) = name else { continue };
+        if names.contains(&name) {
+            let message = format!("two tokens are called \"{name}\": the log could not say who acted");
             fault(table, &place, message);
         }
-        admin.tokens.push(token);
-    }
-    if admin.tokens.len() > TOKENS_MAX {
-        table.fault("tokens", format!("has more than {TOKENS_MAX} tokens"));
+        names.push(name);
     }
     admin
 }
@@ -96,11 +99,11 @@ fn is_name(name: &str) -> bool {
 /// Further names of the page: without a scheme, a port or a path, for any port is as good as another.
 fn read_hosts(table: &mut Table<'_>) -> Vec<String> {
     let hosts: Vec<String> = table.or("hosts", Vec::new());
-    for host in hosts.iter().filter(|host| !is_host(host)) {
+    for (index, host) in hosts.iter().enumerate().filter(|(_, host)| !is_host(host)) {
         let message = format!(
             "\"{host}\" is no name of a host: write it like \"closehook.example.com\", without scheme and port"
         );
-        table.fault("hosts", message);
+        table.fault(&format!("hosts[{index}]"), message);
     }
     hosts.iter().map(|host| plain(host)).collect()
 }

@@ -89,7 +89,7 @@ fn fallback_url() -> reqwest::Url {
 }
 
 fn read_subscription(place: String, value: Value, faults: &mut Vec<Fault>) -> Option<SubscriptionKey> {
-    let mut table = Table::new(place, value, faults);
+    let mut table = Table::new(&place, value, faults);
     let id: Option<String> = table.optional("id");
     if let Some(id) = id
         .as_deref()
@@ -109,6 +109,7 @@ fn read_subscription(place: String, value: Value, faults: &mut Vec<Fault>) -> Op
     }
     table.finish();
     Some(SubscriptionKey {
+        place,
         id,
         signature_key: key?,
     })

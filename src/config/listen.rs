@@ -72,6 +72,11 @@ impl Networks {
         self.0.iter().any(|network| network.contains(&address))
     }
 
+    /// These as well.
+    pub(super) fn extend(&mut self, more: Networks) {
+        self.0.extend(more.0);
+    }
+
     /// Reads one network, or a single address.
     fn parse_one(text: &str) -> Result<IpNet, String> {
         let text = text.trim();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -57,10 +58,11 @@ impl Layers {
             return Ok(String::new());
         };
         crate::files::read_text(path).map_err(|error| {
-            single(
-                path,
-                format!("the configuration can't be read ({error}): name the right file with -c FILE"),
-            )
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => "run this as a user who may read it",
+                _ => "name the right file with -c FILE",
+            };
+            single(path, format!("the configuration can't be read ({error}): {remedy}"))
         })
     }
 
@@ -124,6 +126,37 @@ impl Config {
 
     /// The same as if the file had this text.
     pub fn of_text(layers: &Layers, text: &str) -> Result<Config, Vec<Fault>> {
+        let read = ReadConfig::of_text(layers, text)?;
+        if read.faults.is_empty() {
+            Ok(read.config)
+        } else {
+            Err(read.faults)
+        }
+    }
+}
+
+/// A configuration as far as it could be read: to find out what else is wrong with it, and for nothing else.
+#[derive(Debug)]
+pub struct ReadConfig {
+    /// What is faulty in it has its default, or is missing.
+    pub config: Config,
+    /// Every fault.
+    pub faults: Vec<Fault>,
+    listed: Vec<Listed>,
+}
+
+impl ReadConfig {
+    /// Reads every layer; an error where nothing of them can be read.
+    pub fn load(layers: &Layers) -> Result<ReadConfig, Vec<Fault>> {
+        ReadConfig::of_text(layers, &layers.text()?)
+    }
+
+    /// The sinks that could be read, each with its place.
+    pub fn sinks(&self) -> impl Iterator<Item = (&str, &SinkConfig)> {
+        placed(&self.listed, &self.config)
+    }
+
+    fn of_text(layers: &Layers, text: &str) -> Result<ReadConfig, Vec<Fault>> {
         let mut builder = config::Config::builder();
         let mut faults = Vec::new();
         if let Some(path) = &layers.file {
@@ -148,25 +181,57 @@ impl Config {
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(|error| single(&place, error.to_string()))?;
-        let config = read_config(tree.clone(), layers.sinks, &mut faults);
-        config.check(layers.rules, &mut faults);
-        own::faults(&config, &tree, layers.file.as_deref(), &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(faults) }
+        let (config, listed) = read_config(tree.clone(), layers.sinks, &mut faults);
+        config.check(&listed, layers.rules, &mut faults);
+        own::faults(&config, &listed, &tree, layers.file.as_deref(), &mut faults);
+        Ok(ReadConfig { config, faults, listed })
     }
 }
 
-fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Config {
+/// One of `[[sinks]]`, whether or not it could be read: the faults of one say nothing of where the others are, and it is there for whatever
+/// names it.
+#[derive(Debug)]
+pub(super) struct Listed {
+    place: String,
+    name: Option<String>,
+    dead_to: Option<String>,
+    /// Which of the configuration's sinks it is; `None`: it could not be read.
+    index: Option<usize>,
+}
+
+/// The sinks that could be read, each with its place.
+pub(super) fn placed<'c>(listed: &'c [Listed], config: &'c Config) -> impl Iterator<Item = (&'c str, &'c SinkConfig)> {
+    listed
+        .iter()
+        .filter_map(move |one| Some((one.place.as_str(), config.sinks.get(one.index?)?)))
+}
+
+fn read_sinks(root: &mut Table<'_>, types: &[&SinkType]) -> (Vec<SinkConfig>, Vec<Listed>) {
+    let (mut sinks, mut listed) = (Vec::new(), Vec::new());
+    for (place, value) in root.list("sinks") {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let (name, dead_to) = (text("name"), text("dead_to"));
+        let sink = read_sink(&place, value, types, root.faults());
+        listed.push(Listed {
+            place,
+            name,
+            dead_to,
+            index: sink.is_some().then_some(sinks.len()),
+        });
+        sinks.extend(sink);
+    }
+    (sinks, listed)
+}
+
+fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> (Config, Vec<Listed>) {
     let mut root = Table::new("", tree, faults);
+    let (sinks, listed) = read_sinks(&mut root, types);
     let config = Config {
         server: root.table("server", read_server),
         admin: root.table("admin", read_admin),
         close: root.table("close", read_close),
         log: root.table("log", read_log),
-        sinks: root
-            .list("sinks")
-            .into_iter()
-            .filter_map(|(place, value)| read_sink(&place, value, types, root.faults()))
-            .collect(),
+        sinks,
         rules: root
             .list("rules")
             .into_iter()
@@ -175,7 +240,7 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
         node: root.table("node", read_node),
     };
     root.finish();
-    config
+    (config, listed)
 }
 
 fn read_log(table: &mut Table<'_>) -> Log {
@@ -235,28 +300,28 @@ pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
 
 impl Config {
     /// What only the whole shows: names that stand twice, rules that name no sink, files two sinks would write.
-    fn check(&self, judge_rules: JudgeRules, faults: &mut Vec<Fault>) {
+    fn check(&self, listed: &[Listed], judge_rules: JudgeRules, faults: &mut Vec<Fault>) {
         let mut fault = |place: String, message: String| faults.push(Fault { place, message });
-        for (index, sink) in self.sinks.iter().enumerate() {
-            let earlier = &self.sinks[..index];
-            if earlier.iter().any(|other| other.name == sink.name) {
+        for (index, one) in listed.iter().enumerate() {
+            let Some(name) = &one.name else { continue };
+            if listed[..index].iter().any(|other| other.name.as_ref() == Some(name)) {
                 fault(
-                    format!("sinks[{index}].name"),
-                    format!("two sinks are called \"{}\"", sink.name),
+                    format!("{}.name", one.place),
+                    format!("two sinks are called \"{name}\""),
                 );
             }
-            if let Some(exclusive) = sink.options.exclusive()
-                && let Some(other) = earlier
-                    .iter()
-                    .find(|other| other.options.exclusive().as_ref() == Some(&exclusive))
-            {
-                let message = format!("\"{}\" and \"{}\" would both write {exclusive}", other.name, sink.name);
-                fault(format!("sinks[{index}]"), message);
-            }
         }
-        for (index, sink) in self.sinks.iter().enumerate() {
-            if let Some(message) = self.fault_of_dead_to(sink) {
-                fault(format!("sinks[{index}].dead_to"), message);
+        let mut earlier: Vec<&SinkConfig> = Vec::new();
+        for (place, sink) in placed(listed, self) {
+            let message = earlier.iter().find_map(|other| fault_of_both(other, sink));
+            if let Some(message) = message {
+                fault(place.to_owned(), message);
+            }
+            earlier.push(sink);
+        }
+        for one in listed {
+            if let Some(message) = fault_of_dead_to(one, listed) {
+                fault(format!("{}.dead_to", one.place), message);
             }
         }
         if self.node.roles.contains(&Role::Ingress) && self.server.listen.overlaps(self.admin.listen) {
@@ -270,7 +335,7 @@ impl Config {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());
         }
         if self.log.engine == Engine::JetStream {
-            node::faults_of_sinks(self, faults);
+            node::faults_of_sinks(self, listed, faults);
         }
         let mut fault = |place: String, message: String| faults.push(Fault { place, message });
         // What the servers know an event by is the event itself.
@@ -283,7 +348,7 @@ impl Config {
                 ),
             );
         }
-        let names: Vec<&str> = self.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let names: Vec<&str> = listed.iter().filter_map(|one| one.name.as_deref()).collect();
         // A name that is missing was reported when the rule was read.
         faults.extend(
             judge_rules(&self.rules, &names)
@@ -296,29 +361,50 @@ impl Config {
     pub fn dead_to(&self) -> impl Iterator<Item = &str> {
         self.sinks.iter().filter_map(|sink| sink.dead_to.as_deref())
     }
+}
 
-    /// A dead letter has to come to its end somewhere.
-    fn fault_of_dead_to(&self, sink: &SinkConfig) -> Option<String> {
-        let mut way = vec![sink.name.as_str()];
-        let mut next = sink.dead_to.as_deref()?;
-        if next == sink.name {
-            return Some(format!("\"{next}\" can't get its own dead letters"));
+/// Two sinks that would write one thing.
+fn fault_of_both(one: &SinkConfig, other: &SinkConfig) -> Option<String> {
+    let exclusive = one.options.exclusive()?;
+    if other.options.exclusive().as_ref() != Some(&exclusive) {
+        return None;
+    }
+    let both = format!("\"{}\" and \"{}\" would both write", one.name, other.name);
+    Some(match (one.options.writes(), other.options.writes()) {
+        (Some(path), Some(second)) if path != second => format!(
+            "{both} one file: {} and {} are two names of it",
+            path.display(),
+            second.display()
+        ),
+        // What tells a file of several names from others says nothing to people.
+        (Some(path), _) if !exclusive.contains(&path.display().to_string()) => format!("{both} {}", path.display()),
+        _ => format!("{both} {exclusive}"),
+    })
+}
+
+/// A dead letter has to come to its end somewhere.
+fn fault_of_dead_to(sink: &Listed, listed: &[Listed]) -> Option<String> {
+    let mut next = sink.dead_to.as_deref()?;
+    // That it has none is a fault of its own.
+    let name = sink.name.as_deref().unwrap_or_default();
+    if next == name {
+        return Some(format!("\"{next}\" can't get its own dead letters"));
+    }
+    let names = || listed.iter().filter_map(|one| one.name.as_deref());
+    if !names().any(|name| name == next) {
+        return Some(names::unknown(format!("there is no sink \"{next}\""), next, names()));
+    }
+    let mut way = vec![name];
+    // Whoever only leads into a circle is not to blame for it.
+    loop {
+        way.push(next);
+        if next == name {
+            return Some(format!("dead letters would go round in a circle: {}", way.join(", ")));
         }
-        let names = || self.sinks.iter().map(|sink| sink.name.as_str());
-        if !names().any(|name| name == next) {
-            return Some(names::unknown(format!("there is no sink \"{next}\""), next, names()));
-        }
-        // Whoever only leads into a circle is not to blame for it.
-        loop {
-            way.push(next);
-            if next == sink.name {
-                return Some(format!("dead letters would go round in a circle: {}", way.join(", ")));
-            }
-            let found = self.sinks.iter().find(|other| other.name == next);
-            next = found.and_then(|other| other.dead_to.as_deref())?;
-            if way[1..].contains(&next) {
-                return None;
-            }
+        let found = listed.iter().find(|other| other.name.as_deref() == Some(next));
+        next = found.and_then(|other| other.dead_to.as_deref())?;
+        if way[1..].contains(&next) {
+            return None;
         }
     }
 }

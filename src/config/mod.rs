@@ -24,7 +24,7 @@ mod warnings;
 pub use admin::LINK;
 pub use definition::{Key, Parse, Presence, SinkType};
 pub use listen::{Listen, Networks};
-pub use load::{JudgeRules, KEYS_WINDOW, Layers, data_dir_only};
+pub use load::{JudgeRules, KEYS_WINDOW, Layers, ReadConfig, data_dir_only};
 pub use schema::*;
 pub use secret::{Secret, names_a_secret};
 pub use server::acme_directory;

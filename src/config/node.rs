@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::load::{Listed, placed};
 use super::table::{FromValue, Table};
 use super::{Config, Fault, Node, Role};
 
@@ -25,11 +26,17 @@ pub(super) fn read_node(table: &mut Table<'_>) -> Node {
         Some(Value::String(text)) => Ok(text.split(',').map(|role| role.trim().to_owned()).collect()),
         Some(list) => Vec::from_value(list),
     };
-    let roles: Result<Vec<Role>, String> = texts.and_then(|texts| texts.iter().map(|text| role(text)).collect());
-    let roles = roles.unwrap_or_else(|why| {
+    let texts = texts.unwrap_or_else(|why| {
         table.fault("roles", why);
         Vec::new()
     });
+    let mut roles = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match role(text) {
+            Ok(role) => roles.push(role),
+            Err(why) => table.fault(&format!("roles[{index}]"), why),
+        }
+    }
     Node {
         name: name.unwrap_or_else(host_name),
         roles,
@@ -64,11 +71,11 @@ fn role(text: &str) -> Result<Role, String> {
 }
 
 /// A fault for each sink that writes to one machine and does not say to which, where several share the log.
-pub(super) fn faults_of_sinks(config: &Config, faults: &mut Vec<Fault>) {
-    for (index, sink) in config.sinks.iter().enumerate() {
+pub(super) fn faults_of_sinks(config: &Config, listed: &[Listed], faults: &mut Vec<Fault>) {
+    for (place, sink) in placed(listed, config) {
         if sink.node.is_none() && OF_ONE_MACHINE.contains(&sink.kind.as_str()) {
             faults.push(Fault {
-                place: format!("sinks[{index}].node"),
+                place: format!("{place}.node"),
                 message: format!(
                     "is missing: a sink of type \"{}\" belongs to one machine; say which node drives it, for example node = \"{}\"",
                     sink.kind, config.node.name

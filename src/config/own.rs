@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::load::{Listed, placed};
 use super::{Config, Fault};
 
 /// What closehook keeps in its data directory, but for what it sets aside beside it. Anything else may be there as well: a sink's
@@ -34,11 +35,11 @@ const IN_DATA_DIR: [&str; 17] = [
 const FILES: [&str; 4] = ["cert", "key", "ca", "certificate"];
 
 /// A fault for each sink that would write what closehook lives on. `tree` is the configuration as it is written, from `file`.
-pub(super) fn faults(config: &Config, tree: &Value, file: Option<&Path>, faults: &mut Vec<Fault>) {
+pub(super) fn faults(config: &Config, listed: &[Listed], tree: &Value, file: Option<&Path>, faults: &mut Vec<Fault>) {
     let mut named = Vec::new();
     named.extend(file.map(|file| (file.to_owned(), "its configuration".to_owned())));
     files_named_in(tree, "", &mut named);
-    for (index, sink) in config.sinks.iter().enumerate() {
+    for (place, sink) in placed(listed, config) {
         let Some(target) = sink.options.writes() else { continue };
         let named = named.iter().find(|(path, _)| is_same(path, &target));
         let what = named
@@ -46,7 +47,7 @@ pub(super) fn faults(config: &Config, tree: &Value, file: Option<&Path>, faults:
             .or_else(|| part_of(&config.log.dir, &target));
         if let Some(what) = what {
             faults.push(Fault {
-                place: format!("sinks[{index}].path"),
+                place: format!("{place}.path"),
                 message: format!(
                     "{} is one of closehook's own files ({what}), which the sink would write into: name another",
                     target.display()

@@ -223,6 +223,8 @@ pub struct Reconcile {
 /// `[[close.subscriptions]]`
 #[derive(Debug, Clone)]
 pub struct SubscriptionKey {
+    /// Where it stands.
+    pub place: String,
     /// With it, the key counts only for this `subscription_id`.
     pub id: Option<String>,
     /// `signature_key`, hex as Close gives it.

@@ -2,16 +2,17 @@
 
 use reqwest::Url;
 use rustls_acme::acme::{LETS_ENCRYPT_PRODUCTION_DIRECTORY, LETS_ENCRYPT_STAGING_DIRECTORY};
+use serde_json::Value;
 
-use super::table::Table;
+use super::table::{FromValue, Table};
 use super::{Acme, Listen, Networks, Rate, Server, Size, Span, Tls};
 
 pub(super) fn read_server(table: &mut Table<'_>) -> Server {
     let server = Server {
         listen: table.or("listen", Listen::Tcp(([127, 0, 0, 1], 8480).into())),
         listen_mode: read_mode(table, "listen_mode", 0o660),
-        trusted_proxies: table.or("trusted_proxies", Networks::default()),
-        allow: table.or("allow", Networks::default()),
+        trusted_proxies: read_networks(table, "trusted_proxies"),
+        allow: read_networks(table, "allow"),
         connections_per_address: table.within("connections_per_address", 256, 1, 1_000_000),
         failures_per_address: table.or("failures_per_address", Rate(1.0)),
         proxy_protocol: table.or("proxy_protocol", false),
@@ -91,6 +92,32 @@ fn delivered_to(text: &str) -> Option<Url> {
     (url.has_host() && url.fragment().is_none()).then_some(url)
 }
 
+/// A list of networks or, as the environment has it, one string with commas. Each that is none is named with its place.
+fn read_networks(table: &mut Table<'_>, key: &str) -> Networks {
+    let list: Vec<String> = match table.raw(key) {
+        None => return Networks::default(),
+        Some(Value::String(text)) => {
+            let parts = text.split(',').filter(|part| !part.trim().is_empty());
+            parts.map(str::to_owned).collect()
+        }
+        Some(list) => match Vec::<String>::from_value(list) {
+            Ok(list) => list,
+            Err(message) => {
+                table.fault(key, message);
+                return Networks::default();
+            }
+        },
+    };
+    let mut networks = Networks::default();
+    for (index, text) in list.iter().enumerate() {
+        match text.parse::<Networks>() {
+            Ok(more) => networks.extend(more),
+            Err(message) => table.fault(&format!("{key}[{index}]"), message),
+        }
+    }
+    networks
+}
+
 /// Permission bits, in octal digits.
 fn read_mode(table: &mut Table<'_>, key: &str, default: u32) -> u32 {
     let Some(text) = table.optional::<String>(key) else {
@@ -120,9 +147,9 @@ fn read_acme(table: &mut Table<'_>) -> Option<Acme> {
         if domains.is_empty() {
             table.fault("domains", "is empty: name this host, like [\"hooks.example.com\"]");
         }
-        for domain in domains.iter().filter(|domain| !is_host_name(domain)) {
+        for (index, domain) in domains.iter().enumerate().filter(|(_, domain)| !is_host_name(domain)) {
             table.fault(
-                "domains",
+                &format!("domains[{index}]"),
                 format!("\"{domain}\" is no host name (addresses, ports and wildcards are none)"),
             );
         }

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::definition::{Key, Presence};
-use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
+use super::{Fault, Listen, Order, Partial, Rate, Secret, Size, Span, Start};
 use crate::names;
 use crate::render::{Escape, Program, Template, Transform};
 
@@ -405,17 +405,6 @@ from_text! {
 impl FromValue for Listen {
     fn from_value(value: Value) -> Result<Listen, String> {
         String::from_value(value)?.parse()
-    }
-}
-
-/// A list of strings or, as the environment has it, one string with commas.
-impl FromValue for Networks {
-    fn from_value(value: Value) -> Result<Networks, String> {
-        let text = match value {
-            Value::String(text) => text,
-            list => Vec::<String>::from_value(list)?.join(","),
-        };
-        text.parse()
     }
 }
 

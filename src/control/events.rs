@@ -229,6 +229,8 @@ const VALID: &str = "valid";
 const UNSIGNED: &str = "unsigned (backfill)";
 /// What is said of a tombstone.
 const ERASED: &str = "erased";
+/// What is said of what was delivered without one, or has lost it.
+const MISSING: &str = "missing";
 
 /// What is said where a key that can't be read may have signed it; the keys are named behind it.
 pub(super) const UNCHECKED: &str = "it can't be checked now";
@@ -238,7 +240,7 @@ fn signature(on: &Facade, event: &Event) -> &'static str {
     match (&event.signature, event.source, event.kind) {
         (_, _, Kind::Erased) => ERASED,
         (None, Source::Backfill, _) => UNSIGNED,
-        (None, Source::Webhook, _) => "missing",
+        (None, Source::Webhook, _) => MISSING,
         (Some(headers), ..) => {
             if on.receiving.is_signed(headers, &event.body) {
                 VALID
@@ -288,6 +290,7 @@ impl Verify {
                     VALID => {}
                     UNSIGNED => found.unsigned += 1,
                     ERASED => found.erased += 1,
+                    MISSING => found.fault(|| format!("event {}: it has no signature", event.seq)),
                     other => found.fault(|| format!("event {}: {other}", event.seq)),
                 }
             }

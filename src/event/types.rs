@@ -54,22 +54,47 @@ pub fn doubt(pattern: &EventPattern) -> Option<String> {
         return None;
     }
     let text = pattern.as_str();
-    let alike = alike(pattern);
     let wrong = format!("Close documents no event type \"{text}\"");
-    if let Some(meant) = nearest(text, alike.iter().map(String::as_str)) {
-        return Some(format!("{wrong}: did you mean \"{meant}\"?"));
-    }
+    let meaning = |alike: &BTreeSet<String>| {
+        let meant = nearest(text, alike.iter().map(String::as_str))?;
+        Some(format!("{wrong}: did you mean \"{meant}\"?"))
+    };
     let object_type = text.rsplit_once('.').map_or(text, |(object_type, _)| object_type);
+    let actions = actions(object_type);
+    // Whoever names a type that there is has not misspelt another one.
+    let is_known = pattern.literal().is_some() && (object_type == OPEN || !actions.is_empty());
+    let alike = if is_known {
+        of(object_type, &actions)
+    } else {
+        alike(pattern)
+    };
+    if let Some(doubt) = meaning(&alike) {
+        return Some(doubt);
+    }
+    if object_type == OPEN && is_known {
+        return Some(format!(
+            "{wrong}: tasks have a type of their own, and \"task.*\" is all of them"
+        ));
+    }
     if object_type == OPEN || object_type.starts_with("task.") {
         return None;
     }
-    let actions = actions(object_type);
     if actions.is_empty() {
         return Some(format!(
             "{wrong}: `closehook trigger --list` shows those that it documents"
         ));
     }
     Some(format!("{wrong}: of {object_type} it documents {}", actions.join(", ")))
+}
+
+/// What could be written where this object type is named; of the open one, which has no action by itself, what takes all of its kinds.
+fn of(object_type: &str, actions: &[&str]) -> BTreeSet<String> {
+    if object_type != OPEN {
+        return actions.iter().map(|action| format!("{object_type}.{action}")).collect();
+    }
+    let is_task = |pair: &&(String, String)| pair.0.starts_with("task.");
+    let tasks = DOCUMENTED.iter().filter(is_task);
+    tasks.map(|(_, action)| format!("{OPEN}.*.{action}")).collect()
 }
 
 /// What could be written in a pattern's place: types for a type, patterns for a pattern.
@@ -102,6 +127,8 @@ mod tests {
             ("activty.*", "activity.*"),
             ("*.creatd", "*.created"),
             ("activity.email.snet", "activity.email.sent"),
+            ("task.created", "task.*.created"),
+            ("task.updatd", "task.*.updated"),
         ] {
             let said = said(text).unwrap_or_default();
             assert!(
@@ -116,6 +143,7 @@ mod tests {
             "*.created",
             "l*d.*",
             "task.my_subtype.created",
+            "task.my_*",
         ] {
             assert_eq!(said(fine), None, "{fine}");
         }
@@ -124,6 +152,7 @@ mod tests {
                 .unwrap()
                 .contains("of lead it documents created")
         );
+        assert!(said("task.exchanged_for_gold").unwrap().contains("\"task.*\" is all"));
         assert!(said("warehouse.robot.rusted").unwrap().contains("trigger --list"));
     }
 }

@@ -242,8 +242,15 @@ impl Verifier {
         }
         let view = View::read(&body).ok();
         if !unbound {
-            // A body that can't be read names no other subscription: it is kept in quarantine.
-            let named = view.as_ref().and_then(|view| view.subscription_id.as_deref());
+            // Of what is no delivery the subscription may be readable all the same. Where it is not, the body names no other one: it is
+            // kept in quarantine.
+            let of_no_delivery = match &view {
+                Some(_) => None,
+                None => View::subscription_id_in(&body),
+            };
+            let named = view
+                .as_ref()
+                .map_or(of_no_delivery.as_deref(), |view| view.subscription_id.as_deref());
             if named.is_some_and(|named| !bound_to.contains(&named)) {
                 return Err(Refusal::WrongSubscription);
             }
@@ -364,11 +371,23 @@ mod tests {
             Ok(()),
             "names none"
         );
-        assert_eq!(
-            check(&[(Some("whsub_2"), ONE)], "not json"),
-            Ok(()),
-            "goes to quarantine"
-        );
+        for none in [
+            "not json",
+            "[]",
+            "{\"subscription_id\":7}",
+            "{\"subscription_id\":null,\"event\":{}}",
+        ] {
+            assert_eq!(
+                check(&[(Some("whsub_2"), ONE)], none),
+                Ok(()),
+                "goes to quarantine: {none}"
+            );
+        }
+        // No delivery, and whose it is can be read.
+        let no_id = r#"{"subscription_id":"whsub_1","event":{}}"#;
+        assert_eq!(check(&[(Some("whsub_1"), ONE)], no_id), Ok(()), "goes to quarantine");
+        assert_eq!(check(&[(Some("whsub_2"), ONE)], no_id), Err(Refusal::WrongSubscription));
+        assert_eq!(check(&[(Some("whsub_2"), ONE), (None, ONE)], no_id), Ok(()));
         assert_eq!(check(&[], named), Err(Refusal::BadSignature));
     }
 

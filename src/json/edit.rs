@@ -1,5 +1,9 @@
 //! JSON texts made out of others: every token that is not meant stays as it was written.
 
+use std::borrow::Cow;
+
+use memchr::memchr3;
+
 use super::{Doc, Kind, WHITE, is_white, string_end, validate};
 
 /// The text of an object with one member set to a value (as JSON text): in its place where it is there, else at the end. All
@@ -18,6 +22,17 @@ pub fn with_member(text: &str, key: &str, value: &str) -> Option<String> {
     let comma = if doc.root().entries().next().is_some() { "," } else { "" };
     let key = serde_json::Value::from(key);
     Some(format!("{before}{comma}{key}:{value}}}"))
+}
+
+/// The text on one line: as it is where it is one, else without the white space between tokens. A tab is shown by its number where text
+/// is made plain, and between tokens that would be no JSON any more.
+pub fn on_one_line(text: &str) -> Cow<'_, str> {
+    // None of them stands within a token: in a string they are escaped.
+    if memchr3(b'\n', b'\r', b'\t', text.as_bytes()).is_some() {
+        Cow::Owned(compact(text))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// The text without the white space between tokens; every token stays as written.

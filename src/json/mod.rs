@@ -18,7 +18,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 pub use doc::Doc;
-pub use edit::{compact, push_compact, push_string, with_member};
+pub use edit::{compact, on_one_line, push_compact, push_string, with_member};
 pub use indent::indented;
 pub use value::{Decimal, Value};
 

@@ -24,6 +24,15 @@ fn half_a_surrogate_hides_nothing_beside_it() {
 }
 
 #[test]
+fn a_value_is_on_one_line_and_else_as_it_was() {
+    assert_eq!(on_one_line(r#"{ "a" :  "b\n\t" }"#), r#"{ "a" :  "b\n\t" }"#);
+    for white in ["\n", "\r", "\t"] {
+        let text = format!("{{ \"a\":{white}\"b c\" }}");
+        assert_eq!(on_one_line(&text), r#"{"a":"b c"}"#, "{white:?}");
+    }
+}
+
+#[test]
 fn a_member_is_set_and_all_else_stays() {
     let set = |text| with_member(text, "a", "[1]");
     assert_eq!(

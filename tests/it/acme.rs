@@ -228,8 +228,8 @@ fn what_can_not_be_ordered_is_a_fault_with_its_place() {
     for (config, place) in [
         ("", "server.acme.domains: is missing"),
         ("domains = []", "server.acme.domains: "),
-        ("domains = [\"*.example.com\"]", "server.acme.domains: "),
-        ("domains = [\"192.0.2.1\"]", "server.acme.domains: "),
+        ("domains = [\"*.example.com\"]", "server.acme.domains[0]: "),
+        ("domains = [\"192.0.2.1\"]", "server.acme.domains[0]: "),
         (
             "domains = [\"a.example\"]\ndirectory = \"letsencrypt\"",
             "server.acme.directory: ",

@@ -427,8 +427,8 @@ may = "act"
     );
     let said = daemon.fails(2, &["check"]);
     for part in [
-        "admin.hosts: \"https://x.example\"",
-        "admin.hosts: \"x.example:80\"",
+        "admin.hosts[0]: \"https://x.example\"",
+        "admin.hosts[1]: \"x.example:80\"",
         "admin.tokens[0].name",
         "admin.tokens[1].name",
         "admin.tokens[1].may",

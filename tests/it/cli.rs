@@ -44,10 +44,17 @@ fn usage_errors_exit_with_two() {
         &["events", "list", "--filter", "{"],
         &["nonsense"],
         &["trigger", "lead"],
+        &["trigger", "lead.created", "--url", "nope"],
+        &["rules", "explain"],
+        &["rules", "explain", "--id", "ev_1", "--event", "-"],
         &["filter", "{}"],
     ] {
         assert_eq!(daemon.run_command(arguments).status.code(), Some(2), "{arguments:?}");
     }
+    let said = stderr(&daemon.run_command(&["rules", "explain"]));
+    assert!(said.contains("--event") && said.contains("--id"), "{said}");
+    let said = stderr(&daemon.run_command(&["trigger", "lead.created", "--url", "nope"]));
+    assert!(said.contains("\"nope\" is no URL"), "{said}");
     let missing = Command::new(binary())
         .args(["-c", "/does/not/exist", "status"])
         .output()
@@ -325,4 +332,73 @@ async fn a_daemon_that_does_not_answer_is_said_and_does_later_what_nobody_waits_
     daemon.store(2..=2).await;
     assert_eq!(daemon.sink("all")["paused"], false, "nobody waited for it any more");
     daemon.stop().await;
+}
+
+/// As is usual. It must not be the empty path.
+#[test]
+fn an_empty_variable_names_no_configuration() {
+    let output = Command::new(binary())
+        .arg("status")
+        .env("CLOSEHOOK_CONFIG", "")
+        .env("CLOSEHOOK__LOG__DIR", "/nowhere/closehook")
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert!(
+        !said.contains("--config") && !said.contains("a value is required"),
+        "{said}"
+    );
+    let help = Command::new(binary())
+        .arg("--help")
+        .env_remove("CLOSEHOOK_CONFIG")
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("CLOSEHOOK_CONFIG"));
+}
+
+/// Whoever reads standard error as JSON reads the log there as well.
+#[test]
+fn lines_of_the_log_are_json_where_answers_are() {
+    let daemon = Daemon::new("");
+    std::fs::create_dir_all(daemon.data().join("close")).unwrap();
+    std::fs::write(daemon.data().join("close/keys.json"), "{").unwrap();
+    let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+    let said = stderr(&daemon.run_command(&["check", "--json"]));
+    assert!(!said.is_empty() && said.lines().all(is_json), "{said}");
+    for text in [&["check"][..], &["check", "--json", "--log-format", "text"]] {
+        let said = stderr(&daemon.run_command(text));
+        assert!(!said.is_empty() && !said.lines().any(is_json), "{said}");
+    }
+}
+
+/// What can't be done at all leaves no directory in which nothing has come to be.
+#[test]
+fn what_fails_at_once_makes_no_data_directory() {
+    let daemon = Daemon::new("");
+    for (arguments, code, part) in [
+        (
+            &["log", "import", "/nowhere/events.jsonl"][..],
+            2,
+            "/nowhere/events.jsonl can't be read",
+        ),
+        (&["log", "import", "/etc"], 2, "/etc can't be read"),
+        (&["subscription", "apply"], 1, "needs a key"),
+        (&["backfill", "--since", "1d"], 1, "needs a key"),
+    ] {
+        let output = daemon.run_command(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{arguments:?}: {}", stderr(&output));
+        assert!(!daemon.data().exists(), "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_are_no_dead_letters_nobody_is_asked_about_them() {
+    let daemon = Daemon::start("").await;
+    let said = daemon.ok(&["dead", "drop", "--all"]);
+    assert!(said.contains("no such dead letters"), "{said}");
+    assert_eq!(
+        daemon.ok(&["dead", "drop", "--all", "--json"]).trim(),
+        "{\"dropped\":0}"
+    );
 }

@@ -314,6 +314,96 @@ fn a_variable_of_ours_that_is_no_text_is_a_fault_with_its_name() {
     assert!(said.contains("A_KEY is not UTF-8 text"), "{said}");
 }
 
+/// What can't be read is still there for whatever names it, and moves nothing that stands behind it.
+#[test]
+fn a_faulty_sink_says_nothing_of_the_others() {
+    let sinks = [
+        "[[sinks]]\nname = \"x\"\ntype = \"fil\"\n",
+        "[[sinks]]\nname = \"y\"\ntype = \"stdout\"\ndead_to = \"x\"\n",
+        "[[sinks]]\nname = \"z\"\ntype = \"stdout\"\n",
+        "[[sinks]]\nname = \"z\"\ntype = \"stdout\"\n",
+        "[[sinks]]\nname = \"x\"\ntype = \"file\"\n",
+        "[[rules]]\nname = \"r\"\nsinks = [\"x\"]\n",
+    ];
+    let faults = load(&sinks.concat(), &[]).unwrap_err();
+    let places: Vec<&str> = faults.iter().map(|fault| fault.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        places,
+        ["sinks[0].type", "sinks[4].path", "sinks[3].name", "sinks[4].name"],
+        "{faults:?}"
+    );
+    let tokens = "[[admin.tokens]]\nname = \"a\"\nmay = \"read\"\n[[admin.tokens]]\nname = \"a\"\nmay = \"act\"\ntoken = \"0123456789abcdef\"\n";
+    let faults = load(tokens, &[]).unwrap_err();
+    assert!(
+        faults[1].starts_with("admin.tokens[1].name: two tokens are called"),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn two_names_of_one_file_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    std::fs::write(&one, "").unwrap();
+    std::fs::hard_link(&one, &two).unwrap();
+    let said = |path: &std::path::Path| {
+        let sink =
+            |name, path: &std::path::Path| format!("[[sinks]]\nname = \"{name}\"\ntype = \"file\"\npath = {path:?}\n");
+        load(&format!("{}{}", sink("a", &one), sink("b", path)), &[])
+            .unwrap_err()
+            .remove(0)
+    };
+    let (one, two) = (one.display(), two.display());
+    assert_eq!(
+        said(dir.path().join("two").as_path()),
+        format!("sinks[1]: \"a\" and \"b\" would both write one file: {one} and {two} are two names of it")
+    );
+    assert_eq!(
+        said(dir.path().join("one").as_path()),
+        format!("sinks[1]: \"a\" and \"b\" would both write {one}")
+    );
+}
+
+#[test]
+fn check_names_every_fault_in_one_go() {
+    let daemon = Daemon::new(
+        "[server]\nallow = [\"10.0.0.0/33\", \"10.0.0.0/8\", \"nowhere\"]\n[admin]\nhosts = [\"a.example\", \"a:80\"]\n\
+        [[close.subscriptions]]\nsignature_key_file = \"/nowhere/key\"\n\
+        [[sinks]]\nname = \"bad\"\ntype = \"http\"\nurl = \"nowhere\"\n\
+        [[sinks]]\nname = \"out\"\ntype = \"file\"\npath = \"/dev/stdout\"\n",
+    );
+    let output = daemon.run_command(&["check"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for place in [
+        "server.allow[0]: ",
+        "server.allow[2]: ",
+        "admin.hosts[1]: ",
+        "sinks[0].url: ",
+        "close.subscriptions[0].signature_key: ",
+        "sinks[1]: /dev/stdout is ",
+    ] {
+        assert!(said.contains(&format!("closehook: {place}")), "{place} in {said}");
+    }
+}
+
+#[test]
+fn a_log_directory_that_can_never_be_there_is_a_fault() {
+    let daemon = Daemon::new("");
+    let mut command = daemon.command();
+    let output = command
+        .arg("check")
+        .env("CLOSEHOOK__LOG__DIR", "/etc/passwd/x")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("log.dir: /etc/passwd/x can't be made: /etc/passwd is no directory"),
+        "{said}"
+    );
+}
+
 #[test]
 fn dead_letters_end_at_a_sink_that_there_is() {
     let faults = |to: &[(&str, &str)]| {

@@ -42,6 +42,16 @@ fn filter_is_like_grep() {
         (Some(0), "{\"action\":\"created\",\"n\":1.50}\n".into()),
         "one match, one line"
     );
+    for between in ["\t", "\r", " \t\r"] {
+        assert_eq!(
+            filter(
+                &[CREATED],
+                &format!("{{\"action\":{between}\"created\",{between}\"n\": 2}}\n")
+            ),
+            (Some(0), "{\"action\":\"created\",\"n\":2}\n".into()),
+            "JSON stays JSON"
+        );
+    }
     assert_eq!(filter(&[r#"{"type":"and"}"#], "").0, Some(2));
     assert_eq!(filter(&["not json"], "").0, Some(2));
     let files: Vec<String> = std::fs::read_dir("tests/fixtures/close/examples")
@@ -51,6 +61,32 @@ fn filter_is_like_grep() {
     let mut arguments = vec![CREATED, "--count"];
     arguments.extend(files.iter().map(String::as_str));
     assert_eq!(filter(&arguments, ""), (Some(0), "5\n".into()));
+}
+
+/// Nothing is wrong with what is read then.
+#[test]
+fn a_full_disk_behind_the_output_is_no_bad_usage() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = Command::new(binary())
+        .args(["filter", CREATED])
+        .stdin(Stdio::piped())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"{\"action\":\"created\"}\n")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.starts_with("closehook: standard output can't be written: "),
+        "{said}"
+    );
 }
 
 #[test]

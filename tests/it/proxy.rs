@@ -160,7 +160,10 @@ async fn a_socket_in_the_file_system_takes_deliveries_and_leaves_nothing_behind(
 #[test]
 fn proxies_that_make_no_sense_are_faults_with_their_place() {
     for (config, place) in [
-        ("trusted_proxies = [\"proxy.example.com\"]", "server.trusted_proxies: "),
+        (
+            "trusted_proxies = [\"proxy.example.com\"]",
+            "server.trusted_proxies[0]: ",
+        ),
         ("proxy_protocol = true", "server.proxy_protocol: "),
         ("listen_mode = \"rw\"", "server.listen_mode: "),
     ] {

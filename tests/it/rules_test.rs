@@ -210,6 +210,20 @@ payload = { "big-deals -> crm-db" = "x" }
     );
 }
 
+/// Only what a case says can be expected of it.
+#[test]
+fn an_id_that_a_case_does_not_have_need_not_be_expected() {
+    let daemon = with_cases(
+        r#"
+[[cases]]
+name = "no id"
+event = '{"object_type":"note","action":"created"}'
+payload = { seq = 1, received_at = "1970-01-01T00:00:00.000000Z", source = "webhook", rules = ["everything"], event = { object_type = "note", action = "created" } }
+"#,
+    );
+    daemon.ok(&["rules", "test"]);
+}
+
 #[test]
 fn without_rules_every_event_goes_to_every_sink() {
     let daemon = Daemon::new("[[sinks]]\nname = \"a\"\ntype = \"stdout\"\n");

@@ -17,7 +17,7 @@ const SHOWN_MAX: usize = 160;
 
 impl Expected {
     /// Where the payload differs; `None`: it does not.
-    pub fn difference(&self, payload: &[u8]) -> Option<String> {
+    pub fn difference(&self, payload: &[u8], is_without_id: bool) -> Option<String> {
         match self {
             Expected::Text(text) if text.as_bytes() == payload => None,
             Expected::Text(text) => {
@@ -25,7 +25,7 @@ impl Expected {
                 Some(format!("is {}, expected {}", shown(&got), shown(text)))
             }
             Expected::Json(text) => match json::validate(payload) {
-                Ok(got) => difference(Node::new(text), Node::new(got), ""),
+                Ok(got) => difference(Node::new(text), Node::new(got), "", is_without_id),
                 Err(error) => Some(format!("is {error}")),
             },
         }
@@ -33,7 +33,7 @@ impl Expected {
 }
 
 /// The first place at which two values say something else.
-fn difference(expected: Node<'_>, got: Node<'_>, place: &str) -> Option<String> {
+fn difference(expected: Node<'_>, got: Node<'_>, place: &str, is_without_id: bool) -> Option<String> {
     if expected.raw() == got.raw() || Value::parse(expected).is_some_and(|value| value.equals(got)) {
         return None;
     }
@@ -54,14 +54,19 @@ fn difference(expected: Node<'_>, got: Node<'_>, place: &str) -> Option<String> 
                 match got.get(&key) {
                     None => return Some(format!("{at}lacks \"{key}\"")),
                     Some(other) => {
-                        if let Some(found) = difference(value, other, &within(&key)) {
+                        if let Some(found) = difference(value, other, &within(&key), is_without_id) {
                             return Some(found);
                         }
                     }
                 }
             }
             // TOML has no null: what is null is as good as missing.
-            let is_there = |(key, value): (Node<'_>, Node<'_>)| (value.kind() != Kind::Null).then(|| name(key));
+            let is_there = |(key, value): (Node<'_>, Node<'_>)| {
+                let (key, is_null) = (name(key), value.kind() == Kind::Null);
+                // Nobody has written it.
+                let is_filled_in = is_without_id && key == "id" && value.raw() == "\"\"";
+                (!is_null && !is_filled_in).then_some(key)
+            };
             let more = got
                 .entries()
                 .filter_map(is_there)
@@ -71,7 +76,8 @@ fn difference(expected: Node<'_>, got: Node<'_>, place: &str) -> Option<String> 
         (Kind::Array, Kind::Array) => {
             let (wanted, found) = (expected.elements().count(), got.elements().count());
             let mut pairs = expected.elements().zip(got.elements()).enumerate();
-            let inner = pairs.find_map(|(index, (one, other))| difference(one, other, &format!("{place}[{index}]")));
+            let inner = pairs
+                .find_map(|(index, (one, other))| difference(one, other, &format!("{place}[{index}]"), is_without_id));
             inner.or_else(|| (found != wanted).then(|| format!("{at}has {found} elements, expected {wanted}")))
         }
         _ => Some(format!(
@@ -95,7 +101,7 @@ mod tests {
     use super::*;
 
     fn json(expected: &str, got: &str) -> Option<String> {
-        Expected::Json(expected.into()).difference(got.as_bytes())
+        Expected::Json(expected.into()).difference(got.as_bytes(), false)
     }
 
     #[test]
@@ -109,6 +115,16 @@ mod tests {
             json("{\"n\":12345678901234567890}", "{\"n\":12345678901234567890}"),
             None
         );
+    }
+
+    #[test]
+    fn an_id_that_nobody_wrote_need_not_be_expected() {
+        let difference = |expected: &str, got: &str| Expected::Json(expected.into()).difference(got.as_bytes(), true);
+        for expected in [r#"{"event":{"a":1}}"#, r#"{"event":{"a":1,"id":""}}"#] {
+            assert_eq!(difference(expected, r#"{"event":{"a":1,"id":""}}"#), None, "{expected}");
+        }
+        assert!(difference(r#"{"event":{}}"#, r#"{"event":{"id":"ev_1"}}"#).is_some());
+        assert!(json(r#"{"event":{}}"#, r#"{"event":{"id":""}}"#).is_some());
     }
 
     #[test]
@@ -137,7 +153,7 @@ mod tests {
             assert!(found.contains(said), "{found}");
         }
         let text = Expected::Text("one".into());
-        assert_eq!(text.difference(b"one"), None);
-        assert_eq!(text.difference(b"one\n").unwrap(), "is one\n, expected one");
+        assert_eq!(text.difference(b"one", false), None);
+        assert_eq!(text.difference(b"one\n", false).unwrap(), "is one\n, expected one");
     }
 }

@@ -20,6 +20,7 @@ use crate::rules::{Explanation, RuleSet};
 /// Show for each rule whether it matches an event, and which node of its filter decided
 #[derive(Debug, Args)]
 #[command(
+    group(clap::ArgGroup::new("which").required(true).args(["event", "id"])),
     after_help = "The rules are those of the configuration file, so that a change can be tried before it is reloaded.
 
 Examples:
@@ -29,7 +30,7 @@ Examples:
 )]
 pub(in crate::cli) struct Explain {
     /// A delivery or an event as JSON; - for standard input
-    #[arg(long, value_name = "FILE", required_unless_present = "id", conflicts_with = "id")]
+    #[arg(long, value_name = "FILE")]
     event: Option<PathBuf>,
     /// An event of the log, by its id or Seq
     #[arg(long, value_name = "EVENT_ID")]

@@ -74,6 +74,25 @@ async fn what_a_key_may_have_signed_that_can_not_be_read_is_not_called_forged() 
     assert_eq!(faults[1..], ["event 1: it can't be checked now"]);
 }
 
+/// "missing" alone would be said of the event.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_a_signature_is_not_called_missing() {
+    let bench = Bench::with(0).await;
+    let incoming = Incoming::new(
+        r#"{"event":{"id":"ev_1"}}"#.into(),
+        Timestamp::now(),
+        Source::Webhook,
+        None,
+    );
+    bench.log.append(incoming).await.unwrap();
+    let Some(events::Checked::Done(found)) = bench.answers(events::Verify {}).await.pop() else {
+        panic!("no end");
+    };
+    assert_eq!(found.faults, ["event 1: it has no signature"]);
+    let shown = bench.answers(events::Show { id: "ev_1".into() }).await.remove(0);
+    assert_eq!(shown.signature, "missing");
+}
+
 /// The rest of a long log is not read for nothing, nor is anything waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_full_reads_no_further() {

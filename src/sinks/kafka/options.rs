@@ -193,14 +193,17 @@ fn addresses(table: &mut Table<'_>, brokers: &[String]) -> Option<Vec<Address>> 
         table.fault("brokers", "names none: one that runs is enough, better two or three");
         return None;
     }
-    let addresses = brokers.iter().map(|broker| address(broker)).collect::<Option<Vec<_>>>();
-    if addresses.is_none() {
-        table.fault(
-            "brokers",
-            "must be addresses like \"kafka1.example.com:9092\", without a scheme",
-        );
+    let mut addresses = Vec::new();
+    for (index, broker) in brokers.iter().enumerate() {
+        match address(broker) {
+            Some(address) => addresses.push(address),
+            None => table.fault(
+                &format!("brokers[{index}]"),
+                "must be an address like \"kafka1.example.com:9092\", without a scheme",
+            ),
+        }
     }
-    addresses
+    (addresses.len() == brokers.len()).then_some(addresses)
 }
 
 /// `HOST`, `HOST:PORT`, `[IPV6]:PORT`.

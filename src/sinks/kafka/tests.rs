@@ -18,11 +18,14 @@ fn what_can_not_work_is_a_fault() {
     assert_eq!(faults(plain()), [""; 0]);
     for (more, part) in [
         (json!({ "brokers": [] }), "brokers: names none"),
-        (json!({ "brokers": ["kafka://a:9092"] }), "brokers: must be addresses"),
-        (json!({ "brokers": ["a:0"] }), "brokers: must be addresses"),
-        (json!({ "brokers": ["a:b"] }), "brokers: must be addresses"),
-        (json!({ "brokers": ["[a]:1"] }), "brokers: must be addresses"),
-        (json!({ "brokers": [":9092"] }), "brokers: must be addresses"),
+        (
+            json!({ "brokers": ["kafka://a:9092"] }),
+            "brokers[0]: must be an address",
+        ),
+        (json!({ "brokers": ["a:0"] }), "brokers[0]: must be an address"),
+        (json!({ "brokers": ["a:b"] }), "brokers[0]: must be an address"),
+        (json!({ "brokers": ["[a]:1"] }), "brokers[0]: must be an address"),
+        (json!({ "brokers": [":9092"] }), "brokers[0]: must be an address"),
         (json!({ "topic": "a b" }), "topic: must be a topic's name"),
         (json!({ "topic": "{{" }), "topic: not a template"),
         (json!({ "key": "{{" }), "key: not a template"),

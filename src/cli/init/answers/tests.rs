@@ -165,6 +165,38 @@ async fn where_to_listen_follows_from_the_way_unless_somebody_chose_it() {
     assert!(matches!(asked, Asked::Nobody(missing) if missing == ["--trusted-proxies"]));
 }
 
+#[tokio::test]
+async fn events_can_be_kept_elsewhere_while_there_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let config = load(&format!("[log]\ndir = {data:?}\n"));
+    let known = Known {
+        config: &config,
+        file: Path::new("/etc/closehook/closehook.toml"),
+        is_new: false,
+    };
+    let flags = Flags {
+        url: Some("hooks.example.com".into()),
+        https: Some(Way::Proxy),
+        data: Some("/srv/elsewhere".into()),
+        ..Flags::default()
+    };
+    let gathered = async || gather(&flags, &known, &mut Asked::Nobody(Vec::new())).await;
+    for make in [false, true] {
+        if make {
+            std::fs::create_dir(&data).unwrap();
+        }
+        let answers = gathered().await.unwrap().unwrap();
+        assert_eq!(answers.data.as_deref(), Some(Path::new("/srv/elsewhere")));
+    }
+    std::fs::write(data.join("closehook.json"), "{}").unwrap();
+    let said = gathered().await.unwrap_err();
+    assert!(
+        matches!(&said, Failure::Usage(why) if why.contains("events are kept in") && why.contains("already")),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn a_public_url_is_https_and_has_a_path() {
     for (text, url) in [
