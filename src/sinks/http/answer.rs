@@ -34,6 +34,9 @@ pub(super) enum Verdict {
     Unavailable(Unavailable),
     /// It failed (5xx): about one event as likely as about the receiver, about the receiver if there were several.
     Failed(Reason, Option<Duration>),
+    /// It said with a 5xx that it takes nothing for a while, or who stands before it did: also about the one event that was sent, as long as
+    /// there was but one, over which it may have fallen.
+    Away(Reason, Option<Duration>),
     /// It may work later.
     Later(Reason, Option<Duration>),
     /// What was sent is wrong (4xx).
@@ -82,6 +85,10 @@ impl Answer {
                 after,
             }),
             status if status.is_client_error() => Verdict::Refused(reason),
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Verdict::Away(reason, after)
+            }
+            _ if after.is_some() => Verdict::Away(reason, after),
             _ => Verdict::Failed(reason, after),
         }
     }
@@ -92,7 +99,7 @@ impl Verdict {
     pub(super) fn of_a_stranger(self) -> Verdict {
         match self {
             Verdict::Unavailable(Unavailable { reason, after }) => Verdict::Later(reason.into(), after),
-            Verdict::Failed(reason, after) => Verdict::Later(reason, after),
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) => Verdict::Later(reason, after),
             other => other,
         }
     }
@@ -102,7 +109,9 @@ impl Verdict {
         match self {
             Verdict::Taken => Ok(Outcome::Delivered),
             Verdict::Unavailable(unavailable) => Err(unavailable),
-            Verdict::Failed(reason, after) | Verdict::Later(reason, after) => Ok(Outcome::Retry { reason, after }),
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) | Verdict::Later(reason, after) => {
+                Ok(Outcome::Retry { reason, after })
+            }
             Verdict::Refused(reason) => Ok(Outcome::Reject { reason }),
         }
     }
