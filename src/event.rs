@@ -125,6 +125,19 @@ impl Updated {
             |at| Updated::Instant(at.as_nanosecond()),
         )
     }
+
+    /// The moment of a revision, by which those of one object are put in order. `None`: the text names none.
+    pub fn moment(text: &str) -> Option<Timestamp> {
+        let updated = match Updated::parse(text) {
+            // Where nothing is told apart, a leap second may be the second before it.
+            Updated::Text(text) if text.contains(":60") => Updated::parse(&text.replace(":60", ":59")),
+            updated => updated,
+        };
+        match updated {
+            Updated::Instant(at) => Timestamp::from_nanosecond(at).ok(),
+            Updated::Text(_) | Updated::Missing => None,
+        }
+    }
 }
 
 /// What makes an event the same event: its id and the instant of its revision.

@@ -5,7 +5,7 @@ pub fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Opti
     known
         .into_iter()
         .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().saturating_sub(1) / 4)
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -38,5 +38,7 @@ mod tests {
             "there is no sink \"warehouse\": known here: audit, crm-db"
         );
         assert_eq!(unknown("there is no sink", "x", []), "there is no sink");
+        assert_eq!(nearest("batch", ["path"]), None, "half of a short word is another word");
+        assert_eq!(nearest("pth", ["path"]), Some("path"));
     }
 }

@@ -196,7 +196,10 @@ async fn follow(global: &Global, connection: &Connection, id: &str, begun: Outco
             status.state, status.delivered, status.dead
         );
         if status.skipped > 0 {
-            said = format!("{said}, {} skipped by a transform", status.skipped);
+            said = format!(
+                "{said}, {} skipped (by a transform, or the sink has no use for them)",
+                status.skipped
+            );
         }
         match status.lost {
             0 => said,

@@ -15,8 +15,8 @@ pub(super) fn body_for_people(event: &Exported) -> String {
     }
 }
 
-/// What the receiver said, for people.
+/// What the receiver said, or the template or transform of which there came nothing, for people. The reason, above it, says who.
 pub(super) fn answered(answer: Option<&str>) -> Option<String> {
     let lines: Vec<String> = answer?.lines().map(|line| format!("  {}", plain::line(line))).collect();
-    Some(format!("the receiver said:\n{}", lines.join("\n")))
+    Some(format!("it said:\n{}", lines.join("\n")))
 }

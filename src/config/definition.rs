@@ -83,6 +83,8 @@ pub struct Key {
     pub is_template: bool,
     /// The keys of the table that it is.
     pub inner: &'static [Key],
+    /// A table without which it is not as if all of its keys had their defaults.
+    pub is_off: bool,
     /// What has to stand beside it, as TOML, for it to mean something; empty where that is nothing.
     pub beside: &'static str,
 }
@@ -109,6 +111,7 @@ impl Key {
             is_secret: false,
             is_template: false,
             inner: &[],
+            is_off: false,
             beside: "",
         }
     }
@@ -133,6 +136,13 @@ impl Key {
         let mut key = Key::new(name, Presence::Table, about);
         key.inner = inner;
         key
+    }
+
+    /// Without this table it is not as if all of its keys had their defaults.
+    #[must_use]
+    pub const fn off(mut self) -> Key {
+        self.is_off = true;
+        self
     }
 
     /// It is a secret: the example is that of `x_file`.
@@ -172,7 +182,7 @@ impl Key {
     pub fn shows_default(&self) -> bool {
         match self.presence {
             Presence::Default(_) => true,
-            Presence::Table => self.inner.iter().all(Key::shows_default),
+            Presence::Table => !self.is_off && self.inner.iter().all(Key::shows_default),
             Presence::Required(_) | Presence::Optional(_) => false,
         }
     }

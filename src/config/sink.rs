@@ -85,7 +85,8 @@ pub static COMMON_KEYS: &[Key] = &[
         "settle",
         "\"30s\"",
         "Only the newest event of an object_id is delivered, once it has been the newest for so long, but no later than ten times that after \
-         the object's first change; older ones end as superseded. At a time 2,048 objects are waited for: where more change at once, what has settled \
+         the object's first change; older ones end as superseded. Newest is what has the latest date_updated, and of equal ones what came \
+         last: an older one that comes meanwhile does not go, and is not waited for. At a time 2,048 objects are waited for: where more change at once, what has settled \
          is looked for in the rest of the log before it goes. Events without object_id do not wait. Replays and dead letters that are tried again do not either",
     ),
     Key::optional(

@@ -47,6 +47,9 @@ pub(super) struct Fates {
     /// A newer event of its object went out instead.
     #[serde(skip_serializing_if = "Seqs::is_empty")]
     superseded: Seqs,
+    /// Not read yet, and known to be older than what was delivered of its object meanwhile.
+    #[serde(skip_serializing_if = "Seqs::is_empty")]
+    outdated: Seqs,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
     /// Up to here it was forgotten what was delivered although it does not follow; `None` where an older closehook did not say.
@@ -123,6 +126,25 @@ impl Fates {
             self.superseded.insert(seq);
             self.trim_skipped();
         }
+    }
+
+    /// It stands behind what is read, and is older than what goes of its object before it is read.
+    pub fn outdate(&mut self, seq: Seq) {
+        self.outdated.insert(seq);
+        // Of one that is forgotten it is found out as of any other when it is read.
+        self.outdated.trim(RANGES_MAX);
+    }
+
+    /// It is read. Whether it was known by then that it is older than what went.
+    pub fn was_outdated(&mut self, seq: Seq) -> bool {
+        let was = self.outdated.has(seq);
+        self.outdated.remove(seq);
+        was
+    }
+
+    /// It is not waited any more until objects have settled: whatever is read goes.
+    pub fn none_outdated(&mut self) {
+        self.outdated = Seqs::default();
     }
 
     /// It is read again, and whether it is superseded is found out anew.
@@ -215,6 +237,10 @@ impl Fates {
         for (from, to) in other.superseded.ranges() {
             united.superseded.insert_range(*from, *to);
         }
+        for (from, to) in other.outdated.ranges() {
+            united.outdated.insert_range(*from, *to);
+        }
+        united.outdated.trim(RANGES_MAX);
         united.skips_forgotten = united.skips_forgotten.max(other.skips_forgotten);
         united.trim_skipped();
         let forgotten = united.unwanted.trim(RANGES_MAX);
@@ -233,6 +259,7 @@ impl Fates {
             sent: theirs.sent.clone(),
             sent_forgotten: theirs.sent_forgotten,
             skipped: theirs.skipped.clone(),
+            outdated: theirs.outdated.clone(),
             ..self.clone()
         }
     }
@@ -308,5 +335,19 @@ mod tests {
         fates.skip([Seq(6)]);
         let set_back = fates.set_back_to(&before);
         assert!((4..=6).all(|seq| !set_back.is_sent(Seq(seq)) && !set_back.is_skipped(Seq(seq))));
+    }
+
+    #[test]
+    fn what_is_known_before_it_is_read_is_asked_for_once_and_goes_back_with_the_receiver() {
+        let (mut ours, theirs) = (Fates::default(), Fates::default());
+        ours.outdate(Seq(7));
+        ours.outdate(Seq(9));
+        let text = serde_json::to_string(&ours).unwrap();
+        assert_eq!(serde_json::from_str::<Fates>(&text).unwrap(), ours, "it is saved");
+        assert!(theirs.united_with(&ours, false).was_outdated(Seq(9)));
+        assert!(!ours.set_back_to(&theirs).was_outdated(Seq(9)));
+        assert!(ours.was_outdated(Seq(7)) && !ours.was_outdated(Seq(7)) && !ours.was_outdated(Seq(8)));
+        ours.none_outdated();
+        assert_eq!(ours, Fates::default());
     }
 }

@@ -20,8 +20,8 @@ use crate::event::{Event, Seq};
 use parked::Letter;
 pub(super) use parked::{Parked, why_parked};
 pub(super) use saved::{Saved, SavedItem, Tries};
-pub(super) use settle::Held;
 use settle::Span;
+pub(super) use settle::{Held, Next};
 
 /// Open events at the most: read, held back, being delivered or waiting for another try. Beyond, reading stops (I6).
 const OPEN_MAX: usize = 2048;

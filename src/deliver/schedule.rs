@@ -171,6 +171,11 @@ impl Breaker {
         self.probe_at.is_some() && !self.by_sink
     }
 
+    /// Whether it was more than once that it failed.
+    pub fn keeps_failing(&self) -> bool {
+        self.failures.max(self.refusals).max(self.unavailable) > 1
+    }
+
     /// Of what a batch comes to, which refusals are to be believed: no more than open the breaker, counted since the last that was
     /// taken (decision 21). What follows them is put off, as it would be had they been asked for one by one.
     pub fn believed(&self, outcomes: &[Outcome]) -> Vec<bool> {

@@ -136,6 +136,14 @@ fn email_shows_the_mail_with_its_id_and_refuses_one_to_nobody() {
         id(&sent),
         format!("<ev_1.2024-02-15T12.48.23.395000.{}@example.com>", &digest[..16])
     );
+    assert_eq!(sent["headers"]["closehook-key"], KEY, "{sent}");
+    assert_eq!(sent["headers"]["To"], "a@example.com", "{sent}");
+    let own = shown(&format!("{to}subject = \"Für {{{{ lead_id }}}}\"\n"));
+    assert_eq!(own["subject"], "Für lead_1", "{own}");
+    assert!(
+        own["headers"].get("Subject").is_none() && own["headers"].get("Date").is_none(),
+        "{own}"
+    );
     let why = refused(&format!("{MAIL}to = [\"{{{{ data.mail | default }}}}\"]\n"));
     assert!(why.contains("to names nobody"), "{why}");
 }

@@ -203,6 +203,9 @@ fn types_are_listed_and_explained_within_80_columns_without_a_configuration() {
         (&compress["presence"], &compress["value"]),
         (&json!("default"), &json!("true"))
     );
+    let mut keys = http["keys"].as_array().unwrap().iter();
+    let batch = keys.find(|key| key["key"] == "batch").unwrap();
+    assert_eq!(batch["presence"], json!("optional"), "without it there are no batches");
     let unknown = daemon.command().args(["sinks", "types", "htp"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(2));
     assert!(said(&unknown).contains("http"), "{}", said(&unknown));

@@ -106,6 +106,65 @@ async fn more_objects_than_there_is_room_for_all_come() {
     engine.shutdown().await;
 }
 
+/// Close brings again what it could not bring before, and a backfill what the webhook has overtaken.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_revision_goes_in_whatever_order_they_come() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].settle = Some(Span::secs(60));
+    append_revisions(&bench, &[(7, 5, 0), (7, 1, 1), (8, 1, 2), (8, 5, 3), (7, 4, 4)]).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    assert_eq!(receiver.sorted(), [1, 4]);
+    for seq in [2, 3, 5] {
+        assert_eq!(state(&bench, &engine, seq).await, Superseded, "{seq}");
+    }
+    assert_eq!(status(&engine).superseded, 3);
+    engine.shutdown().await;
+}
+
+/// Changes of objects, each of a revision of that second, that were received so many seconds after each other an hour ago.
+async fn append_revisions(bench: &Bench, changes: &[(u64, u64, i64)]) {
+    let hour = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+    let incoming = changes.iter().enumerate().map(|(index, (object, revision, second))| {
+        let body = format!(
+            r#"{{"event":{{"id":"ev_{index}","object_id":"lead_{object}","date_updated":"2024-02-15T12:48:0{revision}"}}}}"#
+        );
+        let at = hour + jiff::SignedDuration::from_secs(*second);
+        Incoming::new(body.into(), at, Source::Webhook, None)
+    });
+    for stored in bench.log.append_in_order(incoming.collect()).await {
+        assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+    }
+}
+
+/// The older revision is read when the newer one has gone long ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_revision_that_there_is_no_room_to_read_does_not_go_after_the_newer_one() {
+    const OBJECTS: u64 = 3000;
+    for commit in [Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].settle = Some(Span::secs(60));
+        let newer = (1..=OBJECTS).map(|object| (object, 5, 0));
+        let older = (1..=OBJECTS).map(|object| (object, 1, 20));
+        // Behind the older one there may be a newest one.
+        let newest = (1..=3).map(|object| (object, 6, 40));
+        append_revisions(&bench, &newer.chain(older).chain(newest).collect::<Vec<_>>()).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 2 * OBJECTS + 3).await;
+        let expected: Vec<u64> = (4..=OBJECTS).chain(2 * OBJECTS + 1..=2 * OBJECTS + 3).collect();
+        assert!(
+            receiver.sorted() == expected,
+            "{commit:?}: {} went",
+            receiver.sorted().len()
+        );
+        assert_eq!(status(&engine).superseded, OBJECTS + 3);
+        assert_eq!(state(&bench, &engine, OBJECTS + 9).await, Superseded);
+        engine.shutdown().await;
+    }
+}
+
 /// What has waited in the log for long enough by the clock may still be superseded by what stands behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_while_the_log_has_something_newer() {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::fill::{READ_BYTES, READ_EVENTS};
 use super::{Worker, settle_of};
+use crate::deliver::feed::Next;
 use crate::deliver::reading::within;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow};
@@ -141,10 +142,17 @@ impl Worker<'_> {
             if self.rules.route(self.kit.name(), event).is_none() || self.kit.letters.is_dead(event.seq) {
                 continue;
             }
-            // The next one decides: what comes behind it comes behind that.
             let (object, seq) = (object.clone(), *seq);
+            let next = self.lanes.main.overtaken(seq, event, span);
+            if next == Next::Older {
+                // When it is read, what supersedes it may have gone. What is behind it may be newer than both.
+                self.record.fates.outdate(event.seq);
+                self.progress.dirty = true;
+                continue;
+            }
+            // This one decides: what comes behind it comes behind that.
             ahead.due.remove(&object);
-            if self.lanes.main.overtaken(seq, event.received_at, span) {
+            if next == Next::Newer {
                 self.supersede(seq);
                 superseded = true;
             } else {

@@ -158,6 +158,9 @@ impl Worker<'_> {
         let (span, delay) = (settle_of(&self.kit.config), delay_of(&self.kit.config));
         let wall = Timestamp::now();
         self.lanes.main.settle_anew(span, delay.unwrap_or_default(), now, wall);
+        if span.is_none() {
+            self.record.fates.none_outdated();
+        }
         // What is due is found out anew.
         self.looked_up.clear();
         self.ahead = None;
@@ -176,6 +179,11 @@ impl Worker<'_> {
                 continue;
             };
             self.record.fates.reads_again(event.seq);
+            if self.record.fates.was_outdated(event.seq) {
+                main.passed_over(event.seq);
+                self.supersede(event.seq);
+                continue;
+            }
             let arrivals = self.arrivals.as_ref();
             let arrived = arrivals.map_or(now, |arrivals| {
                 arrivals.arrived(event.seq, event.received_at, now, wall)

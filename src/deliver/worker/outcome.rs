@@ -279,10 +279,15 @@ impl Worker<'_> {
     fn changed(&mut self, change: Change, reason: &str, now: Timestamp) {
         match change {
             Change::Opened => {
+                let what = if self.breaker.keeps_failing() {
+                    "keeps failing"
+                } else {
+                    "takes nothing now"
+                };
                 tracing::warn!(
                     sink = self.kit.name(),
                     reason,
-                    "the sink keeps failing: it is tried at least every {} until it works",
+                    "the sink {what}: it is tried at least every {} until it works",
                     self.kit.config.breaker.probe
                 );
                 self.record.held_since.get_or_insert(now);

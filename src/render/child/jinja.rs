@@ -8,6 +8,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
+use super::faults::own_words;
 use super::named::KnownNames;
 use super::value::{Encoded, Escaped, print, push_json};
 use super::{compare, filters, reckon};
@@ -164,17 +165,24 @@ fn fault(error: &Error, source: &str) -> Fault {
         format!(" ({})", crate::plain::line(&part[..end]))
     });
     let is_syntax = error.kind() == ErrorKind::SyntaxError;
+    let own_words = own_words(error);
     let text = match error.kind() {
         ErrorKind::OutOfFuel => format!("it takes more steps than fit into {} ms", TIME_MAX.as_millis()),
         ErrorKind::SyntaxError => error.detail().unwrap_or("it can't be read").to_owned(),
         ErrorKind::UndefinedError => format!("there is no such value{}", quoted.unwrap_or_default()),
-        kind => format!("{kind}{}", quoted.unwrap_or_default()),
+        kind => {
+            let words = own_words.map_or_else(|| kind.to_string(), str::to_owned);
+            format!("{words}{}", quoted.unwrap_or_default())
+        }
     };
     Fault {
         program: None,
         place: place.or_else(|| error.line().map(|line| (line, 1))),
         text,
-        detail: error.detail().filter(|_| !is_syntax).map(str::to_owned),
+        detail: error
+            .detail()
+            .filter(|_| !is_syntax && own_words.is_none())
+            .map(str::to_owned),
     }
 }
 

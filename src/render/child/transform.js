@@ -76,7 +76,16 @@
     if (typeof value !== "object" || value === null) {
       wants("the payload is to be an object, an array or a string");
     }
-    const json = stringify(value);
+    let json;
+    try {
+      json = stringify(value);
+    } catch (thrown) {
+      // The program has returned by then: there is no place in it.
+      if (thrown instanceof TypeError && thrown.message === "circular reference") {
+        wants("the payload is circular: what holds itself is no JSON");
+      }
+      throw thrown;
+    }
     if (typeof json !== "string") wants("the payload is no JSON");
     out[0] = 2;
     out[1] = json;
@@ -134,7 +143,8 @@
     }
     // The engine throws null where there is no memory left even for an error.
     if (thrown === null) return ["", "", wanted];
-    return [typeof thrown === "string" ? text(thrown) : "something that is no Error was thrown", "", wanted];
+    if (typeof thrown === "string") return [text(thrown), "", wanted];
+    return ["", "", wanted || "it threw something that is no Error and names no place: throw new Error(...) instead"];
   };
   return [run, explain];
 })()

@@ -586,6 +586,14 @@ async fn what_can_not_be_delivered_is_said_as_that() {
         ),
         ("({ payload: {}, key: {} })", "key is to be text"),
         ("nothing.at.all", "it threw an error"),
+        (
+            "{ const a = {}; a.a = a; return { payload: a } }",
+            "the payload is circular: what holds itself is no JSON",
+        ),
+        (
+            "{ throw { of: 'the event' } }",
+            "it threw something that is no Error and names no place: throw new Error(...) instead",
+        ),
     ] {
         let program = Program::Transform(Transform::unchecked(&format!("export default () => {result}")));
         let made = guard().render(vec![job(Some(program), vec![])]).await.unwrap();

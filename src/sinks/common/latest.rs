@@ -49,7 +49,7 @@ impl Revision {
         let event = &delivery.event;
         let view = event.view()?;
         let object_id = view.object_id.clone()?;
-        let date_updated = instant(&view.date_updated);
+        let date_updated = Updated::moment(&view.date_updated).map(to_microsecond);
         let at = date_updated.unwrap_or_else(|| to_microsecond(event.received_at));
         let is = |action: &str| view.action.as_deref() == Some(action);
         let merge = (is("merged") && view.object_type.as_deref() == Some("lead"))
@@ -117,18 +117,6 @@ pub(in crate::sinks) fn shown(at: Timestamp) -> String {
 /// Databases know no nanoseconds; of what they would round, all must think alike.
 fn to_microsecond(at: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(at.as_nanosecond().div_euclid(1000) as i64).unwrap_or(at)
-}
-
-fn instant(text: &str) -> Option<Timestamp> {
-    let updated = match Updated::parse(text) {
-        // Here a leap second may be the second before it.
-        Updated::Text(text) if text.contains(":60") => Updated::parse(&text.replace(":60", ":59")),
-        updated => updated,
-    };
-    match updated {
-        Updated::Instant(at) => Timestamp::from_nanosecond(at).ok().map(to_microsecond),
-        Updated::Text(_) | Updated::Missing => None,
-    }
 }
 
 fn merge(event: Node<'_>, object_id: &str, at: Timestamp) -> Option<Merge> {
@@ -332,7 +320,7 @@ pub(in crate::sinks) mod tests {
 
     #[test]
     fn moments_are_compared_as_instants_to_the_microsecond() {
-        let at = |text: &str| instant(text).map(shown);
+        let at = |text: &str| Updated::moment(text).map(to_microsecond).map(shown);
         for same in [
             "2024-02-15T12:48:23.395",
             "2024-02-15T13:48:23.395000999+01:00",

@@ -8,6 +8,7 @@
 //! | a refusal of the sender | `from` is none that the server takes: nothing is counted |
 //! | 4xx to a recipient | this mail waits (a full mailbox, greylisting) |
 //! | 450, 451 to what is in the mail | this mail waits (a filter) |
+//! | 452 without three numbers to a recipient who is always the same | a full disk, or too many recipients: no mail would go; nothing is counted |
 //! | 450, 451, 452 to DATA, 452 to the mail, x.3.x anywhere | the server's disk or system: nothing is counted |
 //! | 5xx to a recipient, or to the mail | this mail is refused |
 //! | 5.4.5, or relaying denied to a recipient who is always the same | a limit, or a right, of the sink's: nothing is counted |
@@ -147,6 +148,8 @@ pub(super) fn outcome(step: Step, said: &Said, to_varies: bool, secrets: &Secret
         (421, _) | (_, Step::Sender) => unavailable(""),
         (400..=499, _) if said.enhanced.is_some_and(|(subject, _)| subject == 3) => unavailable(""),
         // Filters put a mail off for what is in it with 450 and 451: that is no reason to hold the others.
+        // A full disk, a full mailbox or too many recipients: where each mail has other ones, those go on.
+        (452, Step::Recipient) if !to_varies && said.enhanced.is_none() => unavailable(""),
         (452, Step::Data | Step::Mail) | (450 | 451, Step::Data) => unavailable(""),
         _ => retry(),
     }

@@ -337,3 +337,19 @@ pub(super) fn digest_text(deliveries: &[Delivery]) -> String {
     }
     text
 }
+
+/// What the head of a mail says, for people: but for its subject, the moment, and how the body is written.
+pub(super) fn shown_headers(mail: &Message) -> BTreeMap<String, String> {
+    let head = mail.headers().to_string().replace("\r\n ", " ").replace("\r\n\t", " ");
+    let is_shown = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        !matches!(&*name, "subject" | "date" | "mime-version") && !name.starts_with("content-")
+    };
+    let pairs = head.lines().filter_map(|line| line.split_once(": "));
+    let pairs = pairs.filter(|(name, _)| is_shown(name));
+    // As it was before it was written for a mail.
+    let value = |name: &str, written: &str| mail.headers().get_raw(name).unwrap_or(written).to_owned();
+    pairs
+        .map(|(name, written)| (name.to_owned(), value(name, written)))
+        .collect()
+}

@@ -19,7 +19,7 @@ Beside `digest`, subject, text and html see `events` (the first 100 of them, up 
 and to has nothing to fill in; `closehook render` shows a digest of one event.
 A refusal of a mail or of a recipient (5xx) makes a dead letter; in a digest it is found out which event it was. A refused login or \
 sender, a full disk, a limit (421, 452, ...) and a connection that fails make the sink wait and cost no event anything; a recipient or a mail \
-that is put off (450, 451) makes that mail wait, and so does a server that is silent, or gone, once it was told a recipient: it may have the mail, \
+that is put off (450, 451, and 452 to a recipient who is another one for each event, or whose mailbox is full: 4.2.2) makes that mail wait, and so does a server that is silent, or gone, once it was told a recipient: it may have the mail, \
 so a repeat comes later each time.
 Over smtp:// nothing is sent before STARTTLS, unless `insecure` is true: then TLS is used where the server offers it, whoever it is. \
 `ca` is an authority, or the server's own certificate.",

@@ -302,8 +302,14 @@ impl SinkKind for Options {
         } else {
             self.words.mail(sink, delivery)
         };
+        let mail = mail?;
         Ok(Preview {
-            body: Some(mail?.formatted().into()),
+            subject: mail
+                .headers()
+                .get::<lettre::message::header::Subject>()
+                .map(|subject| subject.as_ref().to_owned()),
+            headers: compose::shown_headers(&mail),
+            body: Some(mail.formatted().into()),
             ..Preview::default()
         })
     }

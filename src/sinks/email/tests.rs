@@ -474,6 +474,9 @@ fn an_answer_is_about_the_mail_or_about_the_sink() {
         ("550 we do not relay a@example.com", false, Means::Sink),
         ("554 5.7.1 <a@example.com>: Relay access denied", true, Means::Dead),
         ("530 5.7.0 Authentication required", true, Means::Sink),
+        // A full disk, a full mailbox, or too many of them.
+        ("452 Requested action not taken", false, Means::Sink),
+        ("452 Requested action not taken", true, Means::Waits),
     ] {
         assert_eq!(means_to(Step::Recipient, text, to_varies), meaning, "{text}");
     }

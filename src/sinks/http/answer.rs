@@ -11,10 +11,17 @@ use reqwest::StatusCode;
 use super::super::common::said;
 use super::super::common::secrets::Secrets;
 use crate::net::reply::{Body, retry_after};
+use crate::plain;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
 /// More of a body than this is not read; the connection is then not used again.
 const BODY_LEN_MAX: usize = 64 << 10;
+
+/// Where the JSON of a receiver that does not know who asks says why.
+const WHYS: [&str; 6] = ["error_description", "message", "detail", "reason", "title", "error"];
+
+/// So much of that stands in a sentence.
+const WHY_LEN_MAX: usize = 200;
 
 /// How long a body is read: the status is the answer.
 const BODY_WITHIN: Duration = Duration::from_secs(1);
@@ -34,6 +41,9 @@ pub(super) enum Verdict {
     Unavailable(Unavailable),
     /// It failed (5xx): about one event as likely as about the receiver, about the receiver if there were several.
     Failed(Reason, Option<Duration>),
+    /// It said with a 5xx that it takes nothing for a while, or who stands before it did: also about the one event that was sent, as long as
+    /// there was but one, over which it may have fallen.
+    Away(Reason, Option<Duration>),
     /// It may work later.
     Later(Reason, Option<Duration>),
     /// What was sent is wrong (4xx).
@@ -69,7 +79,7 @@ impl Answer {
         };
         match status {
             StatusCode::UNAUTHORIZED => Verdict::Unavailable(Unavailable {
-                reason: format!("{text}{hint}"),
+                reason: format!("{text}{}{hint}", said_why(&body, secrets)),
                 after,
             }),
             StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::TOO_MANY_REQUESTS => {
@@ -82,6 +92,10 @@ impl Answer {
                 after,
             }),
             status if status.is_client_error() => Verdict::Refused(reason),
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Verdict::Away(reason, after)
+            }
+            _ if after.is_some() => Verdict::Away(reason, after),
             _ => Verdict::Failed(reason, after),
         }
     }
@@ -92,7 +106,7 @@ impl Verdict {
     pub(super) fn of_a_stranger(self) -> Verdict {
         match self {
             Verdict::Unavailable(Unavailable { reason, after }) => Verdict::Later(reason.into(), after),
-            Verdict::Failed(reason, after) => Verdict::Later(reason, after),
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) => Verdict::Later(reason, after),
             other => other,
         }
     }
@@ -102,9 +116,32 @@ impl Verdict {
         match self {
             Verdict::Taken => Ok(Outcome::Delivered),
             Verdict::Unavailable(unavailable) => Err(unavailable),
-            Verdict::Failed(reason, after) | Verdict::Later(reason, after) => Ok(Outcome::Retry { reason, after }),
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) | Verdict::Later(reason, after) => {
+                Ok(Outcome::Retry { reason, after })
+            }
             Verdict::Refused(reason) => Ok(Outcome::Reject { reason }),
         }
+    }
+}
+
+/// Why it does not know who asks, where it says so: it has not looked at an event then, so there is none in that. A page is for browsers.
+fn said_why(body: &[u8], secrets: &Secrets) -> String {
+    let text = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(said) => {
+            let within = said.get("error").filter(|error| error.is_object()).unwrap_or(&said);
+            let named = WHYS.iter().find_map(|key| within.get(key)?.as_str());
+            named.unwrap_or_default().to_owned()
+        }
+        Err(_) if body.trim_ascii_start().starts_with(b"<") => String::new(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let text = secrets.hidden_in(&text);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text: String = plain::line(&text).chars().take(WHY_LEN_MAX).collect();
+    if text.is_empty() {
+        text
+    } else {
+        format!(", it said \"{text}\"")
     }
 }
 
@@ -126,4 +163,38 @@ async fn read_body(mut body: Incoming, keep: usize, most: usize) -> Vec<u8> {
     // What came until then is kept.
     let _ = tokio::time::timeout(BODY_WITHIN, reading).await;
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_it_does_not_know_who_asks_is_said_shortly_and_without_secrets() {
+        let mut secrets = Secrets::default();
+        secrets.add("hunter22");
+        let long = "x".repeat(1000);
+        for (body, said) in [
+            (r#"{"error":"invalid_token"}"#, "invalid_token"),
+            (
+                r#"{"error":{"code":401,"message":"expired: hunter22"}}"#,
+                "expired: (secret)",
+            ),
+            (
+                r#"{"error":"no","error_description":"a\n\u001b[2J b"}"#,
+                "a \\u001b[2J b",
+            ),
+            ("no such key\n", "no such key"),
+            (&long[..], &long[..WHY_LEN_MAX]),
+        ] {
+            assert_eq!(
+                said_why(body.as_bytes(), &secrets),
+                format!(", it said \"{said}\""),
+                "{body}"
+            );
+        }
+        for nothing in ["", " <html>Log in</html>", r#"{"ok":false}"#, "[]"] {
+            assert_eq!(said_why(nothing.as_bytes(), &secrets), "", "{nothing}");
+        }
+    }
 }

@@ -10,7 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is in `webhook-id` and `idempotency-key`",
     notes: "\
 The status is the answer: 2xx is delivered, whatever else the receiver says. 401, 403, 407 and 429 say that it takes nothing now \
-(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day); a redirect that the receiver \
+(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day), and what a 401 says why, in JSON (message, error, ...) \
+or as a text, stands in log and status, its first 200 characters; a redirect that the receiver \
 has moved, for every event: set the final `url`; 408, 425 and 5xx are tried again; any other 4xx are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
 no answer, is cut off at `timeout`; a head of more than 1,024 lines is no answer.
@@ -25,7 +26,7 @@ trailer, upgrade, expect, http2-settings, via, proxy-*, idempotency-key, webhook
 `url`, `method` and the values of `headers` may be templates. What an event fills into `url` behind the host has percent signs for all \
 but letters, digits and -._~, so that it is one part of the path or a value of the query (`| safe` lets it stand as it is); where it makes \
 a part of the path . or .., it is a dead letter. Control characters in a header made so have percent signs. Where a \
-template makes the host, private addresses are refused whatever it makes (by way of a proxy, which resolves names itself: as far as \
+template makes the host, private addresses are refused whatever it makes, unless `allow_private` is true (by way of a proxy, which resolves names itself: as far as \
 it can be seen from here; names without dots, localhost and .internal, say, are refused too), no `auth`, `cert` or header with \
 credentials may be configured, and what fails there, or whatever that server says but 2xx and a 4xx about what was sent, is about the \
 event, not the sink: it is tried again.
@@ -34,9 +35,9 @@ event, not the sink: it is tried again.
 one the sink is unavailable.
 `batch` sends several events in one request, as `format` says: \"json_array\" or \"jsonl\". webhook-id and idempotency-key are then b_ \
 and the first 32 hex digits of the SHA-256 of the events' keys in order, each followed by a line feed; closehook-* is left out. A \
-receiver has to take or refuse a batch as a whole: one that it refuses (4xx), or fails over (5xx), is sent again by halves, so that a bad \
-event costs only itself: refused alone it is a dead letter, and it is tried again if the receiver fails over it alone. One that fails over \
-all of them takes nothing now. Events that are sent again come in \
+receiver has to take or refuse a batch as a whole: one that it refuses (4xx), or fails over (500 and other 5xx), is sent again by halves, so that \
+a bad event costs only itself: refused alone it is a dead letter, and it is tried again if the receiver fails over it alone. One that fails over \
+all of them takes nothing now, and so does one that answers a batch with 502, 503 or 504, or with a 5xx and retry-after: no more is sent until then. Events that are sent again come in \
 other batches, under another key: a receiver knows them only by the ids in the body. With order = \"strict\" nothing is sent that follows \
 an event to be tried again.
 `ca` is an authority, or the receiver's own certificate, of which neither name nor date matters then.",
@@ -82,7 +83,8 @@ secret_file = "credential:crm-db"
                 Key::with_default("wait", "\"1s\"", "How long a request that is not full waits for more"),
             ],
             "Several events in a request; default: one",
-        ),
+        )
+        .off(),
         Key::optional("format", "\"json_array\"", "How a batch is written: or \"jsonl\", one on each line").beside("batch = {}"),
         Key::optional("proxy", "\"http://proxy.example.com:3128\"", "An HTTP proxy on the way"),
         Key::optional("ca", "\"/etc/closehook/internal-ca.pem\"", "Trusted besides the system's"),

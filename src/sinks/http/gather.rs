@@ -5,7 +5,8 @@
 //! | 2xx | delivered |
 //! | 4xx about what was sent | each half is sent on its own, down to the event that is refused: one bad event costs itself |
 //! | 401, 403, 407, 429, 3xx | the sink is unavailable; where some of the batch were delivered before, the rest is tried again later |
-//! | 5xx | each half is sent on its own: the event alone over which it fails is tried again later; where it takes none, the sink is unavailable |
+//! | 502, 503, 504, or another 5xx that says when to come again | the sink is unavailable, as with 429: more requests are what it asks not to get |
+//! | another 5xx | each half is sent on its own: the event alone over which it fails is tried again later; where it takes none, the sink is unavailable |
 //! | 5xx to an event that came alone | it is tried again later, and the others go on: it is about that event as likely |
 //! | 408, 425, nothing | all are tried again later |
 //!
@@ -137,13 +138,19 @@ impl Fared {
             }
             Verdict::Later(reason, after) => self.all(items, &Outcome::Retry { reason, after }),
             Verdict::Unavailable(why) => return Err(why),
-            Verdict::Failed(reason, after) if items.len() == 1 => {
+            Verdict::Away(reason, after) if self.outcomes.len() > 1 => {
+                return Err(Unavailable {
+                    reason: reason.text,
+                    after,
+                });
+            }
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) if items.len() == 1 => {
                 self.failed.another();
                 let text = reason.text.clone();
                 self.all(items, &Outcome::Retry { reason, after });
                 self.goes_on(&text, after)?;
             }
-            Verdict::Failed(reason, after) => {
+            Verdict::Failed(reason, after) | Verdict::Away(reason, after) => {
                 let why = Unavailable {
                     reason: reason.text,
                     after,

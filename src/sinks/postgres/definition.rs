@@ -22,7 +22,8 @@ template makes to the column's type. A template that is one expression (`{{ data
 text is a JSON string. Any other template gives its text, which is JSON as it stands in such a column, and NULL where that is empty; so \
 does an expression that ends in `| tojson`. A number that is whole however it is written (12.0, 1e2) is one for an integer column, which \
 refuses any other. A date without an offset is UTC's: transactions have TimeZone UTC, whatever the server or the role has, for defaults \
-and triggers too. `create` makes the table with the types given, else text. In a table that is there, what `columns` leaves out gets its default. A template or transform \
+and triggers too. `create` makes the table with the types given, else text. In a table that is there, what `columns` leaves out gets its default. A trigger that \
+raises an exception (P0001) refuses that event: its message, which may quote the event, is not logged, and stands in the dead letter. A template or transform \
 beside `columns` is not written; a transform decides whether there is a row.
 Without `columns`, and with a template or transform (the sink's or a rule's), the keys of the JSON object that it makes are the columns, \
 and its values theirs; the table must be there. An event whose object has a key that is no column is refused.

@@ -19,6 +19,10 @@ use crate::sync::lock;
 /// The oldest server that has all that is used (`idle_in_transaction_session_timeout`).
 const VERSION_MIN: i32 = 90_600;
 
+/// Of several sinks one makes tables at a time, each having its turn until its transaction ends: IF NOT EXISTS does not see what another one
+/// is about to make, and fails over it. The number is "closehoo" in ASCII.
+pub(super) const IN_TURN: &str = "SELECT pg_catalog.pg_advisory_xact_lock(7164223648652881775)";
+
 /// A moment behind the one in the mark, whatever the server's clock does. Who read the mark before does not know it.
 const NEXT_MOMENT: &str = "GREATEST(clock_timestamp(), updated_at + interval '1 microsecond')";
 
@@ -112,6 +116,9 @@ impl Statements {
         }
         let client = session.client();
         client.batch_execute(&begin).await.map_err(unavailable)?;
+        if create && !(server.has_table && server.has_marks) {
+            client.batch_execute(IN_TURN).await.map_err(unavailable)?;
+        }
         if create && !server.has_table {
             client.batch_execute(&self.create()?).await.map_err(unavailable)?;
         }

@@ -13,6 +13,7 @@ use crate::sinks::tests;
 mod server;
 
 mod layouts;
+mod making;
 
 use server::{Proxy, Server};
 

@@ -127,6 +127,9 @@ pub(super) struct Sent {
     pub channel_varies: bool,
 }
 
+/// Slack's words are shorter.
+const WORD_LEN_MAX: usize = 64;
+
 const PAGE: &str = "a web page answered, not Slack: correct webhook_url or api_url, and look at what stands between (a proxy, a login)";
 
 /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
@@ -157,12 +160,18 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
             .trim()
             .to_owned(),
     };
-    let is_word = !word.is_empty()
+    let is_word = (1..=WORD_LEN_MAX).contains(&word.len())
         && word
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
     let about = about(&word);
-    let answered = answered(status, Some(&*word).filter(|_| is_word && about.is_some()));
+    let answered = match Some(&*word).filter(|_| is_word) {
+        // What a method has in this place is a word of Slack's, if a new one.
+        Some(word) if about.is_none() && sent.by_method => {
+            format!("Slack answered {word}, which its documentation does not name")
+        }
+        word => answered(status, word.filter(|_| about.is_some())),
+    };
     let after = reply.after();
     let unavailable = |what_to_do: &str| {
         let end = if what_to_do.is_empty() {

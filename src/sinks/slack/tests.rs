@@ -246,8 +246,13 @@ fn answers_are_about_the_message_the_channel_or_the_sender() {
             "{word}"
         );
     }
+    let new = says(200, &error("brand_new_error"), method);
+    assert!(
+        matches!(&new, Ok(Outcome::Retry { reason, .. }) if reason.text.contains("brand_new_error")),
+        "{new:?}"
+    );
     for body in [
-        error("brand_new_error"),
+        error("No word, but a sentence"),
         "not json".into(),
         "{}".into(),
         r#"{"ok":1}"#.into(),

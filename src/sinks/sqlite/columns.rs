@@ -53,7 +53,12 @@ fn number(text: &str) -> Value {
     if let Ok(integer) = text.parse() {
         return Value::Integer(integer);
     }
-    text.parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Real)
+    let is_whole = !text.contains(['.', 'e', 'E']);
+    match text.parse::<f64>() {
+        Ok(real) if real.is_finite() && !is_whole => Value::Real(real),
+        // SQLite has no such number: as one of its own it would lose digits, or be infinite.
+        _ => Value::Text(text.to_owned()),
+    }
 }
 
 /// The columns of a table.
@@ -170,6 +175,12 @@ mod tests {
             ("NUMERIC", Field::Number("1.50".into()), text("1.50")),
             ("BLOB", Field::Number("7".into()), Value::Integer(7)),
             ("ANY", Field::Number("1.5".into()), Value::Real(1.5)),
+            (
+                "ANY",
+                Field::Number("123456789012345678901234567890".into()),
+                text("123456789012345678901234567890"),
+            ),
+            ("BLOB", Field::Number("1e400".into()), text("1e400")),
             ("INTEGER", Field::Null, Value::Null),
             ("REAL", Field::Text("1".into()), text("1")),
         ] {

@@ -12,7 +12,10 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     notes: "\
 `columns`, what a template or transform makes, and `mode = \"latest\"` are as for postgres; the tables are the same, with seq integer, all \
 else text. What a column is declared as decides what a value becomes, or the type that `columns` gives: true and false are 1 and 0 \
-but in a text column; SQLite keeps as a text what it can make no number of, but in a STRICT table, where that refuses the event.
+but in a text column; SQLite keeps as a text what it can make no number of, but in a STRICT table, where that refuses the event. A column of numbers \
+(INTEGER, REAL, NUMERIC, ...) keeps a whole number of more than 64 bits, and one with a point, as a double, which has some 15 digits, and \
+one that is too large for that (1e400) as infinite: a TEXT column keeps every digit, and one declared BLOB or ANY keeps as a text a whole \
+number that is too long, and one that is too large.
 Each commit is synced, in WAL mode. Others may read and delete \
 meanwhile; who holds a lock on it for long holds up the sink.",
     setup: "The directory must be one that the daemon's user can write to.",
