@@ -108,6 +108,46 @@ async fn what_is_held_up_for_too_long_becomes_dead_letters() {
     engine.shutdown().await;
 }
 
+/// What the sink said last may be about another event, or about none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_says_what_its_own_tries_came_to() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.sinks[0].retry.max_age = Span(Duration::from_millis(500));
+    let was_tried = AtomicBool::new(false);
+    receiver.says(move |delivery| {
+        if delivery.event.seq == Seq(1) && !was_tried.swap(true, Ordering::SeqCst) {
+            let reason = "the first is too heavy".into();
+            return Ok(Outcome::Retry { reason, after: None });
+        }
+        Err(Unavailable::new("nobody is there"))
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("the first was tried", async || {
+        let status = status(&engine);
+        status.retrying == 1 || status.dead == 1
+    })
+    .await;
+    bench.store(2..=2).await;
+    until("both are given up", async || status(&engine).dead == 2).await;
+    let letters = engine.dead_list(None, Seq::ZERO, 9).unwrap();
+    let letters: Vec<(u32, &str)> = letters
+        .iter()
+        .map(|letter| (letter.attempts, letter.reason.as_str()))
+        .collect();
+    let expected = [
+        (1, "given up after 500ms: the first is too heavy"),
+        (
+            0,
+            "given up after 500ms: never tried: the sink took nothing (nobody is there)",
+        ),
+    ];
+    assert_eq!(letters, expected);
+    engine.shutdown().await;
+}
+
 /// G16: the pause is durable when it is answered, and no sooner, although a delivery hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_durable_while_a_delivery_runs() {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::lanes::{ERASED, Lane};
 use super::{Worker, apart_of, instant};
-use crate::deliver::feed::Rules;
+use crate::deliver::feed::{Rules, Tries};
 use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::memory::Held;
 use crate::deliver::reading::aside;
@@ -196,11 +196,7 @@ impl Worker<'_> {
         if overdue.is_empty() {
             return false;
         }
-        let why = self
-            .last_error
-            .as_ref()
-            .map_or("the sink takes nothing", |(reason, _)| reason);
-        let why = format!("given up after {}: {why}", retry.max_age);
+        let of_sink = self.last_error.as_ref().map(|(reason, _)| reason.clone());
         let (mut letters, mut events, began) = (Vec::new(), Vec::new(), Instant::now());
         for seq in overdue {
             if !letters.is_empty() && self.is_long(began) {
@@ -219,8 +215,13 @@ impl Worker<'_> {
                 Some(event) => {
                     let given_up = self.lanes.given_up.get(&seq).filter(|_| *lane == Lane::Given);
                     let dead = given_up.map(|dead| (**dead).clone());
-                    let (name, why) = (self.kit.name(), why.clone().into());
-                    let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
+                    let why = format!(
+                        "given up after {}: {}",
+                        retry.max_age,
+                        why_of(&tries, of_sink.as_deref())
+                    );
+                    let name = self.kit.name();
+                    let letter = dead_letter(name, &event, why.into(), tries.attempts, tries.first_attempt);
                     letters.push(DeadLetter { dead, ..letter });
                     events.push(event);
                 }
@@ -231,4 +232,16 @@ impl Worker<'_> {
         self.note_had(lane, events.iter(), &letters).await;
         letters.is_empty() || self.make_letters(lane, letters, false).await
     }
+}
+
+/// Why an event got nowhere: what its own last try came to. What the sink said last, which may be of another event, is said as such.
+fn why_of(tries: &Tries, of_sink: Option<&str>) -> String {
+    if tries.attempts > 0 && !tries.reason.is_empty() {
+        return tries.reason.clone();
+    }
+    let of_sink = of_sink.map_or_else(String::new, |reason| format!(" ({reason})"));
+    if tries.attempts > 0 {
+        return format!("nothing came back of its try, and then the sink took nothing{of_sink}");
+    }
+    format!("never tried: the sink took nothing{of_sink}")
 }
