@@ -108,6 +108,67 @@ async fn what_is_held_up_for_too_long_becomes_dead_letters() {
     engine.shutdown().await;
 }
 
+/// Decision 44: what has failed is being tried again, and says so, also while only the breaker keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_failed_is_said_to_be_retried_while_the_breaker_is_open() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.failures = 3;
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    bench.sinks[0].retry.max_delay = Span(Duration::ZERO);
+    receiver.says(|_| {
+        let reason = "it answered 500".into();
+        Ok(Outcome::Retry { reason, after: None })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("the breaker is open", async || status(&engine).breaker == "open").await;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(30);
+    let event = |state: EventState| match state {
+        EventState::Retrying { attempts, due, reason } => (attempts, due > soon, reason),
+        other => panic!("it is said to be {other:?}"),
+    };
+    let failed = "it answered 500".to_owned();
+    assert_eq!(event(state(&bench, &engine, 1).await), (3, true, failed.clone()));
+    // With the next turn it may go, as far as it is about itself.
+    engine.pause("a", true).await.unwrap();
+    engine.pause("a", false).await.unwrap();
+    assert_eq!(event(state(&bench, &engine, 1).await), (3, true, failed.clone()));
+    engine.shutdown().await;
+    // Nobody knows now when it goes on; that it has failed is known.
+    let look = bench.engine(Mode::Look).await;
+    let (attempts, _, reason) = event(state(&bench, &look, 1).await);
+    assert_eq!((attempts, reason), (3, failed));
+}
+
+/// The newest event was refused, or has gone, and none is left: a sink that is open has nothing to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_has_nothing_to_do_waits_for_nothing_although_its_breaker_is_open() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.failures = 1;
+    bench.sinks[0].breaker.refusals = 1;
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    refuse(&receiver);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("it is dead", async || status(&engine).dead == 1).await;
+    until("nothing is left to do", async || {
+        let status = status(&engine);
+        status.lag_events == 0 && status.waits_for.is_none()
+    })
+    .await;
+    assert_eq!(status(&engine).breaker, "open");
+    // The next one waits for the breaker, and that is said.
+    bench.store(2..=2).await;
+    until("that is said", async || {
+        let waits_for = status(&engine).waits_for;
+        waits_for.is_some_and(|why| why.starts_with("no; it is tried again at 2"))
+    })
+    .await;
+    engine.shutdown().await;
+}
+
 /// What the sink said last may be about another event, or about none.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_says_what_its_own_tries_came_to() {
