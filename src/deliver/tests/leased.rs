@@ -9,6 +9,7 @@ use crate::node::{Lease, Leases, NodeStatus, Want};
 
 mod removed;
 mod set_back;
+mod starts;
 
 /// Leases of one node.
 #[derive(Debug)]
