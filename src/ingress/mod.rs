@@ -236,7 +236,7 @@ impl Ingress {
     }
 
     fn count(&self, answer: Answer) {
-        self.door.answered(answer.label());
+        self.door.answered(answer.counted());
         if let Answer::Unavailable(why) = answer {
             self.door.unavailable(why.label());
         }
