@@ -442,6 +442,78 @@ async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_at
     engine.shutdown().await;
 }
 
+/// The process is killed again and again: what had passed before counts, however little is known of the time in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_counted_of_an_age_before_a_kill_counts_after_it() {
+    for (held_up, hours, is_over) in [
+        (false, 71, false),
+        (false, 73, true),
+        (true, 71, false),
+        (true, 73, true),
+    ] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].retry.max_age = Span::secs(72 * 3600);
+        let tried = Arc::new(AtomicU64::new(0));
+        let counted = tried.clone();
+        receiver.says(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            if held_up {
+                return Err(Unavailable::new("nobody is there"));
+            }
+            let reason = "busy".into();
+            Ok(Outcome::Retry { reason, after: None })
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        let came = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(300);
+        let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated"}}"#;
+        let incoming = Incoming::new(body.into(), came, Source::Webhook, None);
+        bench.log.append(incoming).await.unwrap();
+        until("it was tried", async || status(&engine).last_error.is_some()).await;
+        engine.shutdown().await;
+
+        // As a process left it that was killed long ago, and had begun to count so many hours before.
+        let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap();
+        let key = super::super::mark::record_key("a");
+        let entry = store.get(&key).await.unwrap().unwrap();
+        let mut record: super::super::mark::Record = entry.json().unwrap();
+        let killed = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(200);
+        let began = Some(killed - jiff::SignedDuration::from_hours(hours));
+        record.saved_at = Some(killed);
+        record.held_since = record.held_since.and(began);
+        record.held_counted_from = record.held_since;
+        for item in record.main.iter_mut().flat_map(|main| &mut main.open) {
+            item.tries.first_attempt = item.tries.first_attempt.and(began);
+            item.tries.counted_from = item.tries.first_attempt;
+        }
+        crate::state::put_json(&*store, &key, &record, Expected::Anything)
+            .await
+            .unwrap();
+        store.close().await;
+
+        // Nobody tells the time.
+        let age = crate::age::Age::with_clocks(jiff::Timestamp::now, || Duration::ZERO);
+        bench.clock = Clock::of(Arc::new(age));
+        let before = tried.load(Ordering::SeqCst);
+        let engine = bench.engine(Mode::Follow).await;
+        until("it was tried again", async || {
+            tried.load(Ordering::SeqCst) >= before + 3 || status(&engine).dead == 1
+        })
+        .await;
+        if is_over {
+            until("it is given up", async || status(&engine).dead == 1).await;
+        }
+        assert_eq!(
+            status(&engine).dead,
+            u64::from(is_over),
+            "held up: {held_up}, {hours} h"
+        );
+        engine.shutdown().await;
+    }
+}
+
 /// The machine starts with a clock that is 100 hours ahead: to that, what has been tried is too old, and so is what was held up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_nobody_vouches_for_gives_nothing_up() {

@@ -186,6 +186,7 @@ impl Worker<'_> {
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
+        let held = held.map(|since| ages.counted(since, self.record.held_counted_from));
         let clocks = (ages, jiff::Timestamp::now());
         let apart = apart_of(&self.kit.config);
         let Some(feed) = self.lanes.feed(lane) else {
