@@ -166,8 +166,8 @@ pub fn request_id_prefix() -> &'static str {
     &PREFIX
 }
 
-/// Unique in this process' life and unlikely to be met again after it.
-fn request_id() -> String {
+/// An id for an answer: unique in this process' life and unlikely to be met again after it.
+pub fn request_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("{}{:x}", request_id_prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

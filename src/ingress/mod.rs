@@ -36,7 +36,7 @@ use answer::{Answer, Why, respond};
 use heard::Heard;
 use memory::{Budget, Share};
 
-pub use answer::{add_request_id, request_id_prefix};
+pub use answer::{add_request_id, request_id, request_id_prefix};
 
 /// Names that are looked for or given in every request, read once.
 static TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
