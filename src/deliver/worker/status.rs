@@ -159,6 +159,7 @@ impl Worker<'_> {
     /// newest of them came to.
     fn waits_for(&self, is_idle: bool) -> Option<String> {
         let reason = || self.last_error.as_ref().map(|(reason, _)| reason.clone());
+        let is_at_rest = is_idle && self.sink.is_some();
         if self.stopping {
             Some("it is stopping".into())
         } else if !self.kit.lease.holds() {
@@ -170,7 +171,7 @@ impl Worker<'_> {
             reason()
         } else if let Some(why) = self.chores.trouble() {
             Some(why)
-        } else if !self.breaker.is_closed() && !(is_idle && self.sink.is_some()) {
+        } else if !self.breaker.is_closed() && !is_at_rest {
             let reason = reason().unwrap_or_else(|| "it keeps failing".into());
             let again = self.breaker.wake_at().and_then(|at| shown(at, schedule::now()));
             Some(again.map_or_else(
