@@ -18,7 +18,7 @@ use crate::deliver::{self, Engine, Known, Mode};
 use crate::ingress::front::Front;
 use crate::ingress::memory::Budget;
 use crate::ingress::verify::Verifier;
-use crate::ingress::{Ingress, request_id_prefix};
+use crate::ingress::{Ingress, request_id, request_id_prefix};
 use crate::listener::abuse::Guard;
 use crate::listener::acme::Keeper;
 use crate::listener::certificates::Certificates;
@@ -211,6 +211,7 @@ pub(super) fn limits(config: &Config) -> Limits {
         idle_timeout: config.server.idle_timeout.0,
         drain_timeout: config.server.drain_timeout.0,
         are_counted: true,
+        name: Some(request_id),
     }
 }
 
@@ -226,6 +227,8 @@ pub(super) fn limits_of_admin(public: &Limits) -> Limits {
         connections_max: 64,
         drain_timeout: Duration::from_secs(1),
         are_counted: false,
+        // What it answers may be what others have sent.
+        name: None,
         ..public.clone()
     }
 }

@@ -18,9 +18,11 @@ use crate::plain;
 /// Fetch events from Close's event log that the log lacks
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Close keeps its event log for 30 days. What the rules want is fetched, oldest first, stored once (the same duplicate rule as for
-deliveries, so running it twice stores nothing twice) and dispatched. It remembers how far it got: after Ctrl-C, a kill or a
-restart it goes on from there.
+    after_help = "Close keeps its event log for 30 days. What the rules want is fetched, oldest
+first, stored once (the same duplicate rule as for deliveries, so running it
+twice stores nothing twice) and dispatched. It remembers how far it got: after
+Ctrl-C, a kill or a restart it goes on from there. Without a daemon too all
+sinks get what it fetches: one that no daemon has known yet begins before it.
 
 Examples:
   closehook backfill --since 7d --dry-run

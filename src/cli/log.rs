@@ -45,7 +45,8 @@ pub(super) enum Log {
     #[command(
         after_help = "Imported events get new Seqs and keep their time of receipt. They are not
 dispatched unless --dispatch is given; `closehook replay` sends them later, for
-as long as they are kept. What was received before log.retention is removed
+as long as they are kept. With it also sinks get them that no daemon has known
+yet: those begin before them. What was received before log.retention is removed
 within minutes, unless a sink still waits for it. So a file with such events is
 refused without --dispatch or --expired: raise log.retention to keep them. With
 `log.engine = \"jetstream\"` they are kept that long from the import on.

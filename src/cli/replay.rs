@@ -8,7 +8,7 @@ use super::interrupt::Stop;
 use super::left::{self, Job, Stands};
 use super::pick::{Pick, text_or_file};
 use super::term::{confirm, count_bar, spinner};
-use super::when::when;
+use super::when::{told, when};
 use super::{Failure, Global, Outcome, json_line, print_line, report, table};
 use crate::config::Rate;
 use crate::control::replay as asked;
@@ -298,7 +298,8 @@ fn tell_waiting(bar: &ProgressBar, status: &ReplayStatus, said_before: &mut Opti
         said_before.as_deref().and_then(begins) != begins(why)
     };
     if let Some(why) = status.waits_for.as_ref().filter(is_news).cloned() {
-        bar.suspend(|| report::notice(is_json, &format!("the replay waits: {why}")));
+        let waits = if is_json { why.clone() } else { told(&why) };
+        bar.suspend(|| report::notice(is_json, &format!("the replay waits: {waits}")));
         *said_before = Some(why);
     }
 }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::connect::{Access, Connection, with};
 use super::sink_types;
-use super::when::when_known;
+use super::when::{told, when_known};
 use super::{Global, Outcome, json_line, print_line, table};
 use crate::config::Span;
 use crate::control::sinks as asked;
@@ -151,10 +151,10 @@ pub(super) fn remarks(sink: &SinkStatus) -> Vec<String> {
         .map(plain::line)
         .filter(|error| !is_why(error));
     let at = when_known(sink.last_error_at).map_or_else(String::new, |at| format!(" ({at})"));
-    let waits = waits.as_ref().map(|why| format!("{name}: waits: {why}"));
+    let waits = waits.as_ref().map(|why| format!("{name}: waits: {}", told(why)));
     let error = error.map(|error| format!("{name}: {error}{at}"));
     let letters = sink.dead_trouble.as_deref().map(plain::line);
-    let letters = letters.map(|trouble| format!("{name}: dead letters: {trouble}"));
+    let letters = letters.map(|trouble| format!("{name}: dead letters: {}", told(&trouble)));
     waits
         .into_iter()
         .chain(waits_by(sink))
@@ -175,7 +175,7 @@ fn afar(sink: &SinkStatus) -> Option<String> {
 /// What it waits for as it is configured.
 pub(super) fn waits_by(sink: &SinkStatus) -> Option<String> {
     let by = plain::line(sink.waits_by.as_deref()?);
-    Some(format!("{}: waits by {by}", plain::line(&sink.name)))
+    Some(format!("{}: waits by {}", plain::line(&sink.name), told(&by)))
 }
 
 /// What a sink will never have, or only as dead letters.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::connect::{Access, Connection, with};
 use super::paint::{self, Tone};
-use super::when::{when, when_known};
+use super::when::{told, when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, sinks, table, word};
 use crate::close::{BackfillStatus, CloseStatus, FoundSubscription, Held};
 use crate::config::{Size, Span};
@@ -212,8 +212,8 @@ fn verdict(status: &State) -> Lines {
     };
     let mut lines = vec![(tone, said), (Tone::Plain, String::new())];
     for trouble in &status.troubles {
-        lines.push((Tone::Attention, format!("! {}", text(&trouble.what))));
-        lines.push((Tone::Plain, format!("  -> {}", text(&trouble.remedy))));
+        lines.push((Tone::Attention, format!("! {}", told(&text(&trouble.what)))));
+        lines.push((Tone::Plain, format!("  -> {}", told(&text(&trouble.remedy)))));
     }
     if !status.troubles.is_empty() {
         lines.push((Tone::Plain, String::new()));

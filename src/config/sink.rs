@@ -53,7 +53,8 @@ pub static COMMON_KEYS: &[Key] = &[
             Key::with_default("max_age", "\"72h\"", "How long it is tried"),
         ],
         "Full jitter below initial, initial * factor, ... up to max_delay; a dead letter when max_age has passed since the first try, \
-         or since the event was first held up because nobody answered",
+         or since the event was first held up because nobody answered. What had passed when closehook stopped counts on when it runs \
+         again; the time in between counts as far as it is known for sure (see log.retention)",
     ),
     Key::table(
         "breaker",

@@ -319,6 +319,9 @@ impl Watch {
             ));
         }
         on.account.catch_up().await.map_err(text)?;
+        if !on.facts.running {
+            on.engine.settle_starts().await.map_err(text)?;
+        }
         // The daemon carries it out beside everything else; where none runs, the command that began it does, while it watches.
         let work = async {
             if on.facts.running {

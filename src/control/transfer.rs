@@ -171,6 +171,9 @@ impl Import {
         let incoming: Vec<Incoming> = lines
             .map(|line| line.incoming(self.dispatch))
             .collect::<Result<_, _>>()?;
+        if self.dispatch {
+            on.engine.settle_starts().await.map_err(text)?;
+        }
         let has_parts = incoming.iter().any(|incoming| incoming.partial);
         let from = on.log.head().borrow().next();
         if has_parts {

@@ -505,14 +505,15 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
     }
 }
 
-/// Whether the newest failure is one that lasts: something waits, or somebody has to see to it. What failed and is over is a dead letter.
+/// Whether the newest failure is one that lasts: something waits, or somebody has to see to it. What failed and is over is a dead letter;
+/// a breaker that is open then keeps nothing from going.
 fn is_troubled(sink: &SinkStatus) -> bool {
-    sink.lag_events > 0 || sink.waits_for.is_some() || sink.breaker != "closed" || sink.needs_person
+    sink.lag_events > 0 || sink.waits_for.is_some() || sink.needs_person
 }
 
 /// Whether what is said of a sink asks somebody to see to it, and keeps it from nothing.
 fn is_to_be_seen(sink: &SinkStatus) -> bool {
-    sink.needs_person && sink.waits_for.is_none() && sink.breaker == "closed"
+    sink.needs_person && sink.waits_for.is_none()
 }
 
 /// Whether an error is about a template or a transform of the configuration, as rendering words it.

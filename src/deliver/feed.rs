@@ -19,7 +19,7 @@ use crate::config::Order;
 use crate::event::{Event, Seq};
 use parked::Letter;
 pub(super) use parked::{Parked, why_parked};
-pub(super) use saved::{Saved, SavedItem, Tries};
+pub(super) use saved::{Saved, SavedItem, Tries, counted_on};
 use settle::Span;
 pub(super) use settle::{Held, Next};
 
@@ -372,6 +372,7 @@ impl Feed {
         self.in_flight += 1;
         item.tries.attempts = item.tries.attempts.saturating_add(1);
         item.tries.first_attempt.get_or_insert(now);
+        item.tries.counted_from.get_or_insert(now);
         let (attempts, held) = (item.tries.attempts, item.held.take());
         self.let_go(seq, held);
         attempts
@@ -393,13 +394,15 @@ impl Feed {
         item.tries.attempts = item.tries.attempts.saturating_sub(1);
         if item.tries.attempts == 0 {
             item.tries.first_attempt = None;
+            item.tries.counted_from = None;
         }
         self.ready.insert(seq);
     }
 
     /// Up to `max` events, none of them being delivered or given up, whose first try, or first held-up dispatch (`held_since`, or when they might
-    /// go, which is `apart` after they came), was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by
-    /// the clock of `ages`, which nobody sets; events by the machine's, which shows `wall` at this moment and may have been set since.
+    /// go, which is `apart` after they came), was `max_age` ago; and when the next one will be so old. Tries and `held_since`, from when on
+    /// that counts, are told by the clock of `ages`, which nobody sets; events by the machine's, which shows `wall` at this moment and may
+    /// have been set since.
     pub fn overdue(
         &self,
         held_since: Option<Timestamp>,
@@ -411,10 +414,10 @@ impl Feed {
         let now = ages.now();
         let ahead = now.duration_since(wall).saturating_add(apart);
         let came = |item: &Item| item.received_at.and_then(|at| at.checked_add(ahead).ok());
-        let held_since = held_since.map(|since| ages.counts_from(since));
         let (mut found, mut next) = (Vec::new(), None);
         for (seq, item) in &self.open {
-            let tried = item.tries.first_attempt.map(|first| ages.counts_from(first));
+            let tries = &item.tries;
+            let tried = tries.first_attempt.map(|first| ages.counted(first, tries.counted_from));
             let held = held_since.map(|since| came(item).map_or(since, |at| at.max(since)));
             let Some(first) = tried.into_iter().chain(held).min() else {
                 continue;

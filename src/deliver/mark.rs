@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ReplaySpec;
 use super::fates::Fates;
-use super::feed::Saved;
+use super::feed::{Saved, counted_on};
 use super::letters::{Extent, Letters};
+use super::schedule;
 use super::seqs::Seqs;
 use super::trail::{Last, Trail};
 use crate::event::Seq;
@@ -54,6 +55,9 @@ pub(super) struct Record {
     /// Since when it takes nothing; `None` while it works.
     #[serde(default)]
     pub held_since: Option<Timestamp>,
+    /// From when on that counts, by the clock of the process that saved this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_counted_from: Option<Timestamp>,
     /// Letters that were delivered: to be removed once this is durable.
     #[serde(default)]
     pub remove: Vec<Seq>,
@@ -183,17 +187,40 @@ pub(super) const RECORDS: &str = "sink/";
 pub(super) const JOBS: &str = "replay/";
 
 impl Record {
-    /// If the machine's clock was set back since this was saved, nothing has to wait for it to catch up.
+    /// If the machine's clock was set back since this was saved, nothing has to wait for it to catch up; and where another process saved
+    /// it, what has waited there for long goes on growing old from here.
     pub fn follow_clock(&mut self, now: Timestamp) {
+        let saved_at = self.saved_at;
+        let is_own = saved_at.is_some_and(|at| (schedule::began()..=now).contains(&at));
+        if !is_own {
+            self.feeds_mut().for_each(|saved| saved.count_on(saved_at, now));
+            let from = counted_on(self.held_counted_from, saved_at, now);
+            self.held_counted_from = self.held_since.and(Some(from));
+        }
         let ahead = self.saved_at.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
         if ahead.is_positive() {
-            let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
-            let feeds = feeds.chain(&mut self.main).chain([&mut self.given]);
-            feeds.for_each(|saved| saved.set_back(ahead, now));
+            self.feeds_mut().for_each(|saved| saved.set_back(ahead, now));
             // One that is past may have been noted by a clock that was right.
             let back = |at: Timestamp| if at > now { at.checked_sub(ahead).ok() } else { Some(at) };
             self.held_since = self.held_since.and_then(back);
         }
+    }
+
+    fn feeds_mut(&mut self) -> impl Iterator<Item = &mut Saved> {
+        let replays = self.replays.values_mut().map(|replay| &mut replay.saved);
+        replays.chain(&mut self.main).chain([&mut self.given])
+    }
+
+    /// From now on it takes nothing, unless it has not done so before.
+    pub fn hold(&mut self, now: Timestamp) {
+        if self.held_since.is_none() {
+            (self.held_since, self.held_counted_from) = (Some(now), Some(now));
+        }
+    }
+
+    /// It works.
+    pub fn release(&mut self) {
+        (self.held_since, self.held_counted_from) = (None, None);
     }
 
     /// The sink begins here.

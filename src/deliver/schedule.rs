@@ -25,6 +25,11 @@ pub(super) fn now() -> Timestamp {
     BEGAN.0.checked_add(passed).unwrap_or(Timestamp::MAX)
 }
 
+/// When this process began, by the clock of [`now`].
+pub(super) fn began() -> Timestamp {
+    BEGAN.0
+}
+
 /// The upper bound of the delay before try number `attempts` + 1.
 fn bound(retry: &Retry, attempts: u32) -> Duration {
     let nth = attempts.saturating_sub(1).min(64) as usize;
@@ -90,6 +95,12 @@ impl Ages {
         let doubt = self.surely.map(|surely| self.now.duration_since(surely));
         let from = doubt.and_then(|doubt| noted.checked_add(doubt.max(SignedDuration::ZERO)).ok());
         from.map_or(self.began, |from| from.min(self.began))
+    }
+
+    /// The same of something whose age had been counted before this process began: from `counted_from` on, so much has passed for sure.
+    pub fn counted(&self, noted: Timestamp, counted_from: Option<Timestamp>) -> Timestamp {
+        let from = self.counts_from(noted);
+        counted_from.map_or(from, |counted| from.min(counted))
     }
 }
 

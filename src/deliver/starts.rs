@@ -21,6 +21,9 @@ use crate::node;
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
 use crate::sync::lock;
 
+/// What is to be dispatched is not stored before it is known where sinks begin.
+const UNSETTLED: &str = "where the sink begins can't be saved, and what is stored now would never go there";
+
 /// In the state that nodes share: that it is the one that a log began with.
 const BEGUN: &str = "begun";
 
@@ -104,6 +107,64 @@ impl Engine {
             self.inner.outset.miss();
             tracing::warn!(%error, "where sinks begin can't be noted now; this is tried again");
         }
+    }
+
+    /// Settles durably where those sinks begin that were never seen before, which a command does before it stores what is to be dispatched:
+    /// one that begins "now" would else do so when a daemon starts, behind all of that. Those that were seen keep their positions.
+    pub async fn settle_starts(&self) -> Result<(), EngineError> {
+        let sinks = lock(&self.inner.sinks).clone();
+        match self.inner.mode {
+            // They have all begun.
+            Mode::Follow | Mode::Look => Ok(()),
+            Mode::Jobs => {
+                let _changing = self.inner.changing.lock().await;
+                for sink in &sinks {
+                    self.settle_start(sink).await?;
+                }
+                Ok(())
+            }
+            Mode::Outside => self.settle_shared_starts(&sinks).await,
+        }
+    }
+
+    /// The same of one, of whose record nobody but its worker here knows.
+    async fn settle_start(&self, config: &SinkConfig) -> Result<(), EngineError> {
+        // Where damage may have taken a position, the sink begins with the oldest event kept.
+        let is_known = |found: &Found| found.record.main.is_some() || found.is_damaged;
+        if is_known(&self.find_record(config).await) {
+            return Ok(());
+        }
+        // It saves a record that says nothing of it.
+        self.tell_to_stop(&config.name).await.wait().await;
+        let settled = async {
+            let mut found = self.find_record(config).await;
+            if is_known(&found) {
+                return Ok(true);
+            }
+            found.record.begin_at(self.settle(config, false).await?);
+            Ok::<bool, EngineError>(self.note_start(config, &found).await)
+        };
+        let settled = settled.await;
+        self.start_worker(config).await;
+        if settled? {
+            return Ok(());
+        }
+        Err(EngineError(format!("sink \"{}\": {UNSETTLED}", config.name)))
+    }
+
+    /// The same where several nodes share the log. Where none has ever noted that this is the state which the log began with, the first one
+    /// that does has sinks begin with the oldest event kept.
+    async fn settle_shared_starts(&self, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+        let has_given_out = end_of(&*self.inner.log).await.map_err(failed)? > Seq(1);
+        if has_given_out && !self.has_begun().await? {
+            return Ok(());
+        }
+        for sink in sinks {
+            if !self.note_new(sink).await {
+                return Err(EngineError(format!("sink \"{}\": {UNSETTLED}", sink.name)));
+            }
+        }
+        self.note_state().await
     }
 
     /// Every sink has a record: one without is new from now on.
@@ -283,7 +344,7 @@ impl Engine {
         match put {
             Ok(_) => true,
             // Another node has just noted it.
-            Err(StoreError::Conflict(_)) if self.shares_sinks() => true,
+            Err(StoreError::Conflict(_)) if self.inner.leases.are_shared() => true,
             // A full disk, say: receiving matters more, and the worker saves its record again and again.
             Err(error) => {
                 tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");

@@ -82,6 +82,16 @@ impl Answer {
         }
     }
 
+    /// The label of what it is counted as: a body that is in quarantine already counts as a duplicate, whatever its sender hears.
+    pub fn counted(self) -> &'static str {
+        match self {
+            Answer::Appended(Appended::Quarantined { seq, repeated: true }) => {
+                Answer::Appended(Appended::Duplicate(seq)).label()
+            }
+            answer => answer.label(),
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Answer::Appended(_) => StatusCode::OK,
@@ -156,8 +166,8 @@ pub fn request_id_prefix() -> &'static str {
     &PREFIX
 }
 
-/// Unique in this process' life and unlikely to be met again after it.
-fn request_id() -> String {
+/// An id for an answer: unique in this process' life and unlikely to be met again after it.
+pub fn request_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("{}{:x}", request_id_prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -215,6 +225,15 @@ mod tests {
             Refusal::WrongSubscription,
         ];
         assert_eq!(sorted(&refusals.map(Refusal::label)), sorted(&REFUSALS));
+    }
+
+    #[test]
+    fn a_body_that_comes_again_is_answered_as_the_first_time_and_counted_as_a_duplicate() {
+        let quarantined = |repeated| Answer::Appended(Appended::Quarantined { seq: Seq(7), repeated });
+        let said = |answer: Answer| (answer.body(), answer.counted());
+        let body = "{\"status\":\"quarantined\",\"seq\":7}\n".to_owned();
+        assert_eq!(said(quarantined(false)), (body.clone(), "quarantined"));
+        assert_eq!(said(quarantined(true)), (body, "duplicate"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ use answer::{Answer, Why, respond};
 use heard::Heard;
 use memory::{Budget, Share};
 
-pub use answer::{add_request_id, request_id_prefix};
+pub use answer::{add_request_id, request_id, request_id_prefix};
 
 /// Names that are looked for or given in every request, read once.
 static TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
@@ -236,7 +236,7 @@ impl Ingress {
     }
 
     fn count(&self, answer: Answer) {
-        self.door.answered(answer.label());
+        self.door.answered(answer.counted());
         if let Answer::Unavailable(why) = answer {
             self.door.unavailable(why.label());
         }

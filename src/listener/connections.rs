@@ -24,6 +24,7 @@ use super::certificates::Certificates;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
 use super::standing::{Crowd, Heard, Place, Standing};
+use super::unreadable::{Name, Named};
 use crate::task;
 
 /// How connections are treated.
@@ -46,6 +47,8 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// Whether they are the public listener's, which a metric counts.
     pub are_counted: bool,
+    /// Gives an id to the answers to what can't be read as a request; `None`: they have none.
+    pub name: Option<Name>,
 }
 
 /// Largest request head, in bytes.
@@ -261,10 +264,11 @@ async fn connection<A, F, B>(
             response
         }
     });
+    let stream = Heard::new(Named::new(stream, house.limits.name), seat.standing.clone());
     let mut connection = pin!(
         house
             .builder
-            .serve_connection(TokioIo::new(Heard::new(stream, seat.standing.clone())), service)
+            .serve_connection(TokioIo::new(stream), service)
             .into_owned()
     );
     let lame_duck_over = async {
@@ -300,6 +304,7 @@ mod tests {
             idle_timeout: Duration::from_secs(75),
             drain_timeout: Duration::from_secs(10),
             are_counted: false,
+            name: None,
         }
     }
 

@@ -12,3 +12,4 @@ pub mod sockets;
 pub mod standing;
 pub mod threads;
 pub mod tls;
+pub mod unreadable;

@@ -134,9 +134,9 @@ pub struct Received {
     pub seconds: u64,
     /// Events stored.
     pub stored: u64,
-    /// Deliveries of what was stored already.
+    /// Deliveries of what was stored already, or is in quarantine.
     pub duplicate: u64,
-    /// Authentic bodies that can't be read as a delivery.
+    /// Authentic bodies that can't be read as a delivery, and are new in quarantine.
     pub quarantined: u64,
     /// Refused with 401, by reason; what did not happen is left out.
     pub refused: BTreeMap<String, u64>,

@@ -127,7 +127,7 @@ const LISTENER: &[Metric] = &[
     counter(
         "closehook_requests_total",
         Begins::Each("answer", &ANSWERS),
-        "Requests to the public listener, by answer.",
+        "Requests to the public listener, by answer; duplicate: also of what is in quarantine already.",
     ),
     counter(
         "closehook_refused_total",
@@ -191,12 +191,12 @@ const EVENT_LOG: &[Metric] = &[
     counter(
         "closehook_duplicate_events_total",
         Begins::Bare,
-        "Deliveries of events that were stored already.",
+        "Deliveries of what was stored already, or is in quarantine.",
     ),
     counter(
         "closehook_quarantined_events_total",
         Begins::Bare,
-        "Authentic bodies that can't be read as a delivery.",
+        "Authentic bodies that can't be read as a delivery, each when it is new.",
     ),
     histogram("closehook_commit_events", "Events in a group commit."),
     histogram(

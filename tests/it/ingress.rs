@@ -214,6 +214,30 @@ async fn how_old_deliveries_look_shows_a_clock_that_is_ahead_before_one_is_refus
     );
 }
 
+/// "Every answer carries x-request-id", also to what is no request.
+#[tokio::test]
+async fn what_can_not_be_read_as_a_request_is_answered_like_all_else() {
+    let daemon = Daemon::start("").await;
+    let many: String = (0..200).map(|number| format!("x-{number}: x\r\n")).collect();
+    for (head, status) in [
+        ("garbage\r\n\r\n".to_owned(), 400),
+        (
+            "POST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n".to_owned(),
+            400,
+        ),
+        (format!("POST /webhooks/close HTTP/1.1\r\nhost: x\r\n{many}\r\n"), 431),
+    ] {
+        let answer = raw(&daemon, head.as_bytes()).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let id = head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
+        let begins = daemon.status()["daemon"]["request_ids"].as_str().unwrap().to_owned();
+        assert!(id.is_some_and(|id| id.starts_with(&begins)), "{answer}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{answer}");
+        assert!(crate::harness::parsed(body)["error"].is_string(), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn other_paths_methods_and_sizes_are_told_so() {
     let daemon = Daemon::start("[server]\nmax_body = \"2 KiB\"").await;

@@ -415,3 +415,17 @@ async fn a_replay_names_what_was_gone_before_it_could_be_sent() {
     assert!(head.trim_end().ends_with("LOST"), "{listed}");
     assert!(row.trim_end().ends_with(&lost.to_string()), "{listed}");
 }
+
+/// "Like events that have just arrived", also where no daemon has run yet and the sink begins "now".
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_imported_to_be_dispatched_before_a_daemon_ever_ran_is_delivered() {
+    let mut daemon = Daemon::new(&FILE.replace("start = \"beginning\"\n", ""));
+    import(&daemon, 1..=600, 10);
+    daemon.run().await;
+    let dir = daemon.path("out");
+    until("all are delivered", async || {
+        dir.is_dir() && ids_in_all(&dir).len() >= 600
+    })
+    .await;
+    assert_eq!(faults(&ids_in_all(&dir), 600), Vec::<String>::new());
+}

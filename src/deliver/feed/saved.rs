@@ -13,6 +13,10 @@ use crate::event::Seq;
 pub(in crate::deliver) struct Tries {
     pub attempts: u32,
     pub first_attempt: Option<Timestamp>,
+    /// From when on its age counts, by the clock of the process that saved it: with what had passed before that began. `None` where it was
+    /// not tried, or an older closehook saved it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_from: Option<Timestamp>,
     pub reason: String,
 }
 
@@ -43,7 +47,27 @@ pub(in crate::deliver) struct Saved {
     pub open: Vec<SavedItem>,
 }
 
+/// From when on the age counts, here and from `now` on, of what counted from then in the process that saved it at that time: so much had
+/// passed, whatever its clock showed, and whatever the time in between is.
+pub(in crate::deliver) fn counted_on(
+    from: Option<Timestamp>,
+    saved_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Timestamp {
+    let counted = saved_at.zip(from).map(|(at, from)| at.duration_since(from));
+    let counted = counted.unwrap_or_default().max(SignedDuration::ZERO);
+    now.checked_sub(counted).unwrap_or(Timestamp::MIN)
+}
+
 impl Saved {
+    /// Another process saved this at that time: what its tries have waited counts on from `now`.
+    pub fn count_on(&mut self, saved_at: Option<Timestamp>, now: Timestamp) {
+        let tries = self.open.iter_mut().map(|item| &mut item.tries);
+        for tries in tries.filter(|tries| tries.first_attempt.is_some()) {
+            tries.counted_from = Some(counted_on(tries.counted_from, saved_at, now));
+        }
+    }
+
     /// Whether nothing is open.
     pub fn is_idle(&self) -> bool {
         self.open.is_empty()

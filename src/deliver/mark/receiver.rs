@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
 use super::{Record, ReplayRecord};
+use crate::deliver::schedule;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::sinks::Mark;
@@ -57,7 +58,8 @@ impl Record {
         let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
             return Ok(self.clone());
         };
-        let theirs = Record::of_mark(mark).ok_or("the mark that the receiver keeps for this sink can't be read")?;
+        let mut theirs = Record::of_mark(mark).ok_or("the mark that the receiver keeps for this sink can't be read")?;
+        theirs.follow_clock(schedule::now());
         Ok(match theirs.commits.cmp(&self.commits) {
             Ordering::Equal => self.clone(),
             Ordering::Greater => self.united_with(theirs, is_dead),

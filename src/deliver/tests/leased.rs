@@ -9,6 +9,7 @@ mod pair;
 mod removed;
 mod replays;
 mod set_back;
+mod starts;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_node_with_the_lease_delivers_and_the_next_goes_on_from_its_mark() {

@@ -362,3 +362,28 @@ async fn damage_is_settled_only_when_every_sink_has_a_durable_position() {
     assert!(!engine.inner.store.is_damaged());
     engine.shutdown().await;
 }
+
+/// "Now" is no later for a sink than what a command stores that it is to have, although no daemon has run yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_stores_to_be_dispatched_goes_to_sinks_that_no_daemon_has_known() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].start = crate::config::Start::Now;
+    bench.store(1..=2).await;
+    for (ids, upto) in [(3..=5, 6), (7..=8, 9)] {
+        let command = bench.engine(Mode::Jobs).await;
+        command.settle_starts().await.unwrap();
+        bench.store(ids).await;
+        // Before each part of what it stores; the position stays.
+        command.settle_starts().await.unwrap();
+        bench.store(upto..=upto).await;
+        command.shutdown().await;
+        let delivered = receiver.sorted();
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, upto).await;
+        let expected: Vec<u64> = (3..=upto).collect();
+        assert_eq!(receiver.sorted(), expected, "before: {delivered:?}");
+        durable(&engine, upto).await;
+        engine.shutdown().await;
+    }
+}

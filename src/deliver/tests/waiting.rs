@@ -108,6 +108,107 @@ async fn what_is_held_up_for_too_long_becomes_dead_letters() {
     engine.shutdown().await;
 }
 
+/// Decision 44: what has failed is being tried again, and says so, also while only the breaker keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_failed_is_said_to_be_retried_while_the_breaker_is_open() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.failures = 3;
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    bench.sinks[0].retry.max_delay = Span(Duration::ZERO);
+    receiver.says(|_| {
+        let reason = "it answered 500".into();
+        Ok(Outcome::Retry { reason, after: None })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("the breaker is open", async || status(&engine).breaker == "open").await;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(30);
+    let event = |state: EventState| match state {
+        EventState::Retrying { attempts, due, reason } => (attempts, due > soon, reason),
+        other => panic!("it is said to be {other:?}"),
+    };
+    let failed = "it answered 500".to_owned();
+    assert_eq!(event(state(&bench, &engine, 1).await), (3, true, failed.clone()));
+    // With the next turn it may go, as far as it is about itself.
+    engine.pause("a", true).await.unwrap();
+    engine.pause("a", false).await.unwrap();
+    assert_eq!(event(state(&bench, &engine, 1).await), (3, true, failed.clone()));
+    engine.shutdown().await;
+    // Nobody knows now when it goes on; that it has failed is known.
+    let look = bench.engine(Mode::Look).await;
+    let (attempts, _, reason) = event(state(&bench, &look, 1).await);
+    assert_eq!((attempts, reason), (3, failed));
+}
+
+/// The newest event was refused, or has gone, and none is left: a sink that is open has nothing to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_has_nothing_to_do_waits_for_nothing_although_its_breaker_is_open() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.failures = 1;
+    bench.sinks[0].breaker.refusals = 1;
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    refuse(&receiver);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("it is dead", async || status(&engine).dead == 1).await;
+    until("nothing is left to do", async || {
+        let status = status(&engine);
+        status.lag_events == 0 && status.waits_for.is_none()
+    })
+    .await;
+    assert_eq!(status(&engine).breaker, "open");
+    // The next one waits for the breaker, and that is said.
+    bench.store(2..=2).await;
+    until("that is said", async || {
+        let waits_for = status(&engine).waits_for;
+        waits_for.is_some_and(|why| why.starts_with("no; it is tried again at 2"))
+    })
+    .await;
+    engine.shutdown().await;
+}
+
+/// What the sink said last may be about another event, or about none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_says_what_its_own_tries_came_to() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.sinks[0].retry.max_age = Span(Duration::from_millis(500));
+    let was_tried = AtomicBool::new(false);
+    receiver.says(move |delivery| {
+        if delivery.event.seq == Seq(1) && !was_tried.swap(true, Ordering::SeqCst) {
+            let reason = "the first is too heavy".into();
+            return Ok(Outcome::Retry { reason, after: None });
+        }
+        Err(Unavailable::new("nobody is there"))
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("the first was tried", async || {
+        let status = status(&engine);
+        status.retrying == 1 || status.dead == 1
+    })
+    .await;
+    bench.store(2..=2).await;
+    until("both are given up", async || status(&engine).dead == 2).await;
+    let letters = engine.dead_list(None, Seq::ZERO, 9).unwrap();
+    let letters: Vec<(u32, &str)> = letters
+        .iter()
+        .map(|letter| (letter.attempts, letter.reason.as_str()))
+        .collect();
+    let expected = [
+        (1, "given up after 500ms: the first is too heavy"),
+        (
+            0,
+            "given up after 500ms: never tried: the sink took nothing (nobody is there)",
+        ),
+    ];
+    assert_eq!(letters, expected);
+    engine.shutdown().await;
+}
+
 /// G16: the pause is durable when it is answered, and no sooner, although a delivery hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_durable_while_a_delivery_runs() {
@@ -339,6 +440,78 @@ async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_at
     assert_eq!(counted, []);
     until("it works", async || status(&engine).breaker == "closed").await;
     engine.shutdown().await;
+}
+
+/// The process is killed again and again: what had passed before counts, however little is known of the time in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_counted_of_an_age_before_a_kill_counts_after_it() {
+    for (held_up, hours, is_over) in [
+        (false, 71, false),
+        (false, 73, true),
+        (true, 71, false),
+        (true, 73, true),
+    ] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].retry.max_age = Span::secs(72 * 3600);
+        let tried = Arc::new(AtomicU64::new(0));
+        let counted = tried.clone();
+        receiver.says(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            if held_up {
+                return Err(Unavailable::new("nobody is there"));
+            }
+            let reason = "busy".into();
+            Ok(Outcome::Retry { reason, after: None })
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        let came = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(300);
+        let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated"}}"#;
+        let incoming = Incoming::new(body.into(), came, Source::Webhook, None);
+        bench.log.append(incoming).await.unwrap();
+        until("it was tried", async || status(&engine).last_error.is_some()).await;
+        engine.shutdown().await;
+
+        // As a process left it that was killed long ago, and had begun to count so many hours before.
+        let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap();
+        let key = super::super::mark::record_key("a");
+        let entry = store.get(&key).await.unwrap().unwrap();
+        let mut record: super::super::mark::Record = entry.json().unwrap();
+        let killed = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(200);
+        let began = Some(killed - jiff::SignedDuration::from_hours(hours));
+        record.saved_at = Some(killed);
+        record.held_since = record.held_since.and(began);
+        record.held_counted_from = record.held_since;
+        for item in record.main.iter_mut().flat_map(|main| &mut main.open) {
+            item.tries.first_attempt = item.tries.first_attempt.and(began);
+            item.tries.counted_from = item.tries.first_attempt;
+        }
+        crate::state::put_json(&*store, &key, &record, Expected::Anything)
+            .await
+            .unwrap();
+        store.close().await;
+
+        // Nobody tells the time.
+        let age = crate::age::Age::with_clocks(jiff::Timestamp::now, || Duration::ZERO);
+        bench.clock = Clock::of(Arc::new(age));
+        let before = tried.load(Ordering::SeqCst);
+        let engine = bench.engine(Mode::Follow).await;
+        until("it was tried again", async || {
+            tried.load(Ordering::SeqCst) >= before + 3 || status(&engine).dead == 1
+        })
+        .await;
+        if is_over {
+            until("it is given up", async || status(&engine).dead == 1).await;
+        }
+        assert_eq!(
+            status(&engine).dead,
+            u64::from(is_over),
+            "held up: {held_up}, {hours} h"
+        );
+        engine.shutdown().await;
+    }
 }
 
 /// The machine starts with a clock that is 100 hours ahead: to that, what has been tried is too old, and so is what was held up.

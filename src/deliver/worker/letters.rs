@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::lanes::Lane;
 use super::queue::ERASED;
 use super::{Worker, apart_of, instant};
-use crate::deliver::feed::Rules;
+use crate::deliver::feed::{Rules, Tries};
 use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::memory::Held;
 use crate::deliver::reading::aside;
@@ -187,6 +187,7 @@ impl Worker<'_> {
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
+        let held = held.map(|since| ages.counted(since, self.record.held_counted_from));
         let clocks = (ages, jiff::Timestamp::now());
         let apart = apart_of(&self.kit.config);
         let Some(feed) = self.lanes.feed(lane) else {
@@ -197,11 +198,7 @@ impl Worker<'_> {
         if overdue.is_empty() {
             return false;
         }
-        let why = self
-            .last_error
-            .as_ref()
-            .map_or("the sink takes nothing", |(reason, _)| reason);
-        let why = format!("given up after {}: {why}", retry.max_age);
+        let of_sink = self.last_error.as_ref().map(|(reason, _)| reason.clone());
         let (mut letters, mut events, began) = (Vec::new(), Vec::new(), Instant::now());
         for seq in overdue {
             if !letters.is_empty() && self.is_long(began) {
@@ -220,8 +217,13 @@ impl Worker<'_> {
                 Some(event) => {
                     let given_up = self.lanes.given_up.get(&seq).filter(|_| *lane == Lane::Given);
                     let dead = given_up.map(|dead| (**dead).clone());
-                    let (name, why) = (self.kit.name(), why.clone().into());
-                    let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
+                    let why = format!(
+                        "given up after {}: {}",
+                        retry.max_age,
+                        why_of(&tries, of_sink.as_deref())
+                    );
+                    let name = self.kit.name();
+                    let letter = dead_letter(name, &event, why.into(), tries.attempts, tries.first_attempt);
                     letters.push(DeadLetter { dead, ..letter });
                     events.push(event);
                 }
@@ -232,4 +234,16 @@ impl Worker<'_> {
         self.note_had(lane, events.iter(), &letters).await;
         letters.is_empty() || self.make_letters(lane, letters, false).await
     }
+}
+
+/// Why an event got nowhere: what its own last try came to. What the sink said last, which may be of another event, is said as such.
+fn why_of(tries: &Tries, of_sink: Option<&str>) -> String {
+    if tries.attempts > 0 && !tries.reason.is_empty() {
+        return tries.reason.clone();
+    }
+    let of_sink = of_sink.map_or_else(String::new, |reason| format!(" ({reason})"));
+    if tries.attempts > 0 {
+        return format!("nothing came back of its try, and then the sink took nothing{of_sink}");
+    }
+    format!("never tried: the sink took nothing{of_sink}")
 }

@@ -262,7 +262,7 @@ impl Worker<'_> {
         let refused = refused_at_the_end(outcomes);
         if any(|outcome| *outcome == Outcome::Delivered) {
             self.last_error = None;
-            self.record.held_since = None;
+            self.record.release();
             let change = self.breaker.succeeded();
             self.changed(change, reason, now);
         } else if refused == 0 {
@@ -290,13 +290,13 @@ impl Worker<'_> {
                     "the sink {what}: it is tried at least every {} until it works",
                     self.kit.config.breaker.probe
                 );
-                self.record.held_since.get_or_insert(now);
+                self.record.hold(now);
                 self.lanes.letters.fail_waiting(reason);
                 self.progress.dirty = true;
             }
             Change::Closed => {
                 tracing::info!(sink = self.kit.name(), "the sink works again");
-                self.record.held_since = None;
+                self.record.release();
                 self.progress.dirty = true;
             }
             // It goes on failing: letters would wait for one probe after the other.
@@ -312,7 +312,7 @@ impl Worker<'_> {
         let change = self.breaker.unavailable(now, &self.kit.config.retry, unavailable.after);
         self.changed(change, &unavailable.reason, now);
         self.last_error = Some((unavailable.reason.clone(), Timestamp::now()));
-        self.record.held_since.get_or_insert(now);
+        self.record.hold(now);
         self.lanes.letters.fail_waiting(&unavailable.reason);
         self.progress.dirty = true;
     }
@@ -390,8 +390,10 @@ impl Worker<'_> {
         self.last_error = Some((reason.text.clone(), Timestamp::now()));
         let retry = self.kit.config.retry;
         let seq = delivery.event.seq;
-        let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
-        let first = Ages::at(now, &self.kit.clock).counts_from(first.unwrap_or(now));
+        let tries = self.lanes.feed(lane).and_then(|feed| feed.tries(seq));
+        let first = tries.and_then(|tries| Some((tries.first_attempt?, tries.counted_from)));
+        let ages = Ages::at(now, &self.kit.clock);
+        let first = first.map_or(now, |(first, from)| ages.counted(first, from));
         if schedule::is_too_old(&retry, first, now) {
             let text = format!("given up after {}: {reason}", retry.max_age);
             return Some(self.letter(lane, delivery, Reason { text, ..reason }));

@@ -365,9 +365,12 @@ impl Worker<'_> {
     fn go_back(&mut self, reason: &str) {
         self.lanes.letters.go_back(&self.durable.remove, reason);
         let asked = std::mem::take(&mut self.lanes.letters);
+        let mut durable = self.durable.with_orders_of(&self.record);
+        durable.follow_clock(schedule::now());
         self.record = Record {
             held_since: self.record.held_since,
-            ..self.durable.with_orders_of(&self.record)
+            held_counted_from: self.record.held_counted_from,
+            ..durable
         };
         self.lanes = self.kit.lanes(&self.record);
         self.settle_anew(schedule::now());

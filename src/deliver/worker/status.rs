@@ -129,12 +129,12 @@ impl Worker<'_> {
             return Finished::Dead;
         }
         if self.kit.letters.is_given(seq) {
-            let state = open_state(&self.lanes.given, seq);
+            let state = open_state(&self.lanes.given, seq, self.goes_at());
             let state = state.filter(|state| *state != EventState::Waiting);
             return state.map_or(Finished::Given, Finished::Is);
         }
         let main = &self.lanes.main;
-        if let Some(state) = open_state(main, seq) {
+        if let Some(state) = open_state(main, seq, self.goes_at()) {
             return Finished::Is(state);
         }
         if seq >= main.next() {
@@ -150,9 +150,16 @@ impl Worker<'_> {
         }
     }
 
-    /// Why it waits, if it does; one sentence.
-    fn waits_for(&self) -> Option<String> {
+    /// Nothing goes before this.
+    fn goes_at(&self) -> Timestamp {
+        self.breaker.wake_at().unwrap_or_else(schedule::now)
+    }
+
+    /// Why it waits, if it does; one sentence. What has nothing to do (`is_idle`) and is open waits for nothing but events, whatever the
+    /// newest of them came to.
+    fn waits_for(&self, is_idle: bool) -> Option<String> {
         let reason = || self.last_error.as_ref().map(|(reason, _)| reason.clone());
+        let is_at_rest = is_idle && self.sink.is_some();
         if self.stopping {
             Some("it is stopping".into())
         } else if !self.kit.lease.holds() {
@@ -164,7 +171,7 @@ impl Worker<'_> {
             reason()
         } else if let Some(why) = self.chores.trouble() {
             Some(why)
-        } else if !self.breaker.is_closed() {
+        } else if !self.breaker.is_closed() && !is_at_rest {
             let reason = reason().unwrap_or_else(|| "it keeps failing".into());
             let again = self.breaker.wake_at().and_then(|at| shown(at, schedule::now()));
             Some(again.map_or_else(
@@ -251,7 +258,7 @@ impl Worker<'_> {
         let asks = to_be_seen(&self.record, self.kit.name());
         let needs_person = asks.is_some();
         // What keeps it comes first, and else what somebody has to see: what failed and is over is a dead letter.
-        let shown = if waits || !self.breaker.is_closed() {
+        let shown = if waits {
             self.last_error.clone().or(asks)
         } else {
             asks.or_else(|| self.last_error.clone())
@@ -263,14 +270,14 @@ impl Worker<'_> {
         self.note_leaving();
         let head = *self.head.borrow();
         let main = &self.lanes.main;
-        let lag_events = if self.kit.follow {
+        let unread_events = if self.kit.follow {
             self.kit.log.places(main.next(), head)
         } else {
             0
         };
         let found = self.came.filter(|(seq, _)| *seq == main.next()).map(|(_, came)| came);
         let unread = self.undue.map(|undue| undue.received_at).or(found).or(self.read_upto);
-        let oldest = main.oldest_open().or(unread.filter(|_| lag_events > 0));
+        let oldest = main.oldest_open().or(unread.filter(|_| unread_events > 0));
         // What is gathered is in the sink's memory and nowhere else.
         let gathered = if self.gather.is_some() {
             self.progress.unsecured()
@@ -281,15 +288,16 @@ impl Worker<'_> {
             Some(cursor) if gathered > 0 => (cursor, self.progress.unsecured_since),
             _ => (main.cursor(), None),
         };
-        let waits_for = self.waits_for();
-        let (last_error, needs_person) = self.last_error_shown(waits_for.is_some());
-        let (last_error, last_error_at) = last_error.unzip();
         // What it has not read yet is counted there, whoever gives it.
         let unread_from = if self.kit.follow { main.next() } else { Seq(u64::MAX) };
         let given = self.kit.letters.given_before(unread_from) as u64;
+        let lag_events = unread_events + main.open_len() as u64 + given + gathered;
+        let waits_for = self.waits_for(lag_events == 0 && !self.lanes.any_work());
+        let (last_error, needs_person) = self.last_error_shown(waits_for.is_some());
+        let (last_error, last_error_at) = last_error.unzip();
         let status = SinkStatus {
             cursor,
-            lag_events: lag_events + main.open_len() as u64 + given + gathered,
+            lag_events,
             in_flight: self.lanes.in_flight(),
             retrying: self.lanes.retrying(),
             dead: self.kit.letters.len() as u64,
@@ -346,19 +354,28 @@ pub(in crate::deliver) async fn oldest_of(record: &Record, log: &dyn Log) -> Opt
     }
 }
 
-/// What is going on with an event that is open.
-fn open_state(feed: &Feed, seq: Seq) -> Option<EventState> {
+/// What is going on with an event that is open, of a sink that takes nothing before `goes_at`.
+fn open_state(feed: &Feed, seq: Seq, goes_at: Timestamp) -> Option<EventState> {
     let ((in_flight, due), tries) = (feed.stage(seq)?, feed.tries(seq)?);
     let is_parked = feed.is_parked(seq);
-    Some(match due {
-        _ if in_flight => EventState::InFlight,
-        Some(due) if tries.attempts > 0 || is_parked => EventState::Retrying {
-            attempts: tries.attempts,
-            due,
-            reason: said(tries, is_parked),
-        },
-        _ => EventState::Waiting,
-    })
+    if in_flight {
+        return Some(EventState::InFlight);
+    }
+    // Making its letter waits for no sink.
+    let due = due.map_or(goes_at, |due| if is_parked { due } else { due.max(goes_at) });
+    Some(failed_state(tries, due, is_parked))
+}
+
+/// The same of one that is not being delivered. Whose first try never came to an answer has not failed: it waits.
+fn failed_state(tries: &Tries, due: Timestamp, is_parked: bool) -> EventState {
+    if !is_parked && (tries.attempts == 0 || tries.reason.is_empty()) {
+        return EventState::Waiting;
+    }
+    EventState::Retrying {
+        attempts: tries.attempts,
+        due,
+        reason: said(tries, is_parked),
+    }
 }
 
 /// Why an event goes later, or not any more.
@@ -461,14 +478,9 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
     let Some(item) = main.open.iter().find(|item| item.seq == seq) else {
         return finished(record, letters, seq);
     };
-    Finished::Is(match item.due {
-        Some(due) if item.tries.attempts > 0 || item.parked.is_some() => EventState::Retrying {
-            attempts: item.tries.attempts,
-            due,
-            reason: said(&item.tries, item.parked.is_some()),
-        },
-        _ => EventState::Waiting,
-    })
+    // One without might have gone when this was saved.
+    let due = item.due.or(record.saved_at).unwrap_or_else(schedule::now);
+    Finished::Is(failed_state(&item.tries, due, item.parked.is_some()))
 }
 
 /// The status of a sink of which nothing is known yet.
