@@ -57,7 +57,13 @@ impl AdminState {
         let (said, state): (Order, AdminState) = (order.clone().into(), self.clone());
         let number = self.0.acts.begin(&by.viewer().name, &said);
         let told = self.0.window.order(order);
-        told.and_then(move |error| state.acts().end(number, error))
+        told.and_then(move |went| {
+            let failed = match went {
+                Ok(last) => last.and_then(|last| said.failed(last)),
+                Err(refusal) => Some(refusal.to_owned()),
+            };
+            state.acts().end(number, failed.as_deref());
+        })
     }
 
     /// The newest event's place in the log.

@@ -49,8 +49,7 @@ async fn known_sinks(state: &AdminState, names: &[String]) -> Result<(), Refused
 }
 
 /// `GET /sinks`
-pub async fn list_sinks(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn list_sinks(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     all(state.ask(sinks::List {}), ITEMS_MAX).await
 }
 
@@ -86,7 +85,6 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
         .read::<u64>("limit", "a number")?
         .unwrap_or(100)
         .clamp(1, ITEMS_MAX as u64);
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     let list = dead::List {
         sink,
@@ -100,7 +98,6 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
 /// `GET /dead/groups`
 pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, pick) = (asked.one("sink")?, asked.pick()?);
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     all(state.ask(groups::Groups { sink, pick }), ITEMS_MAX).await
 }
@@ -108,7 +105,6 @@ pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer
 /// `GET /dead/count`
 pub async fn count_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     let told = state.ask(groups::Count { sink, pick, group });
     Ok(plain(&told.last_text().await.map_err(refused)?))
@@ -122,7 +118,6 @@ pub async fn dead(
     _: Viewer,
 ) -> Result<Response, Refused> {
     let sink = asked.one("sink")?;
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     let letters = state
         .ask(dead::Show { sink, id: id.clone() })
@@ -358,8 +353,7 @@ pub async fn start_replay(
 }
 
 /// `GET /replays`
-pub async fn list_replays(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn list_replays(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     all(state.ask(replay::List {}), ITEMS_MAX).await
 }
 

@@ -23,7 +23,6 @@ pub async fn list(State(state): State<AdminState>, way: Way, mut asked: Asked) -
     let after = asked.read::<u64>("after", "the Seq of an event")?.map(Seq);
     let limit = asked.read::<u64>("limit", "a number")?;
     let sinks = asked.read::<bool>("sinks", "true or false")?.unwrap_or_default();
-    asked.all_taken()?;
     let told = state.ask(Browse {
         pick,
         before,
@@ -43,7 +42,6 @@ pub async fn show(
     _: Viewer,
 ) -> Result<Response, Refused> {
     let send = asked.read::<bool>("send", "true or false")?.unwrap_or_default();
-    asked.all_taken()?;
     let told = state.ask(Whole { id: id.clone(), send }).texts(REVISIONS_MAX).await;
     let found = told.map_err(Refused::failing)?;
     if found.is_empty() {
@@ -114,7 +112,6 @@ pub async fn deployed(State(state): State<AdminState>, _: Viewer) -> Result<Resp
 pub async fn history(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let hours = asked.read::<u32>("hours", "a number")?;
     let step_minutes = asked.read::<u32>("step_minutes", "a number")?;
-    asked.all_taken()?;
     let told = state.ask(history::Show { hours, step_minutes });
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
@@ -122,7 +119,6 @@ pub async fn history(State(state): State<AdminState>, mut asked: Asked, _: Viewe
 /// `GET /close/completeness`
 pub async fn completeness(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let days = asked.read::<u32>("days", "a number")?;
-    asked.all_taken()?;
     Ok(plain(
         &state.ask(picture::Draw { days }).last_text().await.map_err(refused)?,
     ))

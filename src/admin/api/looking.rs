@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
+use super::asked::{self, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
@@ -36,14 +36,12 @@ pub async fn me(viewer: Viewer) -> Json<Me> {
 }
 
 /// `GET /status`
-pub async fn status(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn status(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     Ok(plain(&state.ask(status::Show {}).last_text().await.map_err(refused)?))
 }
 
 /// `GET /config`
-pub async fn config(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn config(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     Ok(plain(
         &state.ask(configured::Show {}).last_text().await.map_err(refused)?,
     ))
@@ -57,8 +55,7 @@ pub struct Acts {
 }
 
 /// `GET /acts`
-pub async fn acts(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Json<Acts>, Refused> {
-    asked.all_taken()?;
+pub async fn acts(State(state): State<AdminState>, _: Viewer) -> Result<Json<Acts>, Refused> {
     let items = state.acts().last();
     let is_cut = items.last().is_some_and(|act| act.number > 1);
     Ok(Json(Acts { items, is_cut }))
@@ -105,8 +102,7 @@ async fn has_credentials(state: &AdminState) -> Result<status::Status, Refused> 
 }
 
 /// `GET /close/subscriptions`
-pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn subscriptions(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     let told = state.ask(Subscriptions { masks: true }).texts(ITEMS_MAX + 1).await;
     Ok(asked::list(told.map_err(by_close)?, ITEMS_MAX))
@@ -142,8 +138,7 @@ pub async fn resume_subscription(
 }
 
 /// `GET /close/plan`
-pub async fn plan(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn plan(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     Ok(plain(&state.ask(Plan {}).last_text().await.map_err(by_close)?))
 }
@@ -203,8 +198,7 @@ pub async fn backfill(
 }
 
 /// `GET /close/backfill`: the newest one, unless it is over and forgotten.
-pub async fn show_backfill(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn show_backfill(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     let status = state.ask(status::Show {}).last().await.map_err(refused)?;
     let none = || Refused::missing("there is no backfill, or it is over");
     status

@@ -5,6 +5,7 @@
 
 mod acting;
 pub mod asked;
+mod declared;
 mod events;
 mod looking;
 pub mod openapi;
@@ -12,6 +13,8 @@ mod schemas;
 mod tail;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
 use axum::routing::{MethodRouter, get, post};
 
 use super::state::AdminState;
@@ -120,7 +123,10 @@ impl Route {
 
 /// Its routes, below `/api/v1`.
 pub fn router() -> Router<AdminState> {
-    let add = |router: Router<AdminState>, route: &Route| router.route(route.path, (route.handler)());
+    let add = |router: Router<AdminState>, route: &'static Route| {
+        let checked = from_fn(move |request: Request, next: Next| declared::checked(route, request, next));
+        router.route(route.path, (route.handler)().route_layer(checked))
+    };
     ROUTES.iter().fold(Router::new(), add)
 }
 
