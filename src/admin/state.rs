@@ -71,6 +71,11 @@ impl AdminState {
         self.0.window.newest()
     }
 
+    /// The oldest event's place in the log; one past the newest while it keeps none.
+    pub fn oldest(&self) -> Seq {
+        self.0.window.oldest()
+    }
+
     /// The newest event's place, as it moves.
     pub fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
         self.0.window.head()

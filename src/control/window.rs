@@ -167,6 +167,11 @@ impl Window {
         *self.facade.log.head().borrow()
     }
 
+    /// The oldest event's place in the log; one past the newest while it keeps none.
+    pub fn oldest(&self) -> Seq {
+        self.facade.log.first()
+    }
+
     /// The newest event's place, as it moves.
     pub fn head(&self) -> watch::Receiver<Seq> {
         self.facade.log.head()

@@ -159,6 +159,27 @@ async fn a_button_whose_session_is_over_leads_to_the_sign_in_page_and_does_nothi
     );
     assert!(text.contains("value=\"/sinks\""), "it goes on where that was: {text}");
     assert_eq!(daemon.sink("audit")["paused"], false);
+    // A page elsewhere is told what it is: whether there is a session is not known there.
+    let origin = |of: &str| {
+        browser()
+            .post(format!("{}/sinks/audit/pause", daemon.admin))
+            .header("origin", of)
+            .header("accept", "text/html,application/xhtml+xml")
+            .header("content-type", "application/x-www-form-urlencoded")
+    };
+    for request in [
+        origin("https://evil.example"),
+        origin("null").header("sec-fetch-site", "cross-site"),
+    ] {
+        let answer = request.body("paused=true").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        let text = answer.text().await.unwrap();
+        assert!(
+            text.contains("another site&#39;s page, and nothing was done") && !text.contains("is over"),
+            "{text}"
+        );
+    }
+    assert_eq!(daemon.sink("audit")["paused"], false);
     // Before that page too nothing is said in other words.
     for (path, kind, body) in [
         ("/sign-in", "text/plain", "token=x"),

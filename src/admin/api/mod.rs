@@ -302,7 +302,7 @@ pub const ROUTES: &[Route] = &[
         "/tail",
         Looks,
         Says::Events,
-        "Events as they come: `begin`, `event`, `skipped` for what was left out because it came too fast, and `looked` for how far it was looked \
+        "Events as they come: `begin`, `event`, `skipped` for what was left out because it came too fast or the log does not keep it any more, and `looked` for how far it was looked \
          where nothing was meant",
         || get(tail::tail),
     )

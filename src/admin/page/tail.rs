@@ -193,15 +193,29 @@ impl Tail {
             return Ok(None);
         }
         let event = Event::default().id(self.last.to_string());
-        Ok(Some(match self.news(&page, last) {
+        Ok(Some(match self.news(&page, last, self.view.state.oldest()) {
             Some(rows) => event.data(rows),
             None => event,
         }))
     }
 
-    fn news(&self, page: &Page, last: Seq) -> Option<String> {
-        news(page, last, &self.query)
+    fn news(&self, page: &Page, last: Seq, oldest: Seq) -> Option<String> {
+        let mut text = news(page, last, &self.query).unwrap_or_default();
+        // Below the rows, which are the newest first.
+        text.push_str(&gone(last, oldest).unwrap_or_default());
+        (!text.is_empty()).then_some(text)
     }
+}
+
+/// What came behind `last` and is not kept any more; `None`: all that came is.
+fn gone(last: Seq, oldest: Seq) -> Option<String> {
+    if last == Seq::ZERO || oldest <= last.next() {
+        return None;
+    }
+    let (from, to) = (last.next(), oldest.prev());
+    Some(format!(
+        "<tr class=\"skipped\"><td colspan=\"5\">Events {from} to {to} came meanwhile, and the log keeps them no more</td></tr>"
+    ))
 }
 
 /// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
@@ -276,6 +290,9 @@ mod tests {
             flood.contains("70 more events") && flood.contains("before=81"),
             "{flood}"
         );
+        assert_eq!(gone(Seq(5), Seq(6)), None);
+        assert_eq!(gone(Seq(0), Seq(6)), None, "nobody has seen anything yet");
+        assert!(gone(Seq(5), Seq(9)).unwrap().contains("Events 6 to 8"));
         // Behind a filter the next one may be far; nothing in between is a skip, and what was not looked at is one.
         let rare = news(
             &page(std::iter::once(90), 100, Ended::Beginning),
