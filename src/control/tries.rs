@@ -54,7 +54,7 @@ pub const DRAFT_MAX: usize = 256 << 10;
 
 /// What is tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Draft {
     /// A filter of Close's language.
     Filter {

@@ -390,6 +390,12 @@ async fn what_is_not_understood_is_refused_with_its_place() {
         (&get, "/events?limt=5", None, 400, "limt"),
         (&get, "/events?limit=five", None, 400, "limit"),
         (&get, "/events?limit=1&limit=2", None, 400, "limit"),
+        (&get, "/events?limit=-1", None, 400, "limit"),
+        (&get, "/events?limit=501", None, 400, "limit"),
+        (&get, "/dead?limit=1.5", None, 400, "limit"),
+        (&get, "/dead?limit=99999999999999999999", None, 400, "limit"),
+        (&get, "/history?hours=25", None, 400, "hours"),
+        (&get, "/close/completeness?days=0", None, 400, "days"),
         (&get, "/events?before=-1", None, 400, "before"),
         (&get, "/events?filter=%7B", None, 400, "filter"),
         (&get, "/events?since=yesterday", None, 400, "since"),
@@ -465,6 +471,41 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             400,
             "body.draft.kind",
         ),
+        (
+            &post,
+            "/replays/plan",
+            Some(json!({ "spec": { "since": "soon" } })),
+            400,
+            "body.spec.since",
+        ),
+        (
+            &post,
+            "/dead/drop",
+            Some(json!({ "all": true, "pick": { "until": "soon" } })),
+            400,
+            "body.pick.until",
+        ),
+        (
+            &post,
+            "/try",
+            Some(json!({ "draft": { "kind": "filter", "text": "{}" }, "pick": { "leed": "x" } })),
+            400,
+            "body.pick.leed",
+        ),
+        (
+            &post,
+            "/close/backfill/plan",
+            Some(json!({ "since": "soon" })),
+            400,
+            "body.since",
+        ),
+        (
+            &post,
+            "/close/backfill/plan",
+            Some(json!({ "types": ["lead"] })),
+            400,
+            "type",
+        ),
         (&get, "/close/subscriptions", None, 409, ""),
         (&post, "/close/backfill", Some(json!({})), 409, ""),
         (&get, "/close/backfill", None, 404, ""),
@@ -484,6 +525,8 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             "{path}: {answer}"
         );
     }
+    let span = json!({ "spec": { "since": "36h", "until": "2099-01-01" } });
+    daemon.api_ok(Method::POST, "/replays/plan", Some(span)).await;
     let acts = daemon.api_ok(Method::GET, "/acts", None).await;
     assert_eq!(acts["items"], json!([]), "nothing is ordered before it is understood");
     // A body that is empty is none, whatever it is called.

@@ -11,6 +11,7 @@ use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain,
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, Viewer};
+use crate::config::time;
 use crate::control::agreed::Agreed;
 use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
@@ -81,10 +82,7 @@ async fn set_paused(state: &AdminState, sink: String, actor: &Actor, paused: boo
 /// `GET /dead`
 pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
-    let limit = asked
-        .read::<u64>("limit", "a number")?
-        .unwrap_or(100)
-        .clamp(1, ITEMS_MAX as u64);
+    let limit = asked.number("limit", ITEMS_MAX as u64)?.unwrap_or(100);
     known_of_dead(&state, sink.as_deref()).await?;
     let list = dead::List {
         sink,
@@ -164,14 +162,26 @@ pub struct Which {
     types: Vec<String>,
     lead: Option<String>,
     filter: Option<String>,
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     quarantined: Option<bool>,
     partial: Option<bool>,
 }
 
 impl Which {
-    fn pick(self) -> Result<Pick, Refused> {
+    /// Of these types and this lead.
+    pub(super) fn of(types: Vec<String>, lead: Option<String>) -> Which {
+        Which {
+            types,
+            lead,
+            ..Which::default()
+        }
+    }
+
+    /// The same, checked.
+    pub(super) fn pick(self) -> Result<Pick, Refused> {
         let pick = Pick {
             ids: self.ids,
             types: self.types,
@@ -249,7 +259,9 @@ pub async fn drop_dead(
 pub struct Spec {
     from: u64,
     to: u64,
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     ids: Vec<String>,
     types: Vec<String>,
@@ -400,6 +412,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_in_a_body_is_refused() {
+        let times: Which = serde_json::from_str(r#"{"since":"2024-02-15","until":"36h"}"#).unwrap();
+        assert_eq!(times.since.unwrap().to_string(), "2024-02-15T00:00:00Z");
+        assert!(times.until.is_some());
         for body in [r#"{"sink":"a","al":true}"#, r#"{"pick":{"leed":"x"}}"#, "[1]"] {
             assert!(serde_json::from_str::<Letters>(body).is_err(), "{body}");
         }

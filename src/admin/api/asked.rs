@@ -67,6 +67,20 @@ impl Asked {
         text.parse().map(Some).map_err(wrong)
     }
 
+    /// A whole number from 1 to this.
+    pub fn number(&mut self, name: &'static str, most: u64) -> Result<Option<u64>, Refused> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        let number = text.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
+        let wrong = || {
+            let said = shortened(&text);
+            Refused::bad(format!(
+                "{name} is \"{said}\", and has to be a whole number from 1 to {most}"
+            ))
+            .at(name)
+        };
+        number.map(Some).ok_or_else(wrong)
+    }
+
     /// A time, as commands take it.
     pub fn time(&mut self, name: &'static str) -> Result<Option<Timestamp>, Refused> {
         let Some(text) = self.one(name)? else { return Ok(None) };

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::acting::Which;
 use super::asked::{self, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, May, Viewer};
 use crate::close;
-use crate::config::Fault;
+use crate::config::{Fault, time};
 use crate::control::close::{Begin, Plan, Rehearse, Resume, Set, Subscription, Subscriptions};
 use crate::control::reload::{Outcome, Reload};
 use crate::control::{configured, status};
@@ -147,20 +148,24 @@ pub async fn plan(State(state): State<AdminState>, _: Viewer) -> Result<Response
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     types: Vec<String>,
     lead: Option<String>,
 }
 
 impl Wanted {
-    fn ask(self) -> close::Ask {
-        close::Ask {
+    /// The same, checked.
+    fn ask(self) -> Result<Box<close::Ask>, Refused> {
+        let pick = Which::of(self.types, self.lead).pick()?;
+        Ok(Box::new(close::Ask {
             since: self.since,
             until: self.until,
-            types: self.types,
-            lead: self.lead,
-        }
+            types: pick.types,
+            lead: pick.lead,
+        }))
     }
 }
 
@@ -171,13 +176,9 @@ pub async fn plan_backfill(
     actor: Actor,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
+    let ask = wanted.ask()?;
     has_credentials(&state).await?;
-    let told = state.order(
-        &actor,
-        Rehearse {
-            ask: Box::new(wanted.ask()),
-        },
-    );
+    let told = state.order(&actor, Rehearse { ask });
     way.give(&state, told, |answer| inside(&answer, "done")).await
 }
 
@@ -187,13 +188,9 @@ pub async fn backfill(
     actor: Actor,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
+    let ask = wanted.ask()?;
     has_credentials(&state).await?;
-    let told = state.order(
-        &actor,
-        Begin {
-            ask: Box::new(wanted.ask()),
-        },
-    );
+    let told = state.order(&actor, Begin { ask });
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
