@@ -11,7 +11,7 @@ use super::acting::{self, May};
 use super::jobs::{About, Ended, Jobs};
 use super::picture::Drawing;
 use super::query::{self, Query};
-use super::said::{Form, Named, Url};
+use super::said::{Form, Named, Nothing, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html, to};
 use crate::admin::fields;
@@ -212,7 +212,7 @@ impl BackfillCell {
 }
 
 /// Has Close deliver again.
-pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
+pub async fn resume(view: View, may: May, Named(id): Named, _: Form<Nothing>) -> Shown {
     let only_ours = true;
     acting::order(&view, may, Resume { id, only_ours }).await?;
     Ok(to("/close?done=resumed"))

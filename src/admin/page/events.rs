@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::query::Query;
-use super::said::Url;
+use super::said::Urls;
 use super::tail::WentCell;
 use super::view::{Failed, Frame, Shown, View, html};
 use super::{event, tail, text};
@@ -125,6 +125,7 @@ pub struct Said {
 
 impl Said {
     fn place(&self, query: &Query) -> Result<Place, Refused> {
+        fields::choice("live", &self.live, &["on"])?;
         let place = Place {
             before: fields::number("before", &self.before)?,
             from: fields::number("from", &self.from)?,
@@ -141,7 +142,7 @@ impl Said {
 }
 
 /// `/events`
-pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Shown {
+pub async fn show(view: View, Urls(query, said): Urls<Query, Said>) -> Shown {
     let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let (piece, fault) = match piece(&view, &query, &place).await {
         Ok(piece) => (piece, None),
@@ -161,7 +162,7 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> S
 }
 
 /// The next piece of a search that goes on by itself.
-pub async fn more(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Result<Response, Failed> {
+pub async fn more(view: View, Urls(query, said): Urls<Query, Said>) -> Result<Response, Failed> {
     let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let piece = piece(&view, &query, &place)
         .await

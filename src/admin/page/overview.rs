@@ -11,6 +11,7 @@ use super::tail::{self, TailTable};
 use super::text::{self, in_url};
 use super::tile::Tile;
 use super::view::{Frame, Shown, View, html};
+use crate::admin::fields;
 use crate::control::history::{self, Charts};
 use crate::control::sinks::Shown as Sink;
 use crate::control::status::{self, Status, Trouble};
@@ -65,6 +66,7 @@ pub struct Wish {
 
 /// `/`
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
+    fields::choice("live", &wish.live, &["on", "off"]).map_err(|refused| view.wrong(refused))?;
     let is_live = wish.live != "off";
     let part = part_of(&view).await.map_err(|error| view.refused(error))?;
     let tail = tail::newest(&view, is_live)

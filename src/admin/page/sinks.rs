@@ -12,7 +12,7 @@ use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::letters::GroupCell;
 use super::query::Query;
 use super::removed::{self, removed};
-use super::said::{Form, Named, Url};
+use super::said::{Form, Named, Urls};
 use super::text::{self, in_url};
 use super::tile::Tile;
 use super::tries::{self, DeployedCell};
@@ -229,7 +229,7 @@ pub struct Done {
 const GROUPS_MAX: usize = 500;
 
 /// `/sinks/{sink}`
-pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
+pub async fn show(view: View, Named(name): Named, Urls(query, done): Urls<Query, Done>) -> Shown {
     let (part, dead_trouble) = match find(&view, &name).await {
         Ok((status, sink)) => (Some(part_of(&view, &status, &sink).await?), sink.sink.dead_trouble),
         Err(missing) => match removed(&view, &name).await? {

@@ -11,7 +11,7 @@ use axum::response::sse::Event;
 use serde::Deserialize;
 
 use super::query::Query;
-use super::said::Url;
+use super::said::Urls;
 use super::text;
 use super::view::View;
 use crate::admin::fields;
@@ -122,8 +122,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// `/tail`: rows of what is meant as they come, for who has everything up to `after`. It ends with the session, and with the daemon.
 pub async fn follow(
     view: View,
-    Url(After { after }): Url<After>,
-    Url(query): Url<Query>,
+    Urls(After { after }, query): Urls<After, Query>,
     standing: Option<Extension<Arc<Standing>>>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
