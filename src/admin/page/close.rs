@@ -188,9 +188,8 @@ impl BackfillCell {
             JobState::Done => ("done", "ok"),
         };
         let mut says = format!(
-            "{} to {}: {} seen, {} new, {} known",
-            text::when(&job.spec.since),
-            text::when(&job.spec.until),
+            "{}: {} seen, {} new, {} known",
+            text::range(&job.spec.since, &job.spec.until),
             text::count(&job.counts.seen),
             text::count(&job.counts.stored),
             text::count(&job.counts.known)
@@ -302,7 +301,7 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
                 ));
                 let lines = [
                     format!("Scope: {}", done.scope),
-                    format!("{} to {}", text::when(&done.spec.since), text::when(&done.spec.until)),
+                    text::range(&done.spec.since, &done.spec.until),
                     format!(
                         "{} read, {} known already, {} not wanted",
                         text::count(&counts.seen),

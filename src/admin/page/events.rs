@@ -253,6 +253,9 @@ impl Piece {
     }
 }
 
+/// So many sinks are named where an event went; more are counted, and named on demand.
+const NAMES_MAX: usize = 3;
+
 /// Where an event went, what needs somebody first: the sinks by what became of it there.
 fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
     let mut by_state: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -262,7 +265,12 @@ fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
     let cell = |(state, sinks): (&str, Vec<&str>)| WentCell {
         tone: event::tone(state),
         state: state.replace('-', " "),
-        sinks: sinks.join(", "),
+        names: (sinks.len() > NAMES_MAX).then(|| sinks.join(", ")),
+        sinks: if sinks.len() > NAMES_MAX {
+            text::many(&sinks, "sink")
+        } else {
+            sinks.join(", ")
+        },
     };
     let mut cells: Vec<WentCell> = by_state.into_iter().map(cell).collect();
     let rank = |cell: &WentCell| {
@@ -313,6 +321,10 @@ mod tests {
             .map(|cell| format!("{}: {}", cell.state, cell.sinks))
             .collect();
         assert_eq!(said, ["dead: b", "in flight: d", "delivered: a, c"]);
+        let many = (0..16).map(|sink| (format!("s{sink:02}"), "delivered".to_owned()));
+        let cells = super::cells(&many.collect());
+        assert_eq!((cells.len(), cells[0].sinks.as_str()), (1, "16 sinks"));
+        assert!(cells[0].names.as_ref().unwrap().starts_with("s00, s01, "));
     }
 
     #[test]

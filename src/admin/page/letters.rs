@@ -40,7 +40,7 @@ impl GroupCell {
         let since = if first == last {
             format!("given up at {last}")
         } else {
-            format!("given up from {first} to {last}")
+            format!("given up from {}", text::range(&group.first, &group.last))
         };
         let is_rest = group.group == OTHERS;
         let name = |name: String| if name.is_empty() { "others".to_owned() } else { name };

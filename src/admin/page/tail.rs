@@ -43,6 +43,8 @@ struct Row<'a> {
 pub struct WentCell {
     pub state: String,
     pub sinks: String,
+    /// Each by name, where `sinks` only counts them.
+    pub names: Option<String>,
     pub tone: &'static str,
 }
 

@@ -83,15 +83,21 @@ impl Scope {
     pub fn describe(&self) -> String {
         let mut names = BTreeSet::new();
         for want in &self.0 {
+            let filtered = if want.filter.is_some() { " (filtered)" } else { "" };
             if want.patterns.is_empty() {
-                names.insert("*".to_owned());
+                names.insert(format!("*{filtered}"));
             }
             for pattern in &want.patterns {
-                let filtered = if want.filter.is_some() { " (filtered)" } else { "" };
                 names.insert(format!("{}{filtered}", pattern.as_str()));
             }
         }
-        names.into_iter().collect::<Vec<_>>().join(", ")
+        // What is wanted whole takes in what is wanted of it.
+        let all = |name: &str| names.contains(name.strip_suffix(" (filtered)").unwrap_or_default());
+        if names.contains("*") {
+            return "*".to_owned();
+        }
+        let names: Vec<String> = names.iter().filter(|name| !all(name)).cloned().collect();
+        names.join(", ")
     }
 
     /// The same for the same scope, different for another.
