@@ -194,13 +194,14 @@ pub async fn backfill(
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
-/// `GET /close/backfill`: the newest one, unless it is over and forgotten.
+/// `GET /close/backfill`: the newest one, with what came of it where it is over.
 pub async fn show_backfill(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     let status = state.ask(status::Show {}).last().await.map_err(refused)?;
-    let none = || Refused::missing("there is no backfill, or it is over");
-    status
-        .close
+    let none = || Refused::missing("there is no backfill: none was begun here");
+    let close = status.close;
+    close
         .backfill
+        .or(close.last_backfill)
         .map(|job| Json(job).into_response())
         .ok_or_else(none)
 }

@@ -486,7 +486,7 @@ pub const ROUTES: &[Route] = &[
         "/close/backfill",
         Looks,
         One("Backfill"),
-        "How the newest backfill gets on; 404 where there is none",
+        "How the newest backfill gets on, or what came of it; 404 where there is none",
         || get(looking::show_backfill),
     ),
     Route::new(Post, "/close/backfill", Acts, One("Done"), "Begin a backfill", || {

@@ -78,8 +78,9 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     let shown = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     let (status, own) = (shown.close, shown.daemon.node);
     let frame = view.frame("/close");
+    let newest = status.backfill.as_ref().or(status.last_backfill.as_ref());
     let job = Backfill {
-        job: status.backfill.as_ref().map(BackfillCell::of),
+        job: newest.map(BackfillCell::of),
         may_act: frame.may_act,
     };
     if wish.part == "backfill" {
@@ -196,6 +197,9 @@ impl BackfillCell {
         );
         if let Some(seconds) = status.eta_seconds {
             let _ = write!(says, "; about {} left", text::length(seconds));
+        }
+        if let Some(at) = &job.ended_at {
+            let _ = write!(says, "; over at {}", text::when(at));
         }
         BackfillCell {
             state,

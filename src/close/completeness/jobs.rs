@@ -179,10 +179,12 @@ impl Account {
                 return Ok(Ended::Superseded);
             }
         }
+        let now = self.now();
         self.store
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
                     job.state = JobState::Done;
+                    job.ended_at = Some(now);
                     job.gets_on();
                 }
                 marks.join_job();
