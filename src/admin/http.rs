@@ -45,7 +45,7 @@ pub fn router(health: Health, state: AdminState) -> Router {
         .layer(from_fn_with_state(state.clone(), gate::addressed));
     let open = health
         .router()
-        .layer(from_fn_with_state(state.clone(), gate::not_for_pages));
+        .route_layer(from_fn_with_state(state.clone(), gate::not_for_pages));
     Router::new()
         .merge(addressed)
         .with_state(state)

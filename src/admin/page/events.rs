@@ -72,8 +72,8 @@ struct Place {
     found: u64,
     /// What comes is wanted too.
     is_live: bool,
-    /// Where each went is not said, as in the rest of a page that is live.
-    is_brief: bool,
+    /// It would be, were this not the rest of a page.
+    wants_live: bool,
 }
 
 /// Milliseconds after which a search shows what it has found so far: the first answer comes soon, and the search goes on behind it.
@@ -133,10 +133,10 @@ impl Said {
             holds: !self.hold.is_empty(),
             scanned: fields::number("scanned", &self.scanned)?.unwrap_or_default(),
             found: fields::number("found", &self.found)?.unwrap_or_default(),
-            is_brief: self.live == "on",
+            wants_live: self.live == "on",
             is_live: false,
         };
-        let is_live = place.is_brief && !place.is_over(query);
+        let is_live = place.wants_live && !place.is_over(query);
         Ok(Place { is_live, ..place })
     }
 }
@@ -179,8 +179,7 @@ async fn piece(view: &View, query: &Query, place: &Place) -> Result<Piece, Strin
         before: place.end(),
         after: place.from.map(|from| Seq(from).prev()),
         limit: Some(PAGE.saturating_sub(place.found).max(1)),
-        // What comes just now has not gone anywhere yet.
-        sinks: !place.is_brief,
+        sinks: true,
         work: place.work(),
     };
     match view.one(browse).await? {
@@ -203,7 +202,7 @@ impl Piece {
             // A page that is full begins anew.
             if page.ended == Ended::Work {
                 let _ = write!(next, "&scanned={scanned}&found={found}");
-                next.push_str(if place.is_brief { "&live=on" } else { "" });
+                next.push_str(if place.wants_live { "&live=on" } else { "" });
             }
             next
         });
@@ -222,10 +221,7 @@ impl Piece {
             Ended::Beginning if found == 0 => "Nothing in the log is like that.".to_owned(),
             Ended::Beginning => format!("{}: that is all", text::counted(&found, "event")),
         };
-        let went = page
-            .went
-            .as_ref()
-            .map(|went| went.iter().map(cells).collect::<Vec<_>>());
+        let went = went(page);
         Piece {
             rows: tail::rows(&page.events, went.as_deref()),
             connect: if place.is_live {
@@ -251,6 +247,12 @@ impl Piece {
             },
         }
     }
+}
+
+/// Where each event of a page went, where that was asked for.
+pub fn went(page: &Page) -> Option<Vec<Vec<WentCell>>> {
+    let went = page.went.as_ref()?;
+    Some(went.iter().map(cells).collect())
 }
 
 /// So many sinks are named where an event went; more are counted, and named on demand.

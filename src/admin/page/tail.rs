@@ -10,6 +10,7 @@ use axum::response::Response;
 use axum::response::sse::Event;
 use serde::Deserialize;
 
+use super::events::went;
 use super::query::Query;
 use super::said::Urls;
 use super::text;
@@ -82,10 +83,24 @@ pub fn rows(lines: &[Line], went: Option<&[Vec<WentCell>]>) -> String {
     rows.render().unwrap_or_default()
 }
 
+/// Where events went that came just now: nobody looks again for them.
+fn just_came(count: usize) -> Vec<Vec<WentCell>> {
+    let cell = |_| {
+        vec![WentCell {
+            state: "just came".to_owned(),
+            sinks: String::new(),
+            names: None,
+            tone: "",
+        }]
+    };
+    (0..count).map(cell).collect()
+}
+
 /// The newest events, with what goes on behind the last of them without a hole.
 pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     let browse = Browse {
         limit: Some(ROWS),
+        sinks: true,
         ..Browse::default()
     };
     let Browsed::Page(page) = view.one(browse).await? else {
@@ -94,7 +109,7 @@ pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     Ok(TailTable {
         is_live,
         connect: connect(&Query::default(), page.head),
-        rows: rows(&page.events, None),
+        rows: rows(&page.events, went(&page).as_deref()),
     })
 }
 
@@ -215,13 +230,13 @@ fn gone(last: Seq, oldest: Seq) -> Option<String> {
     }
     let (from, to) = (last.next(), oldest.prev());
     Some(format!(
-        "<tr class=\"skipped\"><td colspan=\"5\">Events {from} to {to} came meanwhile, and the log keeps them no more</td></tr>"
+        "<tr class=\"skipped\"><td colspan=\"6\">Events {from} to {to} came meanwhile, and the log keeps them no more</td></tr>"
     ))
 }
 
 /// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
 fn news(page: &Page, last: Seq, query: &str) -> Option<String> {
-    let mut text = rows(&page.events, None);
+    let mut text = rows(&page.events, Some(just_came(page.events.len()).as_slice()));
     let skipped = page.looked.to.0.saturating_sub(last.0 + 1);
     if page.ended != Ended::Beginning && skipped > 0 {
         let count = text::counted(&skipped, "more event");
