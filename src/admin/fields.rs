@@ -75,7 +75,7 @@ impl Fields {
 
     /// A part, a struct of texts with defaults: what each has to be is for who takes it.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<T, Refused> {
-        T::deserialize(Taking(self)).map_err(|error| {
+        serde::Deserialize::deserialize(Taking(self)).map_err(|error: serde_json::Error| {
             // By two names that mean the same.
             let said = error.to_string();
             let name = said

@@ -227,6 +227,7 @@ pub async fn resume(view: View, may: May, Named(id): Named, _: Form<Nothing>) ->
 pub struct Wanted {
     since: String,
     until: String,
+    #[serde(alias = "type")]
     types: String,
     lead: String,
     act: String,

@@ -319,7 +319,12 @@ async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Fai
             .filter(is_about_it)
             .map(TroubleCell::of_sink)
             .collect(),
-        waits: sink.waits_for.clone().or_else(|| sink.waits_by.clone()),
+        // That it is paused is among the troubles, and beside the button.
+        waits: sink
+            .waits_for
+            .clone()
+            .or_else(|| sink.waits_by.clone())
+            .filter(|_| !sink.paused),
         tiles: tiles(shown),
         last_error: sink.last_error.clone().map(|error| (error, at.unwrap_or_default())),
         charts: charts(&history, shown),

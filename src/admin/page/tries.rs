@@ -45,6 +45,7 @@ pub struct Typed {
     text: String,
     sink: String,
     last: String,
+    #[serde(alias = "type")]
     types: String,
     lead: String,
     /// A rule in force to begin with, by name.

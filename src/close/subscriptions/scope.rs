@@ -197,3 +197,24 @@ pub(in crate::close) fn split(type_action: &str) -> Option<(String, String)> {
 pub(in crate::close) fn name((object_type, action): &(String, String)) -> String {
     format!("{object_type}.{action}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_whole_is_said_once() {
+        let filter = r#"{"type":"field_accessor","field":"action","filter":{"type":"equals","value":"created"}}"#;
+        let want = |pattern: &str, filtered: bool| Want {
+            patterns: vec![EventPattern::parse(pattern).unwrap()],
+            filter: filtered.then(|| Filter::parse(filter).unwrap()),
+        };
+        let said = |wants: Vec<Want>| Scope(wants).describe();
+        assert_eq!(said(vec![want("lead.*", true), want("*", false)]), "*");
+        assert_eq!(
+            said(vec![want("lead.*", true), want("note.*", false)]),
+            "lead.* (filtered), note.*"
+        );
+        assert_eq!(said(vec![want("lead.*", true), want("lead.*", false)]), "lead.*");
+    }
+}
