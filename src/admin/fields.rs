@@ -9,10 +9,12 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, Visitor};
+use serde::{Deserializer, forward_to_deserialize_any};
 use serde_json::{Map, Value};
 
 use super::refused::Refused;
+use crate::names;
 
 /// A body has so long to come.
 pub const BODY_PATIENCE: Duration = Duration::from_secs(30);
@@ -38,13 +40,105 @@ fn few(pairs: Vec<(String, String)>, what: &str) -> Result<Vec<(String, String)>
     Ok(pairs)
 }
 
-/// The fields of a query that a view knows; others are nobody's business.
-pub fn of_query<T: DeserializeOwned>(parts: &Parts) -> Result<T, Refused> {
-    read(pairs(parts)?)
+/// Fields of which each part of a view takes its own: what none takes may have been meant to restrict what is shown or done.
+#[derive(Debug)]
+pub struct Fields {
+    left: Map<String, Value>,
+    known: Vec<&'static str>,
 }
 
-/// The fields of a form of so many bytes at the most.
+impl Fields {
+    /// Those of a query.
+    pub fn of_query(parts: &Parts) -> Result<Fields, Refused> {
+        Fields::new(pairs(parts)?)
+    }
+
+    /// Those of a form of so many bytes at the most.
+    pub async fn of_form(request: Request, most: usize) -> Result<Fields, Refused> {
+        Fields::new(form(request, most).await?)
+    }
+
+    /// A name that comes twice could mean either.
+    fn new(pairs: Vec<(String, String)>) -> Result<Fields, Refused> {
+        let mut left = BTreeMap::new();
+        for (name, value) in pairs {
+            if left.contains_key(&name) {
+                return Err(twice(shortened(&name)));
+            }
+            left.insert(name, Value::String(value));
+        }
+        Ok(Fields {
+            left: left.into_iter().collect(),
+            known: Vec::new(),
+        })
+    }
+
+    /// A part, a struct of texts with defaults: what each has to be is for who takes it.
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<T, Refused> {
+        serde::Deserialize::deserialize(Taking(self)).map_err(|error: serde_json::Error| {
+            // By two names that mean the same.
+            let said = error.to_string();
+            let name = said
+                .strip_prefix("duplicate field `")
+                .and_then(|rest| rest.split('`').next());
+            name.map_or_else(|| Refused::bad(said.as_str()), twice)
+        })
+    }
+
+    /// There is nothing left that nobody knows.
+    pub fn all_taken(self) -> Result<(), Refused> {
+        let Some(name) = self.left.keys().next() else {
+            return Ok(());
+        };
+        let name = shortened(name);
+        let wrong = format!("there is no field \"{name}\" here");
+        Err(Refused::bad(names::unknown(wrong, name, self.known)).at(name))
+    }
+}
+
+fn twice(name: &str) -> Refused {
+    Refused::bad(format!("{name} is given more than once")).at(name)
+}
+
+/// Gives a struct those of the fields that it has.
+struct Taking<'f>(&'f mut Fields);
+
+impl<'de> Deserializer<'de> for Taking<'_> {
+    type Error = serde_json::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        let Fields { left, known } = self.0;
+        known.extend(fields);
+        let own: Map<String, Value> = fields.iter().filter_map(|field| left.remove_entry(*field)).collect();
+        Value::Object(own).deserialize_struct(name, fields, visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("fields are read into a struct"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq tuple
+        tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// The fields of a query that are known; others are nobody's business where all it leads to is a page to sign in on.
+pub fn of_query<T: DeserializeOwned>(parts: &Parts) -> Result<T, Refused> {
+    Fields::of_query(parts)?.take()
+}
+
+/// The same of a form of so many bytes at the most.
 pub async fn of_form<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Refused> {
+    Fields::of_form(request, most).await?.take()
+}
+
+async fn form(request: Request, most: usize) -> Result<Vec<(String, String)>, Refused> {
     let kind = request.headers().get(header::CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()?.split(';').next());
     if !kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM)) {
@@ -59,7 +153,7 @@ pub async fn of_form<T: DeserializeOwned>(request: Request, most: usize) -> Resu
     let not_read = || Refused::bad("the form can't be read: it has to be name=value&name=value");
     let form = Form::<Vec<(String, String)>>::from_request(form.map_err(|_| not_read())?, &()).await;
     let Form(pairs) = form.map_err(|_| not_read())?;
-    read(few(pairs, "the form")?)
+    few(pairs, "the form")
 }
 
 /// A body of so many bytes at the most, that has to come in time.
@@ -85,21 +179,6 @@ pub async fn body(request: Request, most: usize) -> Result<bytes::Bytes, Refused
 
 fn said_len(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Fields by name: a name that comes twice could mean either.
-fn read<T: DeserializeOwned>(pairs: Vec<(String, String)>) -> Result<T, Refused> {
-    let mut fields = BTreeMap::new();
-    for (name, value) in pairs {
-        if fields.contains_key(&name) {
-            let name = shortened(&name);
-            return Err(Refused::bad(format!("{name} is given more than once")).at(name));
-        }
-        fields.insert(name, Value::String(value));
-    }
-    let fields: Map<String, Value> = fields.into_iter().collect();
-    // Each field is text with a default: what it has to be is for who takes it.
-    serde_json::from_value(Value::Object(fields)).map_err(|error| Refused::bad(error.to_string()))
 }
 
 /// A number, where one is said.
@@ -128,6 +207,15 @@ pub fn flag(name: &'static str, text: &str) -> Result<bool, Refused> {
             Err(Refused::bad(message).at(name))
         }
     }
+}
+
+/// One of these, or nothing.
+pub fn choice(name: &'static str, text: &str, choices: &[&str]) -> Result<(), Refused> {
+    if text.is_empty() || choices.contains(&text) {
+        return Ok(());
+    }
+    let (said, choices) = (shortened(text), choices.join(" or "));
+    Err(Refused::bad(format!("{name} is \"{said}\", and has to be {choices}")).at(name))
 }
 
 /// A text of somebody else's, as far as it is worth repeating.
@@ -172,6 +260,40 @@ mod tests {
         for odd in ["%", "%ff", "=", "&&", "%00=%00", "one", "one=%e2%28"] {
             of_query::<Two>(&parts(&format!("/x?{odd}"))).unwrap();
         }
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct Third {
+        #[serde(alias = "type")]
+        types: String,
+    }
+
+    #[test]
+    fn each_part_takes_its_own_and_what_none_takes_is_refused() {
+        let read = |target: &str| {
+            let mut fields = Fields::of_query(&parts(target))?;
+            let read = (fields.take::<Two>()?, fields.take::<Third>()?);
+            fields.all_taken().map(|()| read)
+        };
+        let (two, third) = read("/x?one=a&type=b").unwrap();
+        assert_eq!((two.one.as_str(), third.types.as_str()), ("a", "b"));
+        for (target, place, message) in [
+            (
+                "/x?othr=1",
+                "othr",
+                "there is no field \"othr\" here: did you mean \"other\"?",
+            ),
+            ("/x?type=a&types=b", "types", "types is given more than once"),
+            ("/x?one=a&one=b", "one", "one is given more than once"),
+        ] {
+            let refused = read(target).unwrap_err();
+            assert_eq!((refused.place.as_str(), refused.message.as_str()), (place, message));
+        }
+        choice("live", "on", &["on", "off"]).unwrap();
+        choice("live", "", &["on", "off"]).unwrap();
+        let refused = choice("live", "maybe", &["on", "off"]).unwrap_err();
+        assert_eq!(refused.message, "live is \"maybe\", and has to be on or off");
     }
 
     #[tokio::test]

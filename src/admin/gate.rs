@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::hosts::Host;
+use super::hosts::{self, Host};
 use super::refused::Refused;
 use super::sign_in;
 use super::state::AdminState;
@@ -21,6 +21,15 @@ pub async fn addressed(State(state): State<AdminState>, request: Request, next: 
             parts.extensions.insert(host);
             next.run(Request::from_parts(parts, body)).await
         }
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// The layer in front of what is open to everybody, whatever name they have for this machine: to every page it is not.
+pub async fn not_for_pages(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match hosts::not_read_elsewhere(&parts, state.auth().host(&parts)) {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(refused) => refused.into_response(),
     }
 }

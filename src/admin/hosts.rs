@@ -165,6 +165,24 @@ pub fn from_own_page(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
     }
 }
 
+/// Lets through what no page elsewhere reads, of what everybody may read who reaches the listener by whatever name. A browser that says so
+/// is led here or asked by one of our own pages; a page whose name was pointed here is asked by its own.
+pub fn not_read_elsewhere(parts: &Parts, host: Result<Host, Refused>) -> Result<(), Refused> {
+    let refused = || {
+        let message = "a page of another site may not read this: open it by itself";
+        Refused::new(StatusCode::FORBIDDEN, message)
+    };
+    let headers = &parts.headers;
+    not_fetched_elsewhere(headers).map_err(|_| refused())?;
+    if said_once(headers, SITE)?.is_none() && !headers.contains_key(header::ORIGIN) {
+        return Ok(());
+    }
+    match origin(headers, &host?) {
+        Origin::Own | Origin::Unsaid => Ok(()),
+        Origin::Opaque | Origin::Other => Err(refused()),
+    }
+}
+
 /// Whether a browser says that a page elsewhere led here.
 pub fn was_led_here(headers: &HeaderMap) -> bool {
     let is_elsewhere = |site: &axum::http::HeaderValue| site != "same-origin" && site != "none";
@@ -362,6 +380,35 @@ mod tests {
                 fits,
                 "{origin}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_open_to_everybody_is_read_by_any_name_and_by_no_page_elsewhere() {
+        let hosts = Hosts::new("127.0.0.1:8481".parse().unwrap(), Vec::new());
+        let reads = |headers: &[(&str, &str)]| {
+            let parts = parts("/metrics", headers);
+            not_read_elsewhere(&parts, hosts.check(&parts)).is_ok()
+        };
+        let (site, mode, own) = ("sec-fetch-site", "sec-fetch-mode", ("host", "localhost:8481"));
+        for fine in [
+            &[("host", "closehook.internal:8481")][..],
+            &[],
+            &[own, (site, "same-origin"), (mode, "cors")],
+            &[own, (site, "cross-site"), (mode, "navigate")],
+            &[own, ("origin", "http://localhost:8481")],
+        ] {
+            assert!(reads(fine), "{fine:?}");
+        }
+        for bad in [
+            &[own, (site, "cross-site"), (mode, "no-cors")][..],
+            &[own, ("origin", "http://evil.example")],
+            &[own, ("origin", "null")],
+            // A name that was pointed here.
+            &[("host", "evil.example:8481"), (site, "same-origin"), (mode, "cors")],
+            &[("host", "evil.example:8481"), ("origin", "http://evil.example:8481")],
+        ] {
+            assert!(!reads(bad), "{bad:?}");
         }
     }
 

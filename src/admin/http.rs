@@ -1,13 +1,13 @@
 //! The admin listener: everything it answers, in front of everything what is checked.
 //!
 //! ```text
-//! /healthz /readyz /metrics                         open to everybody who reaches the listener
+//! /healthz /readyz /metrics                         open to everybody who reaches the listener, but for pages ([`gate::not_for_pages`])
 //! /sign-in, assets                                  addressed to us ([`gate::addressed`])
 //! the page, /api/v1, whatever else is asked for     addressed to us, and signed in ([`gate::needed`])
 //! ```
 //!
-//! Health and metrics are asked for by whatever name or address the scraper and the prober have for this machine, so no Host is checked
-//! there: a page elsewhere whose name was pointed here can read counts with the names of sinks and subscriptions, and nothing of an event.
+//! Health and metrics are asked for by whatever name or address the scraper and the prober have for this machine, so of them no Host is
+//! checked there. Where a browser says that a page asks, it has to be one of ours.
 //!
 //! All answers carry the same headers: nothing from elsewhere, in nobody's frame, kept by nobody.
 
@@ -43,10 +43,13 @@ pub fn router(health: Health, state: AdminState) -> Router {
         .merge(page::open())
         .merge(inside)
         .layer(from_fn_with_state(state.clone(), gate::addressed));
+    let open = health
+        .router()
+        .route_layer(from_fn_with_state(state.clone(), gate::not_for_pages));
     Router::new()
         .merge(addressed)
         .with_state(state)
-        .merge(health.router())
+        .merge(open)
         .layer(map_response(dressed))
 }
 

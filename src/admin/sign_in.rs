@@ -39,6 +39,15 @@ pub fn answer(parts: &Parts, refused: Refused) -> Response {
     let wants_page =
         parts.method == Method::GET && !is_api(parts.uri.path()) && !parts.headers.contains_key(header::AUTHORIZATION);
     let is_act = parts.method == Method::POST && !is_api(parts.uri.path());
+    let host = parts.extensions.get::<Host>();
+    if is_act && host.is_some_and(|host| hosts::not_from_elsewhere(&parts.headers, host).is_err()) {
+        // The browser keeps the cookie back then, so that nothing is known of a session.
+        let message = "this comes from another site's page, and nothing was done: do it on the operator's page itself";
+        if wants_markup(&parts.headers) {
+            return page(StatusCode::FORBIDDEN, None, message);
+        }
+        return Refused::new(StatusCode::FORBIDDEN, message).into_response();
+    }
     if is_act && wants_markup(&parts.headers) && !parts.headers.contains_key("hx-request") {
         // What was to be done is not remembered: whoever comes back looks at it again first.
         let place = parts.uri.path().split('/').nth(1).map(|first| format!("/{first}"));

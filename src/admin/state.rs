@@ -57,12 +57,23 @@ impl AdminState {
         let (said, state): (Order, AdminState) = (order.clone().into(), self.clone());
         let number = self.0.acts.begin(&by.viewer().name, &said);
         let told = self.0.window.order(order);
-        told.and_then(move |error| state.acts().end(number, error))
+        told.and_then(move |went| {
+            let failed = match went {
+                Ok(last) => last.and_then(|last| said.failed(last)),
+                Err(refusal) => Some(refusal.to_owned()),
+            };
+            state.acts().end(number, failed.as_deref());
+        })
     }
 
     /// The newest event's place in the log.
     pub fn newest(&self) -> Seq {
         self.0.window.newest()
+    }
+
+    /// The oldest event's place in the log; one past the newest while it keeps none.
+    pub fn oldest(&self) -> Seq {
+        self.0.window.oldest()
     }
 
     /// The newest event's place, as it moves.

@@ -62,6 +62,9 @@ pub struct CloseStatus {
     pub held: Option<Held>,
     /// The newest backfill, unless it is over.
     pub backfill: Option<BackfillStatus>,
+    /// The newest backfill, where it is over: what came of it.
+    #[serde(default)]
+    pub last_backfill: Option<BackfillStatus>,
     /// A new key that has not delivered yet.
     pub rotation: Option<Rotating>,
     /// What custom fields are called; `None` where no template asks for it.
@@ -266,8 +269,10 @@ impl Account {
     pub fn status(&self) -> CloseStatus {
         let marks = self.store.marks();
         let held = self.held(&marks);
-        let is_over = marks.job.as_ref().is_none_or(|job| job.state == JobState::Done);
-        let backfill = if is_over { None } else { self.job_status() };
+        let (last_backfill, backfill) = match self.job_status() {
+            Some(status) if status.job.state == JobState::Done => (Some(status), None),
+            status => (None, status),
+        };
         let client = self.connection.client();
         let seen = self.seen();
         let organization = self.store.organization();
@@ -289,6 +294,7 @@ impl Account {
             complete: self.claim(&marks, held.as_ref()),
             held,
             backfill,
+            last_backfill,
             rotation: self.store.keys().rotation.map(Rotating::from),
             custom_fields: self.fields.status(self.now()),
         }

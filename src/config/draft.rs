@@ -25,6 +25,8 @@ pub struct Placed {
 pub struct DraftRules {
     /// The rules.
     pub rules: Vec<RuleConfig>,
+    /// What is wrong with them as they are written; more may be wrong with what they say.
+    pub faults: Vec<Fault>,
     text: String,
 }
 
@@ -35,24 +37,23 @@ impl DraftRules {
     }
 }
 
-/// Reads `[[rules]]`; checks their templates and transforms. Blocks for as long as that takes.
+/// Reads `[[rules]]`; checks their templates and transforms. Blocks for as long as that takes. An error is all that is wrong with a text of
+/// which no rule can be read.
 pub fn rules_of_text(text: &str) -> Result<DraftRules, Vec<Placed>> {
-    let faults = match read(text) {
-        Ok(rules) => {
-            return Ok(DraftRules {
-                rules,
-                text: text.to_owned(),
-            });
-        }
-        Err(faults) => faults,
-    };
-    Err(faults.into_iter().map(|fault| place(text, fault)).collect())
+    match read(text) {
+        Ok((rules, faults)) => Ok(DraftRules {
+            rules,
+            faults,
+            text: text.to_owned(),
+        }),
+        Err(faults) => Err(faults.into_iter().map(|fault| place(text, fault)).collect()),
+    }
 }
 
 /// Stands for the file there is not.
 const NAME: &str = "draft";
 
-fn read(toml: &str) -> Result<Vec<RuleConfig>, Vec<Fault>> {
+fn read(toml: &str) -> Result<(Vec<RuleConfig>, Vec<Fault>), Vec<Fault>> {
     let name = Path::new(NAME);
     let document = text::parse(name, toml).map_err(|fault| vec![fault])?;
     let mut faults = files_named_in(document.as_item());
@@ -78,9 +79,13 @@ fn read(toml: &str) -> Result<Vec<RuleConfig>, Vec<Fault>> {
     let rules = listed
         .into_iter()
         .map(|(place, value)| read_rule(place, value, root.faults()));
-    let rules = rules.collect();
+    let rules: Vec<RuleConfig> = rules.collect();
     root.finish();
-    if faults.is_empty() { Ok(rules) } else { Err(faults) }
+    if rules.is_empty() {
+        Err(faults)
+    } else {
+        Ok((rules, faults))
+    }
 }
 
 /// A fault for each `@file`.
@@ -172,7 +177,11 @@ mod tests {
     use super::*;
 
     fn faults(text: &str) -> Vec<(String, Option<(usize, usize)>)> {
-        let faults = rules_of_text(text).unwrap_err().into_iter();
+        let faults = match rules_of_text(text) {
+            Ok(draft) => draft.faults.iter().map(|fault| draft.place(fault.clone())).collect(),
+            Err(faults) => faults,
+        };
+        let faults = faults.into_iter();
         faults.map(|placed| (placed.fault.place, placed.position)).collect()
     }
 
@@ -205,6 +214,8 @@ mod tests {
         let text = "# é\n[[rules]]\nname = \"a\"\nfliter = 1\nsinks = [\"a\", 2]\n";
         let found = faults(text);
         assert!(found.contains(&("rules[0].fliter".into(), Some((4, 10)))), "{found:?}");
+        let draft = rules_of_text(text).unwrap();
+        assert_eq!(draft.rules.len(), 1, "what it says can be looked at all the same");
     }
 
     /// A page is open to whoever may look: the daemon's files are not.

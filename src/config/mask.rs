@@ -15,11 +15,19 @@ const MASKED: &str = "(secret)";
 
 /// Whether a key holds a secret, or what may be one: `headers` and `env` of a sink are often made of them.
 fn is_secret(path: &str) -> bool {
-    path.split('.').any(|name| {
+    let plain = |name: &str| {
         let name = name.trim_matches(['"', '\'', ' ']);
-        let name = name.split('[').next().unwrap_or_default();
-        names_a_secret(name) || name == "headers" || name == "env"
-    })
+        name.split('[').next().unwrap_or_default().to_owned()
+    };
+    let names: Vec<String> = path.split('.').map(plain).filter(|name| !name.is_empty()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Who has a token of the page and what they may do is no secret, although their table is called so.
+    if matches!(names[..], ["admin", "tokens", "name" | "may"]) {
+        return false;
+    }
+    names
+        .iter()
+        .any(|name| names_a_secret(name) || ["headers", "env"].contains(name))
 }
 
 /// A value of that place, as it may be shown.
@@ -169,6 +177,15 @@ fn without_passwords(line: &str) -> String {
         return line.to_owned();
     };
     let (before, value) = line.split_at(at + len);
+    // In quotes, perhaps within a text that is in quotes itself.
+    let quotes = ["\\\"", "\\'", "\"", "'"];
+    if let Some(quote) = quotes.into_iter().find(|quote| value.starts_with(quote))
+        && let Some(len) = value[quote.len()..].find(quote)
+    {
+        let masked = if len == 0 { "" } else { MASKED };
+        let rest = without_passwords(&value[quote.len() + len..]);
+        return format!("{before}{quote}{masked}{rest}");
+    }
     let end = value.find([' ', '&', '"', '\'', ',', '#']).unwrap_or(value.len());
     let masked = if end == 0 { "" } else { MASKED };
     format!("{before}{masked}{}", without_passwords(&value[end..]))
@@ -194,7 +211,12 @@ struct Comments {
     within: Option<&'static str>,
     /// The table a comment is in.
     is_secret_table: bool,
+    /// A string that is in force and has begun, by what ends it: what looks like a comment in it is none.
+    open: Option<&'static str>,
 }
+
+/// What begins and ends a string, those over several lines first.
+const QUOTES: [&str; 4] = ["\"\"\"", "'''", "\"", "'"];
 
 impl Comments {
     fn masked(mut self, text: &str) -> Vec<String> {
@@ -202,11 +224,49 @@ impl Comments {
     }
 
     fn line(&mut self, line: &str) -> String {
-        let Some(comment) = line.trim_start().strip_prefix('#') else {
-            self.within = None;
-            self.is_secret_table = false;
-            return without_userinfo(line);
-        };
+        let behind = self.begins(line);
+        if line.trim_start().starts_with('#') {
+            return self.comment(line);
+        }
+        self.within = None;
+        self.is_secret_table = false;
+        match behind {
+            None => without_userinfo(line),
+            Some(at) => without_userinfo(&line[..at]) + &self.comment(&line[at..]),
+        }
+    }
+
+    /// Where in a line a comment begins.
+    fn begins(&mut self, line: &str) -> Option<usize> {
+        let mut at = 0;
+        while let Some(letter) = line[at..].chars().next() {
+            let rest = &line[at..];
+            at += letter.len_utf8();
+            match self.open {
+                // What is escaped ends nothing.
+                Some("\"" | "\"\"\"") if letter == '\\' => at += rest[1..].chars().next().map_or(0, char::len_utf8),
+                Some(quotes) if rest.starts_with(quotes) => {
+                    self.open = None;
+                    at += quotes.len() - 1;
+                    // A string over several lines may itself end with the quotes that end it.
+                    let more = line[at..].chars().take_while(|next| *next == letter).count();
+                    at += if quotes.len() == 3 { more.min(2) } else { 0 };
+                }
+                Some(_) => {}
+                None if letter == '#' => return Some(at - 1),
+                None => {
+                    self.open = QUOTES.into_iter().find(|quotes| rest.starts_with(quotes));
+                    at += self.open.map_or(0, |quotes| quotes.len() - 1);
+                }
+            }
+        }
+        self.open = self.open.filter(|quotes| quotes.len() == 3);
+        None
+    }
+
+    /// A comment, with what stands before it on its line if that is nothing.
+    fn comment(&mut self, line: &str) -> String {
+        let comment = line.trim_start().trim_start_matches('#');
         if let Some(end) = self.within {
             if comment.contains(end) {
                 self.within = None;
@@ -223,7 +283,12 @@ impl Comments {
         // What a reference shows is no secret: an example, or where one is.
         let is_secret = self.is_secret_table || is_secret(key.trim()) || is_secret_inside(value);
         if !is_secret {
-            return without_userinfo(line);
+            // A value that is commented out may have a comment of its own.
+            let Some(at) = value.find('#') else {
+                return without_userinfo(line);
+            };
+            let begin = line.len() - value.len() + at;
+            return without_userinfo(&line[..begin]) + &self.comment(&line[begin..]);
         }
         let value = value.trim();
         for quotes in ["\"\"\"", "'''"] {
@@ -274,6 +339,26 @@ mod tests {
         for (before, after) in [
             ("api_key = \"hunter2\"\n", "api_key = \"(secret)\"\n"),
             ("a.secret = 'hunter2' # mine\n", "a.secret = \"(secret)\" # mine\n"),
+            (
+                "type = \"exec\" # password = \"hunter2\"\ntimeout = \"5s\" #secret=\"hunter2\"\n",
+                "type = \"exec\" # password = (secret)\ntimeout = \"5s\" #secret= (secret)\n",
+            ),
+            (
+                "# type = \"exec\" # password = \"hunter2\"\n[a] # token = 'hunter2'\n",
+                "# type = \"exec\" # password = (secret)\n[a] # token = (secret)\n",
+            ),
+            (
+                "a = \"\"\"x\n\"y\"\"\"\" # secret = \"hunter2\"\nb = \"# secret = \\\"x\\\" #\" # key = 1\n",
+                "a = \"\"\"x\n\"y\"\"\"\" # secret = (secret)\nb = \"# secret = \\\"x\\\" #\" # key = 1\n",
+            ),
+            (
+                "a = 'x secret=\"hunter2\" y'\nb = \"token=\\\"hunter2\\\", password=\"\n",
+                "a = 'x secret=\"(secret)\" y'\nb = \"token=\\\"(secret)\\\", password=\"\n",
+            ),
+            (
+                "[[admin.tokens]]\nname = \"on-call\"\nmay = \"act\"\ntoken = \"hunter2\"\n",
+                "[[admin.tokens]]\nname = \"on-call\"\nmay = \"act\"\ntoken = \"(secret)\"\n",
+            ),
             (
                 "secret = \"\"\"\nhunter2\nhunter22\"\"\"\nb = 1\n",
                 "secret = \"(secret)\"\n\n\nb = 1\n",

@@ -3,6 +3,8 @@
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::Span;
 
@@ -31,6 +33,12 @@ pub fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 /// The same as of now, for clap.
 pub fn argument(text: &str) -> Result<Timestamp, String> {
     parse(text, Timestamp::now())
+}
+
+/// The same for serde, where it may be left out.
+pub fn optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    text.map(|text| argument(&text).map_err(D::Error::custom)).transpose()
 }
 
 #[cfg(test)]

@@ -92,6 +92,18 @@ pub struct Retried {
     pub refused: Vec<Refused>,
 }
 
+impl Retried {
+    /// What has failed of it, for who keeps what was done; `None`: nothing.
+    pub(super) fn failure(&self) -> Option<String> {
+        if self.failed == 0 {
+            return None;
+        }
+        let reason = self.reason.as_deref();
+        let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("{} of {} stay dead{reason}", self.failed, self.total))
+    }
+}
+
 /// A sink that takes none of its dead letters now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {

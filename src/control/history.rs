@@ -54,7 +54,10 @@ pub struct SinkCharts {
 }
 
 /// Hours back at the most.
-const HOURS_MAX: u32 = 24;
+pub const HOURS_MAX: u32 = 24;
+
+/// Minutes in one point at the most.
+pub const STEP_MAX: u32 = 24 * 60;
 
 impl Show {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Charts>) -> Result<(), Refusal> {
@@ -67,7 +70,7 @@ impl Show {
 
     /// The minutes put into points that end with the one that runs. What the clock has called otherwise is not among them.
     fn charts(&self, minutes: &[Minute], now: Timestamp) -> Charts {
-        let step = i64::from(self.step_minutes.unwrap_or(1).clamp(1, 24 * 60));
+        let step = i64::from(self.step_minutes.unwrap_or(1).clamp(1, STEP_MAX));
         let hours = i64::from(self.hours.unwrap_or(HOURS_MAX).clamp(1, HOURS_MAX));
         // Points begin at round times, whenever it is asked.
         let last = now.as_second().div_euclid(60).div_euclid(step);

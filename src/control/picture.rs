@@ -80,7 +80,7 @@ pub enum What {
 }
 
 /// Days back at the most: Close keeps its log so long.
-const DAYS_MAX: u32 = 30;
+pub const DAYS_MAX: u32 = 30;
 
 /// Of so many stretches it is looked up which Seqs lie in them.
 const PLACED_MAX: usize = 100;

@@ -32,6 +32,27 @@ pub enum Outcome {
     Waits(String),
 }
 
+impl Outcome {
+    /// What has failed of it, for who keeps what was done; `None`: nothing.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Outcome::Faults(faults) => {
+                let first = faults.first().map(ToString::to_string);
+                let more = match faults.len() {
+                    0 | 1 => String::new(),
+                    many => format!(", and {} more", many - 1),
+                };
+                Some(format!("nothing has changed: {}{more}", first.unwrap_or_default()))
+            }
+            Outcome::Reloaded(reloaded) => {
+                let error = reloaded.certificate.as_ref()?.error.as_ref()?;
+                Some(format!("the new certificate can't be used: {error}"))
+            }
+            Outcome::Waits(_) => None,
+        }
+    }
+}
+
 /// A reload that takes longer says what it waits for, and whenever that is something else.
 const SAY_AFTER: Duration = Duration::from_secs(2);
 

@@ -9,7 +9,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::answers::{Answers, Refusal};
+use super::answers::{Answer, Answers, Refusal};
 use super::{
     Facade, ahead, backup, browse, close, configured, dead, deployed, erase, events, groups, history, picture, reload,
     replay, sign, sign_in, sinks, status, transfer, tries, whole,
@@ -235,6 +235,26 @@ impl Order {
     fn does_without_log(_: &Order) -> bool {
         false
     }
+
+    /// What has failed of an order that was not refused, as its last answer says; `None`: nothing.
+    pub fn failed(&self, last: &Answer) -> Option<String> {
+        fn read<T: DeserializeOwned>(last: &Answer) -> Option<T> {
+            serde_json::from_slice(last.get().as_bytes()).ok()
+        }
+        match self {
+            Order::Reload(_) => read::<reload::Outcome>(last)?.failure(),
+            Order::DeadRetry(_) => read::<dead::Retried>(last)?.failure(),
+            // What is answered to these is that it is done.
+            Order::Pause(_)
+            | Order::ReplayStart(_)
+            | Order::ReplaySet(_)
+            | Order::DeadDrop(_)
+            | Order::BackfillPlan(_)
+            | Order::Backfill(_)
+            | Order::BackfillSet(_)
+            | Order::SubscriptionResume(_) => None,
+        }
+    }
 }
 
 impl Deed {
@@ -257,6 +277,31 @@ impl Facade {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_answered_says_whether_the_order_has_failed() {
+        let failed = |order: &str, last: &str| {
+            let order: Order = serde_json::from_str(order).unwrap();
+            order.failed(&serde_json::value::RawValue::from_string(last.to_owned()).unwrap())
+        };
+        let reload = r#"{"order":"reload"}"#;
+        let faults =
+            r#"{"faults":[{"place":"sinks[0].type","message":"there is no type"},{"place":"","message":"b"}]}"#;
+        assert_eq!(
+            failed(reload, faults).unwrap(),
+            "nothing has changed: sinks[0].type: there is no type, and 1 more"
+        );
+        assert_eq!(failed(reload, r#"{"waits":"for a sink"}"#), None);
+        let retry = r#"{"order":"dead-retry","sink":"a","pick":{}}"#;
+        let retried = |failed: u64| {
+            format!(
+                r#"{{"total":3,"delivered":{},"failed":{failed},"reason":"404"}}"#,
+                3 - failed
+            )
+        };
+        assert_eq!(failed(retry, &retried(0)), None);
+        assert_eq!(failed(retry, &retried(2)).unwrap(), "2 of 3 stay dead: 404");
+    }
 
     /// A page is given the first two kinds only: what they are must not depend on how a request is spelt.
     #[test]

@@ -85,6 +85,34 @@ pub struct Trouble {
     /// What to do about it.
     #[serde(rename = "do")]
     pub remedy: String,
+    /// Where one thing does it, that thing: for whoever has buttons and links instead of commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+}
+
+/// The one thing that does something about a trouble.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case")]
+pub enum Next {
+    /// Let a sink's deliveries go on.
+    ResumeSink {
+        /// Which.
+        of: String,
+    },
+    /// Retry a sink's dead letters, or drop them.
+    DeadLetters {
+        /// Which.
+        of: String,
+    },
+    /// Look at the bodies that can't be read.
+    Quarantined,
+    /// Make a paused subscription active again.
+    ResumeSubscription {
+        /// Which.
+        of: String,
+    },
+    /// Fetch what Close still has.
+    Backfill,
 }
 
 /// A file system.

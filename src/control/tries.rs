@@ -16,7 +16,7 @@ use super::events::Line;
 use super::looked::{Ended, Work};
 use super::pick::Pick;
 use super::sent::{Outcome, Sent};
-use super::whole::{Node, aside, filter_node, routes_by};
+use super::whole::{Node, aside, filter_node, not_dispatched, routes_by};
 use crate::config::draft::{Placed, Step, line_and_column, rules_of_text, steps};
 use crate::config::{Fault, SinkConfig};
 use crate::event::{Event, Seq};
@@ -54,7 +54,7 @@ pub const DRAFT_MAX: usize = 256 << 10;
 
 /// What is tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Draft {
     /// A filter of Close's language.
     Filter {
@@ -316,7 +316,7 @@ async fn rules(on: &Facade, toml: String) -> Result<Result<Prepared, Vec<DraftFa
     let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
     let compiled = RuleSet::compile(&draft.rules, &names);
     Ok(match compiled {
-        Ok(rules) => {
+        Ok(rules) if draft.faults.is_empty() => {
             let is_named = |config: &&SinkConfig| draft.rules.iter().any(|rule| rule.sinks.contains(&config.name));
             Ok(Prepared::Rules {
                 rules: Arc::new(rules.minding(&on.engine.rules())),
@@ -328,10 +328,18 @@ async fn rules(on: &Facade, toml: String) -> Result<Result<Prepared, Vec<DraftFa
                 text: toml,
             })
         }
-        Err(faults) => Err(faults
-            .into_iter()
-            .map(|fault| DraftFault::of(draft.place(fault)))
-            .collect()),
+        compiled => {
+            let mut faults = draft.faults.clone();
+            // What could not be read at all is not wrong once more for what stands in for it.
+            let is_of = |told: &Fault, fault: &Fault| !told.place.is_empty() && fault.place.starts_with(&told.place);
+            let is_told = |fault: &Fault| draft.faults.iter().any(|told| is_of(told, fault));
+            let more = compiled.err().unwrap_or_default().into_iter();
+            faults.extend(more.filter(|fault| !is_told(fault)));
+            Err(faults
+                .into_iter()
+                .map(|fault| DraftFault::of(draft.place(fault)))
+                .collect())
+        }
     })
 }
 
@@ -378,7 +386,8 @@ impl DraftFault {
 /// A fault of a filter with its place in the filter's text.
 fn in_json(text: &str, fault: Fault) -> DraftFault {
     let position = match serde_json::from_slice::<serde::de::IgnoredAny>(text.as_bytes()) {
-        Err(error) => Some((error.line(), error.column())),
+        // Of an empty text it says column 0.
+        Err(error) => Some((error.line().max(1), error.column().max(1))),
         Ok(_) => Some(line_and_column(text, offset_of(text, &fault.place))),
     };
     DraftFault::of(Placed { fault, position })
@@ -422,6 +431,13 @@ impl Prepared {
                     };
                     tried.matched = node.matched;
                     tried.why.push(node);
+                } else {
+                    tried.why.push(Node {
+                        text: "an event that can be read".into(),
+                        saw: not_dispatched(event).into(),
+                        deciding: true,
+                        ..Node::new("dispatch", false)
+                    });
                 }
             }
             Prepared::Rules { rules, presses, .. } => {
@@ -448,12 +464,19 @@ impl Prepared {
             }
             Prepared::Program { press, routes, none } => {
                 tried.matched = true;
-                if event.view().is_some() {
-                    tried.sent.push(SentTo {
-                        sink: press.config.name.clone(),
-                        sent: press.sent(routes, none, event).await,
-                    });
-                }
+                let sent = if event.view().is_some() {
+                    press.sent(routes, none, event).await
+                } else {
+                    Sent {
+                        outcome: Outcome::Skipped,
+                        reason: Some(format!("{} is sent nowhere", not_dispatched(event))),
+                        ..Sent::default()
+                    }
+                };
+                tried.sent.push(SentTo {
+                    sink: press.config.name.clone(),
+                    sent,
+                });
             }
         }
         let mut left = WHY_NODES_MAX;
@@ -511,6 +534,7 @@ mod tests {
         let text = "{\n  \"type\": \"and\", \"filters\": [\n    {\"type\": \"equal\"}\n  ]\n}";
         assert_eq!(faults(text), [("filters[0].type".into(), Some(3), Some(14))]);
         assert_eq!(faults("{\n\"type\":"), [(String::new(), Some(2), Some(7))]);
+        assert_eq!(faults(""), [(String::new(), Some(1), Some(1))]);
         // What is missing is where it should be.
         let text = r#"{"type":"not","filter":{"type":"contains"}}"#;
         assert_eq!(faults(text), [("filter".into(), Some(1), Some(24))]);

@@ -3,7 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::status::{Status, Trouble};
+use super::status::{Next, Status, Trouble};
 use crate::close::{Condition, FieldsStatus, FoundSubscription};
 use crate::config::{Size, Span};
 use crate::deliver::SinkStatus;
@@ -44,9 +44,14 @@ struct Found(Vec<Trouble>);
 
 impl Found {
     fn say(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
+        self.say_with(None, what, remedy);
+    }
+
+    fn say_with(&mut self, next: impl Into<Option<Next>>, what: impl Into<String>, remedy: impl Into<String>) {
         self.0.push(Trouble {
             what: what.into(),
             remedy: remedy.into(),
+            next: next.into(),
         });
     }
 }
@@ -212,7 +217,8 @@ fn refused(status: &Status, found: &mut Found) {
         );
     }
     if received.quarantined > 0 {
-        found.say(
+        found.say_with(
+            Next::Quarantined,
             format!(
                 "{} put into quarantine {lately}: signed by Close, and no delivery that can be read",
                 several(received.quarantined, "body was", "bodies were")
@@ -344,7 +350,10 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
                 format!("put right what it names, then {resume}; what was missed is fetched"),
             );
         }
-        Condition::PausedByHand => found.say(format!("the subscription {id} is paused, as somebody wanted"), resume),
+        Condition::PausedByHand => {
+            let next = Next::ResumeSubscription { of: id.to_owned() };
+            found.say_with(next, format!("the subscription {id} is paused, as somebody wanted"), resume);
+        }
         Condition::PausedBySomebody => found.say(
             format!("somebody has paused the subscription {id} at Close"),
             format!("ask who, or {resume}; meanwhile events are only fetched"),
@@ -396,7 +405,8 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
 /// The log and the disk.
 fn kept(status: &Status, found: &mut Found) {
     for gap in status.log.gaps.iter().filter(|gap| !gap.skipped) {
-        found.say(
+        found.say_with(
+            Next::Backfill,
             format!("{} are lost: {}", gap.told(), gap.reason),
             "`closehook backfill` fetches what Close still has; then `closehook events verify`",
         );
@@ -440,13 +450,18 @@ fn kept(status: &Status, found: &mut Found) {
 
 fn sink(sink: &SinkStatus, found: &mut Found) {
     let name = sink.name.as_str();
+    let resume = || Next::ResumeSink { of: name.to_owned() };
     if sink.paused {
-        let waiting = several(sink.lag_events, "event waits", "events wait");
+        let waiting = match sink.lag_events {
+            0 => String::new(),
+            waiting => format!(", and {} for it", several(waiting, "event waits", "events wait")),
+        };
         // Who has it go on says that they have seen this as well.
         let seen = sink.last_error.as_ref().filter(|_| sink.needs_person);
         let seen = seen.map_or_else(String::new, |error| format!("; {error}"));
-        found.say(
-            format!("sink {name} is paused, and {waiting} for it{seen}"),
+        found.say_with(
+            resume(),
+            format!("sink {name} is paused{waiting}{seen}"),
             format!("`closehook sinks resume {name}`"),
         );
     } else if let Some(error) = sink.last_error.as_ref().filter(|_| is_troubled(sink)) {
@@ -475,7 +490,8 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
         } else {
             format!("put its receiver right (`closehook check --probe` tries it); {again}")
         };
-        found.say(format!("sink {name}: {error}{at}{waits}"), remedy);
+        let next = is_to_be_seen(sink).then(resume);
+        found.say_with(next, format!("sink {name}: {error}{at}{waits}"), remedy);
     } else if let Some(waits_for) = sink
         .waits_for
         .as_ref()
@@ -496,7 +512,8 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
         );
     }
     if sink.dead > 0 {
-        found.say(
+        found.say_with(
+            Next::DeadLetters { of: name.to_owned() },
             format!("sink {name} has {}", several(sink.dead, "dead letter", "dead letters")),
             format!(
                 "`closehook dead list --sink {name}` says why; then `closehook dead retry --sink {name} --all`, or dead drop"

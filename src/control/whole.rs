@@ -402,7 +402,7 @@ pub(super) fn routes_by(rules: &RuleSet, event: &Event, clock: &mut Clock) -> Ve
     route.collect()
 }
 
-fn not_dispatched(event: &Event) -> &'static str {
+pub(super) fn not_dispatched(event: &Event) -> &'static str {
     match event.kind {
         Kind::Quarantined => "a body that can't be read as a delivery",
         Kind::Partial => "an event whose data Close withholds",

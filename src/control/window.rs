@@ -167,6 +167,11 @@ impl Window {
         *self.facade.log.head().borrow()
     }
 
+    /// The oldest event's place in the log; one past the newest while it keeps none.
+    pub fn oldest(&self) -> Seq {
+        self.facade.log.first()
+    }
+
     /// The newest event's place, as it moves.
     pub fn head(&self) -> watch::Receiver<Seq> {
         self.facade.log.head()
@@ -192,8 +197,8 @@ async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>
     }
 }
 
-/// Is told how it went: `None`, well; else what it was refused for.
-type Ended = Box<dyn FnOnce(Option<&str>) + Send>;
+/// Is told how it went: its last answer, or what it was refused for.
+type Ended = Box<dyn FnOnce(Result<Option<&Answer>, &str>) + Send>;
 
 impl Texts {
     fn new(coming: mpsc::Receiver<Answer>, answering: Task<Result<(), Refusal>>, is_order: bool) -> Texts {
@@ -208,15 +213,21 @@ impl Texts {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let is_order = self.is_order;
         let answering = task::begin(async move {
-            let mut went = Ok(());
+            let (mut went, mut last) = (Ok(()), None);
             while let Some(answer) = self.next().await {
                 match answer {
-                    // Nobody may wait for it any more: it goes on all the same.
-                    Ok(answer) => drop(out.send(answer).await),
+                    Ok(answer) => {
+                        last = Some(answer.clone());
+                        // Nobody may wait for it any more: it goes on all the same.
+                        drop(out.send(answer).await);
+                    }
                     Err(refusal) => went = Err(refusal),
                 }
             }
-            ended(went.as_ref().err().map(String::as_str));
+            ended(match &went {
+                Ok(()) => Ok(last.as_ref()),
+                Err(refusal) => Err(refusal.as_str()),
+            });
             went
         });
         Texts::new(coming, answering, is_order)
@@ -268,9 +279,10 @@ impl<T: Send + 'static> Told<T> {
         Told { texts, of: PhantomData }
     }
 
-    /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
+    /// The same answers, for who gets them from here on: `ended` is told how it went, by the last answer or what it was refused for, whether
+    /// or not anybody waits for that.
     #[must_use]
-    pub fn and_then(self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
+    pub fn and_then(self, ended: impl FnOnce(Result<Option<&Answer>, &str>) + Send + 'static) -> Told<T> {
         Told::of(self.texts.and_then(Box::new(ended)))
     }
 

@@ -390,6 +390,12 @@ async fn what_is_not_understood_is_refused_with_its_place() {
         (&get, "/events?limt=5", None, 400, "limt"),
         (&get, "/events?limit=five", None, 400, "limit"),
         (&get, "/events?limit=1&limit=2", None, 400, "limit"),
+        (&get, "/events?limit=-1", None, 400, "limit"),
+        (&get, "/events?limit=501", None, 400, "limit"),
+        (&get, "/dead?limit=1.5", None, 400, "limit"),
+        (&get, "/dead?limit=99999999999999999999", None, 400, "limit"),
+        (&get, "/history?hours=25", None, 400, "hours"),
+        (&get, "/close/completeness?days=0", None, 400, "days"),
         (&get, "/events?before=-1", None, 400, "before"),
         (&get, "/events?filter=%7B", None, 400, "filter"),
         (&get, "/events?since=yesterday", None, 400, "since"),
@@ -403,7 +409,22 @@ async fn what_is_not_understood_is_refused_with_its_place() {
         (&get, "/replays/nowhere", None, 404, "id"),
         (&post, "/replays/nowhere/stop", None, 404, "id"),
         (&get, "/status?x=1", None, 400, "x"),
+        (&get, "/me?x=1", None, 400, "x"),
+        (&get, "/deployed?x=1", None, 400, "x"),
+        (&get, "/sinks/audit?x=1", None, 400, "x"),
+        (&get, "/openapi.json?x=1", None, 400, "x"),
+        (&get, "/replays?x=1", None, 400, "x"),
+        (&post, "/reload?dry_run=true", None, 400, "dry_run"),
+        (&post, "/reload", Some(json!({ "dry_run": true })), 400, "body"),
+        (&post, "/sinks/audit/pause", Some(json!({ "for": "1h" })), 400, "body"),
         (&post, "/dead/drop", Some(json!({})), 400, "all"),
+        (
+            &post,
+            "/dead/drop?sink=broken&lead=lead_1",
+            Some(json!({ "all": true })),
+            400,
+            "sink",
+        ),
         (
             &post,
             "/dead/drop",
@@ -450,6 +471,41 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             400,
             "body.draft.kind",
         ),
+        (
+            &post,
+            "/replays/plan",
+            Some(json!({ "spec": { "since": "soon" } })),
+            400,
+            "body.spec.since",
+        ),
+        (
+            &post,
+            "/dead/drop",
+            Some(json!({ "all": true, "pick": { "until": "soon" } })),
+            400,
+            "body.pick.until",
+        ),
+        (
+            &post,
+            "/try",
+            Some(json!({ "draft": { "kind": "filter", "text": "{}" }, "pick": { "leed": "x" } })),
+            400,
+            "body.pick.leed",
+        ),
+        (
+            &post,
+            "/close/backfill/plan",
+            Some(json!({ "since": "soon" })),
+            400,
+            "body.since",
+        ),
+        (
+            &post,
+            "/close/backfill/plan",
+            Some(json!({ "types": ["lead"] })),
+            400,
+            "type",
+        ),
         (&get, "/close/subscriptions", None, 409, ""),
         (&post, "/close/backfill", Some(json!({})), 409, ""),
         (&get, "/close/backfill", None, 404, ""),
@@ -469,6 +525,17 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             "{path}: {answer}"
         );
     }
+    let span = json!({ "spec": { "since": "36h", "until": "2099-01-01" } });
+    daemon.api_ok(Method::POST, "/replays/plan", Some(span)).await;
+    let acts = daemon.api_ok(Method::GET, "/acts", None).await;
+    assert_eq!(acts["items"], json!([]), "nothing is ordered before it is understood");
+    // A body that is empty is none, whatever it is called.
+    let nothing = daemon
+        .admin_request(Method::POST, "/api/v1/sinks/audit/pause")
+        .bearer_auth(ACT)
+        .header("content-type", "application/json")
+        .body("");
+    assert_eq!(nothing.send().await.unwrap().status(), StatusCode::OK);
     let say = |body: String, kind: &'static str| {
         daemon
             .admin_request(Method::POST, "/api/v1/dead/drop")
@@ -587,6 +654,14 @@ async fn a_reload_that_is_bad_says_every_fault_and_changes_nothing() {
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
     assert!(answer["faults"].as_array().unwrap().len() >= 2, "{answer}");
     assert_eq!(answer["error"]["place"], "sinks[0].type", "{answer}");
+    let acts = daemon.api_ok(Method::GET, "/acts", None).await;
+    let ended = &acts["items"][0]["ended"]["error"];
+    assert!(
+        ended
+            .as_str()
+            .is_some_and(|error| error.starts_with("nothing has changed: ")),
+        "it was not done: {acts}"
+    );
     assert_eq!(
         daemon.api_ok(Method::GET, "/sinks", None).await["items"]
             .as_array()

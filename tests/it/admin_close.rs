@@ -118,9 +118,18 @@ async fn every_answer_about_close_is_as_the_document_says() {
     document.ask(daemon, post.clone(), resume, resume, None).await;
     until("all of it is there", async || rig.stored().len() == wanted).await;
     until("it is over", async || {
-        daemon.api(ACT, Method::GET, "/close/backfill", None).await.0 == StatusCode::NOT_FOUND
+        daemon.api(ACT, Method::GET, "/close/backfill", None).await.1["state"] == "done"
     })
     .await;
+    // What came of it stays to be seen.
+    let over = document
+        .ask(daemon, get.clone(), "/close/backfill", "/close/backfill", None)
+        .await;
+    assert!(
+        over["ended_at"].is_string() && over["counts"]["seen"].as_u64() > Some(0),
+        "{over}"
+    );
+    assert_eq!(daemon.status()["close"]["backfill"], json!(null));
     // By now there is nothing to stop, which is an answer too.
     document.ask(daemon, post.clone(), stop, stop, None).await;
     let found = document

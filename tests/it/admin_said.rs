@@ -111,6 +111,55 @@ async fn what_can_not_be_meant_is_said_in_our_words_on_a_page() {
             "lead is given more than once",
         ),
         (&get, "/events/more?scanned=-1", form, "", 400, "scanned is"),
+        (
+            &get,
+            "/events?leed=lead_1",
+            form,
+            "",
+            400,
+            "there is no field &#34;leed&#34; here: did you mean &#34;lead&#34;?",
+        ),
+        (
+            &get,
+            "/sinks/audit/letters?act=drop&leed=lead_1",
+            form,
+            "",
+            400,
+            "no field &#34;leed&#34;",
+        ),
+        (
+            &get,
+            "/sinks/audit/letters?act=drop&quarantined=maybe",
+            form,
+            "",
+            400,
+            "has to be only or without",
+        ),
+        (&get, "/events?live=maybe", form, "", 400, "live is"),
+        (
+            &post,
+            "/sinks/audit/letters",
+            form,
+            "act=drop&letters=1&upto=2024-02-15T10%3A00%3A00Z&leed=lead_1",
+            400,
+            "no field &#34;leed&#34;",
+        ),
+        (
+            &post,
+            "/sinks/audit/pause?for=1h",
+            form,
+            "paused=true",
+            400,
+            "no field &#34;for&#34;",
+        ),
+        (
+            &post,
+            "/configuration/reload",
+            form,
+            "dry_run=true",
+            400,
+            "no field &#34;dry_run&#34;",
+        ),
         (&get, "/events/%ff", form, "", 400, "UTF-8"),
         (&get, "/jobs/x", form, "", 404, "is not known any more"),
         (
@@ -158,6 +207,27 @@ async fn a_button_whose_session_is_over_leads_to_the_sign_in_page_and_does_nothi
         "{text}"
     );
     assert!(text.contains("value=\"/sinks\""), "it goes on where that was: {text}");
+    assert_eq!(daemon.sink("audit")["paused"], false);
+    // A page elsewhere is told what it is: whether there is a session is not known there.
+    let origin = |of: &str| {
+        browser()
+            .post(format!("{}/sinks/audit/pause", daemon.admin))
+            .header("origin", of)
+            .header("accept", "text/html,application/xhtml+xml")
+            .header("content-type", "application/x-www-form-urlencoded")
+    };
+    for request in [
+        origin("https://evil.example"),
+        origin("null").header("sec-fetch-site", "cross-site"),
+    ] {
+        let answer = request.body("paused=true").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        let text = answer.text().await.unwrap();
+        assert!(
+            text.contains("another site&#39;s page, and nothing was done") && !text.contains("is over"),
+            "{text}"
+        );
+    }
     assert_eq!(daemon.sink("audit")["paused"], false);
     // Before that page too nothing is said in other words.
     for (path, kind, body) in [

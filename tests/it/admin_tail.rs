@@ -127,6 +127,33 @@ async fn who_connects_again_goes_on_without_a_hole() {
     assert_eq!(bad.send().await.unwrap().status(), StatusCode::BAD_REQUEST);
 }
 
+/// Who was away until events had expired is told which.
+#[tokio::test]
+async fn what_the_log_keeps_no_more_is_told_to_be_left_out() {
+    let daemon = Daemon::start(&format!(
+        "{TOKENS}[log]\nsegment_size = \"64 KiB\"\nretention = \"1s\"\n"
+    ))
+    .await;
+    let noise: String = (0..8000_u64)
+        .map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        .collect();
+    let mut id = 0;
+    until("the first events have expired", async || {
+        id += 1;
+        let data = json!({ "noise": format!("{noise}{id}") });
+        let (status, _) = daemon.send(event(&format!("ev_{id}"), "note", &data)).await.unwrap();
+        assert_eq!(status, 200);
+        daemon.status()["log"]["first"].as_u64() > Some(5)
+    })
+    .await;
+    let mut reader = Reader::begin(&daemon, "", Some(1)).await;
+    assert_eq!(reader.next().await.unwrap().id, 1, "it begins");
+    let left_out = reader.next().await.unwrap();
+    assert_eq!((left_out.name.as_str(), &left_out.data["from"]), ("skipped", &json!(2)));
+    assert!(left_out.data["to"].as_u64() >= Some(4), "{}", left_out.data);
+    assert_eq!(left_out.id, left_out.data["to"].as_u64().unwrap());
+}
+
 #[tokio::test]
 async fn only_what_is_meant_is_told() {
     let daemon = Daemon::start(TOKENS).await;

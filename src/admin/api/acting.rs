@@ -11,6 +11,7 @@ use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain,
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, Viewer};
+use crate::config::time;
 use crate::control::agreed::Agreed;
 use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
@@ -49,8 +50,7 @@ async fn known_sinks(state: &AdminState, names: &[String]) -> Result<(), Refused
 }
 
 /// `GET /sinks`
-pub async fn list_sinks(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn list_sinks(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     all(state.ask(sinks::List {}), ITEMS_MAX).await
 }
 
@@ -82,11 +82,7 @@ async fn set_paused(state: &AdminState, sink: String, actor: &Actor, paused: boo
 /// `GET /dead`
 pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
-    let limit = asked
-        .read::<u64>("limit", "a number")?
-        .unwrap_or(100)
-        .clamp(1, ITEMS_MAX as u64);
-    asked.all_taken()?;
+    let limit = asked.number("limit", ITEMS_MAX as u64)?.unwrap_or(100);
     known_of_dead(&state, sink.as_deref()).await?;
     let list = dead::List {
         sink,
@@ -100,7 +96,6 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
 /// `GET /dead/groups`
 pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, pick) = (asked.one("sink")?, asked.pick()?);
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     all(state.ask(groups::Groups { sink, pick }), ITEMS_MAX).await
 }
@@ -108,7 +103,6 @@ pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer
 /// `GET /dead/count`
 pub async fn count_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
     let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     let told = state.ask(groups::Count { sink, pick, group });
     Ok(plain(&told.last_text().await.map_err(refused)?))
@@ -122,7 +116,6 @@ pub async fn dead(
     _: Viewer,
 ) -> Result<Response, Refused> {
     let sink = asked.one("sink")?;
-    asked.all_taken()?;
     known_of_dead(&state, sink.as_deref()).await?;
     let letters = state
         .ask(dead::Show { sink, id: id.clone() })
@@ -169,14 +162,26 @@ pub struct Which {
     types: Vec<String>,
     lead: Option<String>,
     filter: Option<String>,
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     quarantined: Option<bool>,
     partial: Option<bool>,
 }
 
 impl Which {
-    fn pick(self) -> Result<Pick, Refused> {
+    /// Of these types and this lead.
+    pub(super) fn of(types: Vec<String>, lead: Option<String>) -> Which {
+        Which {
+            types,
+            lead,
+            ..Which::default()
+        }
+    }
+
+    /// The same, checked.
+    pub(super) fn pick(self) -> Result<Pick, Refused> {
         let pick = Pick {
             ids: self.ids,
             types: self.types,
@@ -254,7 +259,9 @@ pub async fn drop_dead(
 pub struct Spec {
     from: u64,
     to: u64,
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     ids: Vec<String>,
     types: Vec<String>,
@@ -358,8 +365,7 @@ pub async fn start_replay(
 }
 
 /// `GET /replays`
-pub async fn list_replays(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn list_replays(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     all(state.ask(replay::List {}), ITEMS_MAX).await
 }
 
@@ -406,6 +412,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_in_a_body_is_refused() {
+        let times: Which = serde_json::from_str(r#"{"since":"2024-02-15","until":"36h"}"#).unwrap();
+        assert_eq!(times.since.unwrap().to_string(), "2024-02-15T00:00:00Z");
+        assert!(times.until.is_some());
         for body in [r#"{"sink":"a","al":true}"#, r#"{"pick":{"leed":"x"}}"#, "[1]"] {
             assert!(serde_json::from_str::<Letters>(body).is_err(), "{body}");
         }

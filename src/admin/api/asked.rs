@@ -25,28 +25,23 @@ use crate::names;
 /// Largest body of a request.
 pub const BODY_MAX: usize = 4 << 20;
 
-/// A query, of which every parameter has to be taken before [`Asked::all_taken`].
+/// A query. That it has nothing which its route does not know was checked before (`declared`).
 #[derive(Debug)]
 pub struct Asked {
     pairs: Vec<(String, String)>,
-    known: Vec<&'static str>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Asked {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Asked, Refused> {
-        Ok(Asked {
-            pairs: fields::pairs(parts)?,
-            known: Vec::new(),
-        })
+        fields::pairs(parts).map(|pairs| Asked { pairs })
     }
 }
 
 impl Asked {
     /// Every value of a parameter.
     pub fn every(&mut self, name: &'static str) -> Vec<String> {
-        self.known.push(name);
         let (own, rest) = std::mem::take(&mut self.pairs)
             .into_iter()
             .partition(|(key, _)| key == name);
@@ -72,6 +67,20 @@ impl Asked {
         text.parse().map(Some).map_err(wrong)
     }
 
+    /// A whole number from 1 to this.
+    pub fn number(&mut self, name: &'static str, most: u64) -> Result<Option<u64>, Refused> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        let number = text.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
+        let wrong = || {
+            let said = shortened(&text);
+            Refused::bad(format!(
+                "{name} is \"{said}\", and has to be a whole number from 1 to {most}"
+            ))
+            .at(name)
+        };
+        number.map(Some).ok_or_else(wrong)
+    }
+
     /// A time, as commands take it.
     pub fn time(&mut self, name: &'static str) -> Result<Option<Timestamp>, Refused> {
         let Some(text) = self.one(name)? else { return Ok(None) };
@@ -94,20 +103,6 @@ impl Asked {
         };
         check(&pick)?;
         Ok(pick)
-    }
-
-    /// There is nothing left that nobody knows.
-    pub fn all_taken(self) -> Result<(), Refused> {
-        let Some((name, _)) = self.pairs.first() else {
-            return Ok(());
-        };
-        let name = shortened(name);
-        Err(Refused::bad(names::unknown(
-            format!("there is no parameter \"{name}\" here"),
-            name,
-            self.known,
-        ))
-        .at(name))
     }
 }
 
@@ -197,7 +192,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 /// The place of a body as a whole.
-const BODY: &str = "body";
+pub(super) const BODY: &str = "body";
 
 /// What is wrong with a body, at its place in it.
 fn not_so(path: &str, error: &serde_json::Error) -> Refused {

@@ -6,14 +6,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, check, inside, plain, refused};
+use super::acting::Which;
+use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::Viewer;
-use crate::control::browse::{Browse, Work};
+use crate::control::browse::{Browse, PAGE_MAX, Work};
 use crate::control::tries::{Draft, Tried, Try};
 use crate::control::whole::{REVISIONS_MAX, Whole};
-use crate::control::{Answer, Pick, deployed, history, picture};
+use crate::control::{Answer, deployed, history, picture};
 use crate::event::Seq;
 
 /// `GET /events`
@@ -21,9 +22,8 @@ pub async fn list(State(state): State<AdminState>, way: Way, mut asked: Asked) -
     let pick = asked.pick()?;
     let before = asked.read::<u64>("before", "the Seq of an event")?.map(Seq);
     let after = asked.read::<u64>("after", "the Seq of an event")?.map(Seq);
-    let limit = asked.read::<u64>("limit", "a number")?;
+    let limit = asked.number("limit", PAGE_MAX)?;
     let sinks = asked.read::<bool>("sinks", "true or false")?.unwrap_or_default();
-    asked.all_taken()?;
     let told = state.ask(Browse {
         pick,
         before,
@@ -43,7 +43,6 @@ pub async fn show(
     _: Viewer,
 ) -> Result<Response, Refused> {
     let send = asked.read::<bool>("send", "true or false")?.unwrap_or_default();
-    asked.all_taken()?;
     let told = state.ask(Whole { id: id.clone(), send }).texts(REVISIONS_MAX).await;
     let found = told.map_err(Refused::failing)?;
     if found.is_empty() {
@@ -72,7 +71,7 @@ fn revisions(found: Option<&Answer>) -> usize {
 pub struct ToTry {
     draft: Draft,
     #[serde(default)]
-    pick: Pick,
+    pick: Which,
     #[serde(default)]
     last: Option<u64>,
 }
@@ -83,10 +82,10 @@ pub async fn try_draft(
     way: Way,
     Body(to_try): Body<ToTry>,
 ) -> Result<Response, Refused> {
-    check(&to_try.pick)?;
+    let pick = to_try.pick.pick()?;
     let told = state.ask(Try {
         draft: to_try.draft,
-        pick: to_try.pick,
+        pick,
         last: to_try.last,
         work: Work::default(),
     });
@@ -112,17 +111,19 @@ pub async fn deployed(State(state): State<AdminState>, _: Viewer) -> Result<Resp
 
 /// `GET /history`
 pub async fn history(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    let hours = asked.read::<u32>("hours", "a number")?;
-    let step_minutes = asked.read::<u32>("step_minutes", "a number")?;
-    asked.all_taken()?;
-    let told = state.ask(history::Show { hours, step_minutes });
+    let hours = asked.number("hours", u64::from(history::HOURS_MAX))?;
+    let step_minutes = asked.number("step_minutes", u64::from(history::STEP_MAX))?;
+    let told = state.ask(history::Show {
+        hours: hours.map(|hours| hours as u32),
+        step_minutes: step_minutes.map(|minutes| minutes as u32),
+    });
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// `GET /close/completeness`
 pub async fn completeness(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    let days = asked.read::<u32>("days", "a number")?;
-    asked.all_taken()?;
+    let days = asked.number("days", u64::from(picture::DAYS_MAX))?;
+    let days = days.map(|days| days as u32);
     Ok(plain(
         &state.ask(picture::Draw { days }).last_text().await.map_err(refused)?,
     ))

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
+use super::acting::Which;
+use super::asked::{self, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::viewer::{Actor, May, Viewer};
 use crate::close;
-use crate::config::Fault;
+use crate::config::{Fault, time};
 use crate::control::close::{Begin, Plan, Rehearse, Resume, Set, Subscription, Subscriptions};
 use crate::control::reload::{Outcome, Reload};
 use crate::control::{configured, status};
@@ -36,14 +37,12 @@ pub async fn me(viewer: Viewer) -> Json<Me> {
 }
 
 /// `GET /status`
-pub async fn status(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn status(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     Ok(plain(&state.ask(status::Show {}).last_text().await.map_err(refused)?))
 }
 
 /// `GET /config`
-pub async fn config(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn config(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     Ok(plain(
         &state.ask(configured::Show {}).last_text().await.map_err(refused)?,
     ))
@@ -57,8 +56,7 @@ pub struct Acts {
 }
 
 /// `GET /acts`
-pub async fn acts(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Json<Acts>, Refused> {
-    asked.all_taken()?;
+pub async fn acts(State(state): State<AdminState>, _: Viewer) -> Result<Json<Acts>, Refused> {
     let items = state.acts().last();
     let is_cut = items.last().is_some_and(|act| act.number > 1);
     Ok(Json(Acts { items, is_cut }))
@@ -105,8 +103,7 @@ async fn has_credentials(state: &AdminState) -> Result<status::Status, Refused> 
 }
 
 /// `GET /close/subscriptions`
-pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn subscriptions(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     let told = state.ask(Subscriptions { masks: true }).texts(ITEMS_MAX + 1).await;
     Ok(asked::list(told.map_err(by_close)?, ITEMS_MAX))
@@ -142,8 +139,7 @@ pub async fn resume_subscription(
 }
 
 /// `GET /close/plan`
-pub async fn plan(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+pub async fn plan(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     Ok(plain(&state.ask(Plan {}).last_text().await.map_err(by_close)?))
 }
@@ -152,20 +148,24 @@ pub async fn plan(State(state): State<AdminState>, asked: Asked, _: Viewer) -> R
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
+    #[serde(deserialize_with = "time::optional")]
     since: Option<Timestamp>,
+    #[serde(deserialize_with = "time::optional")]
     until: Option<Timestamp>,
     types: Vec<String>,
     lead: Option<String>,
 }
 
 impl Wanted {
-    fn ask(self) -> close::Ask {
-        close::Ask {
+    /// The same, checked.
+    fn ask(self) -> Result<Box<close::Ask>, Refused> {
+        let pick = Which::of(self.types, self.lead).pick()?;
+        Ok(Box::new(close::Ask {
             since: self.since,
             until: self.until,
-            types: self.types,
-            lead: self.lead,
-        }
+            types: pick.types,
+            lead: pick.lead,
+        }))
     }
 }
 
@@ -176,13 +176,9 @@ pub async fn plan_backfill(
     actor: Actor,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
+    let ask = wanted.ask()?;
     has_credentials(&state).await?;
-    let told = state.order(
-        &actor,
-        Rehearse {
-            ask: Box::new(wanted.ask()),
-        },
-    );
+    let told = state.order(&actor, Rehearse { ask });
     way.give(&state, told, |answer| inside(&answer, "done")).await
 }
 
@@ -192,24 +188,20 @@ pub async fn backfill(
     actor: Actor,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
+    let ask = wanted.ask()?;
     has_credentials(&state).await?;
-    let told = state.order(
-        &actor,
-        Begin {
-            ask: Box::new(wanted.ask()),
-        },
-    );
+    let told = state.order(&actor, Begin { ask });
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
-/// `GET /close/backfill`: the newest one, unless it is over and forgotten.
-pub async fn show_backfill(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    asked.all_taken()?;
+/// `GET /close/backfill`: the newest one, with what came of it where it is over.
+pub async fn show_backfill(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
     let status = state.ask(status::Show {}).last().await.map_err(refused)?;
-    let none = || Refused::missing("there is no backfill, or it is over");
-    status
-        .close
+    let none = || Refused::missing("there is no backfill: none was begun here");
+    let close = status.close;
+    close
         .backfill
+        .or(close.last_backfill)
         .map(|job| Json(job).into_response())
         .ok_or_else(none)
 }

@@ -5,6 +5,7 @@
 
 mod acting;
 pub mod asked;
+mod declared;
 mod events;
 mod looking;
 pub mod openapi;
@@ -12,6 +13,8 @@ mod schemas;
 mod tail;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
 use axum::routing::{MethodRouter, get, post};
 
 use super::state::AdminState;
@@ -120,7 +123,10 @@ impl Route {
 
 /// Its routes, below `/api/v1`.
 pub fn router() -> Router<AdminState> {
-    let add = |router: Router<AdminState>, route: &Route| router.route(route.path, (route.handler)());
+    let add = |router: Router<AdminState>, route: &'static Route| {
+        let checked = from_fn(move |request: Request, next: Next| declared::checked(route, request, next));
+        router.route(route.path, (route.handler)().route_layer(checked))
+    };
     ROUTES.iter().fold(Router::new(), add)
 }
 
@@ -296,7 +302,7 @@ pub const ROUTES: &[Route] = &[
         "/tail",
         Looks,
         Says::Events,
-        "Events as they come: `begin`, `event`, `skipped` for what was left out because it came too fast, and `looked` for how far it was looked \
+        "Events as they come: `begin`, `event`, `skipped` for what was left out because it came too fast or the log does not keep it any more, and `looked` for how far it was looked \
          where nothing was meant",
         || get(tail::tail),
     )
@@ -480,7 +486,7 @@ pub const ROUTES: &[Route] = &[
         "/close/backfill",
         Looks,
         One("Backfill"),
-        "How the newest backfill gets on; 404 where there is none",
+        "How the newest backfill gets on, or what came of it; 404 where there is none",
         || get(looking::show_backfill),
     ),
     Route::new(Post, "/close/backfill", Acts, One("Done"), "Begin a backfill", || {

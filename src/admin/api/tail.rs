@@ -3,8 +3,8 @@
 //!
 //! Nobody's log is read here without somebody who reads along: the stream pulls, and ends with its reader. It is looked a piece at a
 //! time, from where the reader is on, each piece with a limit on its work and in its turn among all questions; where nothing of that is
-//! meant, how far it was looked is told (`looked`), and the id moves on with it. Only who can't keep up with what is meant is told what was
-//! left out (`skipped`: a range of Seqs) and goes on near the end.
+//! meant, how far it was looked is told (`looked`), and the id moves on with it. Who can't keep up with what is meant is told what was
+//! left out (`skipped`: a range of Seqs) and goes on near the end; and so is who was away until the log kept no more what comes next.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -50,7 +50,6 @@ pub async fn tail(
 ) -> Result<Response, Refused> {
     let pick = asked.pick()?;
     let after = asked.read::<u64>("after", "the Seq of an event")?;
-    asked.all_taken()?;
     let last = match headers.get("last-event-id") {
         None => None,
         Some(last) => {
@@ -152,6 +151,12 @@ impl Tail {
         Some(event("skipped", to, &skipped))
     }
 
+    /// Up to where the log keeps nothing any more of what would come next; `None`: it keeps that.
+    fn gone(&self) -> Option<Seq> {
+        let gone = self.state.oldest().prev();
+        (gone > self.looked).then_some(gone)
+    }
+
     /// Waits until there is something to look at, or how far it was looked is to be told.
     async fn wait(&mut self) {
         let mut head = self.state.head();
@@ -226,6 +231,10 @@ impl Source for Tail {
             }
             if let Some(event) = self.tell() {
                 return Some(event);
+            }
+            self.skips_to = self.gone();
+            if self.skips_to.is_some() {
+                continue;
             }
             if self.state.newest() <= self.looked {
                 self.wait().await;

@@ -22,6 +22,8 @@ struct ActRow {
     outcome: &'static str,
     tone: &'static str,
     error: Option<String>,
+    /// Where it is shown what came of what was only begun.
+    see: Option<&'static str>,
     /// What undoes it.
     undo: Option<Undo>,
 }
@@ -73,6 +75,11 @@ impl ActRow {
             outcome,
             tone,
             error,
+            see: match order["order"].as_str() {
+                Some("backfill" | "backfill-set") => Some("/close#backfill"),
+                Some("replay-start") => Some("/replays"),
+                _ => None,
+            },
             undo,
         }
     }

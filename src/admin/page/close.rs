@@ -11,7 +11,7 @@ use super::acting::{self, May};
 use super::jobs::{About, Ended, Jobs};
 use super::picture::Drawing;
 use super::query::{self, Query};
-use super::said::{Form, Named, Url};
+use super::said::{Form, Named, Nothing, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html, to};
 use crate::admin::fields;
@@ -78,8 +78,9 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     let shown = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     let (status, own) = (shown.close, shown.daemon.node);
     let frame = view.frame("/close");
+    let newest = status.backfill.as_ref().or(status.last_backfill.as_ref());
     let job = Backfill {
-        job: status.backfill.as_ref().map(BackfillCell::of),
+        job: newest.map(BackfillCell::of),
         may_act: frame.may_act,
     };
     if wish.part == "backfill" {
@@ -188,15 +189,17 @@ impl BackfillCell {
             JobState::Done => ("done", "ok"),
         };
         let mut says = format!(
-            "{} to {}: {} seen, {} new, {} known",
-            text::when(&job.spec.since),
-            text::when(&job.spec.until),
+            "{}: {} seen, {} new, {} known",
+            text::range(&job.spec.since, &job.spec.until),
             text::count(&job.counts.seen),
             text::count(&job.counts.stored),
             text::count(&job.counts.known)
         );
         if let Some(seconds) = status.eta_seconds {
             let _ = write!(says, "; about {} left", text::length(seconds));
+        }
+        if let Some(at) = &job.ended_at {
+            let _ = write!(says, "; over at {}", text::when(at));
         }
         BackfillCell {
             state,
@@ -212,7 +215,7 @@ impl BackfillCell {
 }
 
 /// Has Close deliver again.
-pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
+pub async fn resume(view: View, may: May, Named(id): Named, _: Form<Nothing>) -> Shown {
     let only_ours = true;
     acting::order(&view, may, Resume { id, only_ours }).await?;
     Ok(to("/close?done=resumed"))
@@ -224,6 +227,7 @@ pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
 pub struct Wanted {
     since: String,
     until: String,
+    #[serde(alias = "type")]
     types: String,
     lead: String,
     act: String,
@@ -302,7 +306,7 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
                 ));
                 let lines = [
                     format!("Scope: {}", done.scope),
-                    format!("{} to {}", text::when(&done.spec.since), text::when(&done.spec.until)),
+                    text::range(&done.spec.since, &done.spec.until),
                     format!(
                         "{} read, {} known already, {} not wanted",
                         text::count(&counts.seen),

@@ -4,6 +4,7 @@ use askama::Template;
 use axum::response::Response;
 
 use super::acting::{self, May};
+use super::said::{Form, Nothing};
 use super::text;
 use super::view::{Frame, Shown, View, html};
 use crate::config::Fault;
@@ -61,7 +62,7 @@ async fn page(view: &View, outcome: String) -> Response {
 }
 
 /// Takes over what the file says now.
-pub async fn reload(view: View, may: May) -> Shown {
+pub async fn reload(view: View, may: May, _: Form<Nothing>) -> Shown {
     let outcome = acting::order(&view, may, Reload {}).await?;
     let how = How::of(outcome).render().unwrap_or_default();
     Ok(page(&view, how).await)

@@ -6,7 +6,7 @@ use axum::response::IntoResponse;
 
 use super::letter::{self, LetterPage};
 use super::said::Named;
-use super::text::{self, Cut};
+use super::text::{self, Cut, in_url};
 use super::view::{Failed, Frame, Shown, View, html};
 use crate::control::dead::Shown as Letter;
 use crate::control::sent::{Outcome, Sent};
@@ -39,6 +39,8 @@ struct SinkCell {
     state: &'static str,
     tone: &'static str,
     because: String,
+    /// Where it can be retried; `None`: there is no dead letter, or nobody who may.
+    retry: Option<String>,
     reason: String,
     answer: Option<String>,
     sent: Option<SentCell>,
@@ -185,7 +187,9 @@ impl EventPage {
             (None, Some(encoded)) => text::cut(&encoded),
             (None, None) => text::cut(""),
         };
-        let sinks = found.sinks.iter_mut().map(|at| SinkCell::of(at, all)).collect();
+        let id = found.id.clone().filter(|_| frame.may_act);
+        let sinks = found.sinks.iter_mut();
+        let sinks = sinks.map(|at| SinkCell::of(at, all, id.as_deref())).collect();
         let routes = found.routes.iter().map(|route| RouteCell {
             rule: route.rule.clone(),
             matched: route.matched,
@@ -229,13 +233,15 @@ fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
 }
 
 impl SinkCell {
-    fn of(at: &mut AtSink, all: &[Sink]) -> SinkCell {
+    /// `id`: the event's, where whoever looks may act.
+    fn of(at: &mut AtSink, all: &[Sink], id: Option<&str>) -> SinkCell {
         let because = if !at.rules.is_empty() {
-            format!("by {}", at.rules.join(", "))
+            let rules = if at.rules.len() == 1 { "rule" } else { "rules" };
+            format!("by {rules} {}", at.rules.join(", "))
         } else if at.routed {
             "every event goes there".to_owned()
         } else {
-            "no rule of now sends it there".to_owned()
+            "no rule sends it there now".to_owned()
         };
         let (state, tone) = state(&at.state);
         let (reason, answer) = match &at.state {
@@ -255,6 +261,9 @@ impl SinkCell {
             _ => (String::new(), None),
         };
         SinkCell {
+            retry: id
+                .filter(|_| matches!(at.state, EventState::Dead { .. }))
+                .map(|id| format!("/sinks/{}/letters?act=retry&id={}", in_url(&at.sink), in_url(id))),
             name: at.sink.clone(),
             kind: at.kind.clone(),
             state,

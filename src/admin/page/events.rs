@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::query::Query;
-use super::said::Url;
+use super::said::Urls;
 use super::tail::WentCell;
 use super::view::{Failed, Frame, Shown, View, html};
 use super::{event, tail, text};
@@ -72,8 +72,8 @@ struct Place {
     found: u64,
     /// What comes is wanted too.
     is_live: bool,
-    /// Where each went is not said, as in the rest of a page that is live.
-    is_brief: bool,
+    /// It would be, were this not the rest of a page.
+    wants_live: bool,
 }
 
 /// Milliseconds after which a search shows what it has found so far: the first answer comes soon, and the search goes on behind it.
@@ -125,6 +125,7 @@ pub struct Said {
 
 impl Said {
     fn place(&self, query: &Query) -> Result<Place, Refused> {
+        fields::choice("live", &self.live, &["on"])?;
         let place = Place {
             before: fields::number("before", &self.before)?,
             from: fields::number("from", &self.from)?,
@@ -132,16 +133,16 @@ impl Said {
             holds: !self.hold.is_empty(),
             scanned: fields::number("scanned", &self.scanned)?.unwrap_or_default(),
             found: fields::number("found", &self.found)?.unwrap_or_default(),
-            is_brief: self.live == "on",
+            wants_live: self.live == "on",
             is_live: false,
         };
-        let is_live = place.is_brief && !place.is_over(query);
+        let is_live = place.wants_live && !place.is_over(query);
         Ok(Place { is_live, ..place })
     }
 }
 
 /// `/events`
-pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Shown {
+pub async fn show(view: View, Urls(query, said): Urls<Query, Said>) -> Shown {
     let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let (piece, fault) = match piece(&view, &query, &place).await {
         Ok(piece) => (piece, None),
@@ -161,7 +162,7 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> S
 }
 
 /// The next piece of a search that goes on by itself.
-pub async fn more(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Result<Response, Failed> {
+pub async fn more(view: View, Urls(query, said): Urls<Query, Said>) -> Result<Response, Failed> {
     let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let piece = piece(&view, &query, &place)
         .await
@@ -178,8 +179,7 @@ async fn piece(view: &View, query: &Query, place: &Place) -> Result<Piece, Strin
         before: place.end(),
         after: place.from.map(|from| Seq(from).prev()),
         limit: Some(PAGE.saturating_sub(place.found).max(1)),
-        // What comes just now has not gone anywhere yet.
-        sinks: !place.is_brief,
+        sinks: true,
         work: place.work(),
     };
     match view.one(browse).await? {
@@ -202,7 +202,7 @@ impl Piece {
             // A page that is full begins anew.
             if page.ended == Ended::Work {
                 let _ = write!(next, "&scanned={scanned}&found={found}");
-                next.push_str(if place.is_brief { "&live=on" } else { "" });
+                next.push_str(if place.wants_live { "&live=on" } else { "" });
             }
             next
         });
@@ -221,10 +221,7 @@ impl Piece {
             Ended::Beginning if found == 0 => "Nothing in the log is like that.".to_owned(),
             Ended::Beginning => format!("{}: that is all", text::counted(&found, "event")),
         };
-        let went = page
-            .went
-            .as_ref()
-            .map(|went| went.iter().map(cells).collect::<Vec<_>>());
+        let went = went(page);
         Piece {
             rows: tail::rows(&page.events, went.as_deref()),
             connect: if place.is_live {
@@ -252,6 +249,15 @@ impl Piece {
     }
 }
 
+/// Where each event of a page went, where that was asked for.
+pub fn went(page: &Page) -> Option<Vec<Vec<WentCell>>> {
+    let went = page.went.as_ref()?;
+    Some(went.iter().map(cells).collect())
+}
+
+/// So many sinks are named where an event went; more are counted, and named on demand.
+const NAMES_MAX: usize = 3;
+
 /// Where an event went, what needs somebody first: the sinks by what became of it there.
 fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
     let mut by_state: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -261,7 +267,12 @@ fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
     let cell = |(state, sinks): (&str, Vec<&str>)| WentCell {
         tone: event::tone(state),
         state: state.replace('-', " "),
-        sinks: sinks.join(", "),
+        names: (sinks.len() > NAMES_MAX).then(|| sinks.join(", ")),
+        sinks: if sinks.len() > NAMES_MAX {
+            text::many(&sinks, "sink")
+        } else {
+            sinks.join(", ")
+        },
     };
     let mut cells: Vec<WentCell> = by_state.into_iter().map(cell).collect();
     let rank = |cell: &WentCell| {
@@ -312,6 +323,10 @@ mod tests {
             .map(|cell| format!("{}: {}", cell.state, cell.sinks))
             .collect();
         assert_eq!(said, ["dead: b", "in flight: d", "delivered: a, c"]);
+        let many = (0..16).map(|sink| (format!("s{sink:02}"), "delivered".to_owned()));
+        let cells = super::cells(&many.collect());
+        assert_eq!((cells.len(), cells[0].sinks.as_str()), (1, "16 sinks"));
+        assert!(cells[0].names.as_ref().unwrap().starts_with("s00, s01, "));
     }
 
     #[test]

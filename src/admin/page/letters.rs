@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::acting::{self, May};
 use super::jobs::{About, Ended, Jobs};
 use super::query::Query;
-use super::said::{Form, Named, Url};
+use super::said::{Forms, Named, Urls};
 use super::text::{self, in_url};
 use super::view::{Frame, Shown, View, html};
 use crate::admin::fields;
@@ -40,7 +40,7 @@ impl GroupCell {
         let since = if first == last {
             format!("given up at {last}")
         } else {
-            format!("given up from {first} to {last}")
+            format!("given up from {}", text::range(&group.first, &group.last))
         };
         let is_rest = group.group == OTHERS;
         let name = |name: String| if name.is_empty() { "others".to_owned() } else { name };
@@ -122,7 +122,7 @@ impl Wish {
 }
 
 /// Says how many are meant, before anything is done.
-pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
+pub async fn confirm(view: View, Named(sink): Named, Urls(wish, query): Urls<Wish, Query>) -> Shown {
     let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
     if !is_drop {
         super::removed::refuse(&view, &sink).await?;
@@ -180,17 +180,12 @@ fn what_stays(counted: &Counted, sink: &str) -> String {
     }
 }
 
-/// What is sent. What was counted goes along: no more than that is done.
-#[derive(Debug, Deserialize)]
+/// What is sent beside what is to be done. What was counted goes along: no more than that is done.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Sent {
-    #[serde(default)]
     letters: String,
-    #[serde(default)]
     upto: String,
-    #[serde(flatten)]
-    wish: Wish,
-    #[serde(flatten)]
-    query: Query,
 }
 
 impl Sent {
@@ -209,12 +204,11 @@ pub async fn act(
     may: May,
     Extension(jobs): Extension<Jobs>,
     Named(sink): Named,
-    Form(sent): Form<Sent>,
+    Forms(sent, wish, query): Forms<Sent, Wish, Query>,
 ) -> Shown {
     let actor = acting::actor(&view, may)?;
-    let is_drop = sent.wish.is_drop().map_err(|refused| view.wrong(refused))?;
+    let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
     let agreed = sent.agreed().map_err(|refused| view.wrong(refused))?;
-    let Sent { wish, query, .. } = sent;
     let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
     let counted = text::counted(&agreed.letters, "dead letter");
     let back = format!("/sinks/{}#letters", in_url(&sink));

@@ -1,5 +1,7 @@
 //! Is it well, and what to do: troubles first, then the last 24 hours, the sinks, and what comes just now.
 
+use std::cmp::Reverse;
+
 use askama::Template;
 use axum::response::Response;
 use serde::Deserialize;
@@ -11,9 +13,11 @@ use super::tail::{self, TailTable};
 use super::text::{self, in_url};
 use super::tile::Tile;
 use super::view::{Frame, Shown, View, html};
+use crate::admin::fields;
 use crate::control::history::{self, Charts};
 use crate::control::sinks::Shown as Sink;
-use crate::control::status::{self, Status, Trouble};
+use crate::control::status::{self, Next, Status, Trouble};
+use crate::sorted;
 
 /// Minutes in one bar.
 const STEP_MINUTES: u32 = 15;
@@ -27,23 +31,54 @@ struct Overview {
     is_live: bool,
 }
 
-/// One thing that asks for attention, and where it can be looked at.
-struct TroubleCell {
-    what: String,
-    remedy: String,
-    sink: Option<(String, String)>,
+/// One thing that asks for attention, and what to do about it: in words, or by a link to where it is done.
+pub struct TroubleCell {
+    pub what: String,
+    pub remedy: String,
+    /// What it is called, and where it leads.
+    pub link: Option<(String, String)>,
 }
 
 impl TroubleCell {
     fn of(trouble: &Trouble, status: &Status) -> TroubleCell {
         let mut names = status.sinks.iter().map(|sink| &sink.sink.name);
         let found = names.find(|name| is_about(trouble, name));
+        let place = found.map(|name| (format!("Look at {name}"), format!("/sinks/{}", in_url(name))));
+        TroubleCell::with(trouble, trouble.next.as_ref().map(link).or(place))
+    }
+
+    /// The same on the page of the sink that it is about, where its buttons are.
+    pub fn of_sink(trouble: &Trouble) -> TroubleCell {
+        TroubleCell::with(trouble, None)
+    }
+
+    fn with(trouble: &Trouble, link: Option<(String, String)>) -> TroubleCell {
+        let told = |text: &str| text::coded(&text::with_times(text));
         TroubleCell {
-            what: text::coded(&trouble.what),
-            remedy: text::coded(&trouble.remedy),
-            sink: found.map(|name| (name.clone(), in_url(name))),
+            what: told(&trouble.what),
+            // Where a button does it, nobody needs the command.
+            remedy: match trouble.next {
+                Some(_) => String::new(),
+                None => told(&trouble.remedy),
+            },
+            link,
         }
     }
+}
+
+/// Where it is done.
+fn link(next: &Next) -> (String, String) {
+    let (words, place) = match next {
+        Next::ResumeSink { of } => ("Resume it", format!("/sinks/{}", in_url(of))),
+        Next::DeadLetters { of } => (
+            "See why, then retry or drop them",
+            format!("/sinks/{}#letters", in_url(of)),
+        ),
+        Next::Quarantined => ("Look at them", "/events?quarantined=only".to_owned()),
+        Next::ResumeSubscription { .. } => ("Resume it", "/close#subscriptions".to_owned()),
+        Next::Backfill => ("Fetch what Close still has", "/close#backfill".to_owned()),
+    };
+    (words.to_owned(), place)
 }
 
 /// What is looked at again and again.
@@ -54,6 +89,8 @@ struct Part {
     troubles: Vec<TroubleCell>,
     tiles: Vec<Tile>,
     charts: Vec<Chart>,
+    /// Whose lag is shown, where it is not everybody's.
+    lags: Option<String>,
     sinks: SinkTable,
 }
 
@@ -65,6 +102,7 @@ pub struct Wish {
 
 /// `/`
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
+    fields::choice("live", &wish.live, &["on", "off"]).map_err(|refused| view.wrong(refused))?;
     let is_live = wish.live != "off";
     let part = part_of(&view).await.map_err(|error| view.refused(error))?;
     let tail = tail::newest(&view, is_live)
@@ -96,6 +134,10 @@ async fn part_of(view: &View) -> Result<Part, String> {
         well: status.well,
         tiles: tiles(&status),
         charts: charts(&history, &status.sinks),
+        lags: (history.sinks.len() > LAGS_MAX).then(|| {
+            let all = text::count(&(history.sinks.len() as u64));
+            format!("Lag is drawn of {LAGS_MAX} of {all} sinks, those that lag most; each has it on its own page.")
+        }),
         sinks: SinkTable { sinks },
         troubles: status
             .troubles
@@ -117,7 +159,8 @@ fn tiles(status: &Status) -> Vec<Tile> {
         let sum = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
         let refused = sum(&received.refused) + sum(&received.unfit);
         let unavailable = sum(&received.unavailable);
-        tiles.push(Tile::new("Stored", text::count(&received.stored), over.clone()));
+        let stored = format!("deliveries {over}, none that is quarantined");
+        tiles.push(Tile::new("Stored", text::count(&received.stored), stored));
         tiles.push(
             Tile::new("Refused", text::count(&refused), over.clone()).toned(if refused > 0 { "warn" } else { "" }),
         );
@@ -151,18 +194,33 @@ fn charts(history: &Charts, sinks: &[Sink]) -> Vec<Chart> {
     let counted = |title: &str, values, tone| Series::of(history, title, values, tone, as_count).draw();
     let mut charts = vec![
         counted("Received", counts(&history.received), "accent"),
-        counted("Stored", counts(&history.stored), "accent"),
+        counted("Stored, whatever it is", counts(&history.stored), "accent"),
         counted("Refused", counts(&history.refused), "warn"),
     ];
     let delivered = over_sinks(history, |sink| counts(&sink.delivered), |sum, value| sum + value);
     charts.push(counted("Delivered", delivered, "ok"));
-    for (name, sink) in history.sinks.iter().take(LAGS_MAX) {
+    for (name, now) in lagging(history, sinks).into_iter().take(LAGS_MAX) {
+        let Some(sink) = history.sinks.get(name) else { continue };
         let title = format!("Lag of {name}");
         let lag = Series::of(history, &title, sink.lag_seconds.clone(), "lag", as_span);
-        let now = sinks.iter().find(|sink| sink.sink.name == *name).and_then(lag_now);
         charts.push(lag.at_most(now).draw());
     }
     charts
+}
+
+/// Sinks with their lag now, those first that lag most: now and, where they are alike in that, in these hours.
+fn lagging<'h>(history: &'h Charts, sinks: &[Sink]) -> Vec<(&'h str, Option<f64>)> {
+    let most = |values: &[Option<f64>]| values.iter().flatten().copied().fold(0.0, f64::max);
+    let ranked = history.sinks.iter().map(|(name, charts)| {
+        let now = sinks.iter().find(|sink| sink.sink.name == *name).and_then(lag_now);
+        (name.as_str(), now, most(&charts.lag_seconds))
+    });
+    let mut ranked: Vec<(&str, Option<f64>, f64)> = ranked.collect();
+    // Lengths of time are not negative, and as bits they are in the same order.
+    let order =
+        |(_, now, most): &(&str, Option<f64>, f64)| Reverse((now.unwrap_or_default().to_bits(), most.to_bits()));
+    sorted::sort_by_key(&mut ranked, order);
+    ranked.into_iter().map(|(name, now, _)| (name, now)).collect()
 }
 
 /// So many sinks have their lag drawn here; each has it on its own page.

@@ -110,12 +110,7 @@ impl Drawing {
                     x: format!("{:.1}", from.min(wide - width)),
                     width: format!("{width:.1}"),
                     href: href(stretch).unwrap_or_else(|| "#stretches".to_owned()),
-                    text: format!(
-                        "{name}, {} to {}: {}",
-                        text::when(&stretch.from),
-                        text::when(&stretch.to),
-                        stretch.text
-                    ),
+                    text: format!("{name}, {}: {}", text::range(&stretch.from, &stretch.to), stretch.text),
                 }
             };
             lanes.push(Lane {
@@ -147,14 +142,15 @@ impl Row {
     /// What goes on goes on until now only where it has come so far: a claim ends where it was last compared, a backfill where it is to.
     fn of(stretch: &Stretch, now: Timestamp) -> Row {
         let (_, name, class) = named(stretch.kind);
+        let (from, to) = text::both(&stretch.from, &stretch.to);
         Row {
             name,
             class,
-            from: text::when(&stretch.from),
+            from,
             to: if stretch.is_open && stretch.to >= now {
                 "now".to_owned()
             } else {
-                text::when(&stretch.to)
+                to
             },
             text: stretch.text.clone(),
             href: href(stretch),

@@ -1,8 +1,9 @@
 //! Which events are meant, as a form and a URL say it.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::admin::fields;
 use crate::config;
 use crate::control::Pick;
 use crate::event::{EventPattern, types};
@@ -13,6 +14,7 @@ use crate::net::percent;
 #[serde(default)]
 pub struct Query {
     /// Patterns, with commas or spaces between them.
+    #[serde(alias = "type")]
     pub types: String,
     /// A lead's id.
     pub lead: String,
@@ -24,11 +26,26 @@ pub struct Query {
     pub since: String,
     /// The same.
     pub until: String,
-    /// `only`, `without`, or empty.
+    /// `only`, `without`, or empty; as the API says it, `true` or `false`.
+    #[serde(deserialize_with = "as_here")]
     pub quarantined: String,
     /// The same, of events whose data Close withholds.
+    #[serde(deserialize_with = "as_here")]
     pub partial: String,
 }
+
+/// A choice as it is called here.
+fn as_here<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok(match text.as_str() {
+        "true" => ONLY.to_owned(),
+        "false" => WITHOUT.to_owned(),
+        _ => text,
+    })
+}
+
+const ONLY: &str = "only";
+const WITHOUT: &str = "without";
 
 fn list(text: &str) -> Vec<String> {
     let parts = text.split([',', ' ', '\n', '\t', '\r']);
@@ -40,13 +57,10 @@ fn optional(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Only those, all but those, or either.
-fn choice(text: &str) -> Option<bool> {
-    match text {
-        "only" => Some(true),
-        "without" => Some(false),
-        _ => None,
-    }
+/// Only those, all but those, or either. An error says what else it is.
+fn choice(name: &'static str, text: &str) -> Result<Option<bool>, String> {
+    fields::choice(name, text, &[ONLY, WITHOUT]).map_err(|refused| refused.message)?;
+    Ok((!text.is_empty()).then_some(text == ONLY))
 }
 
 /// A time as people write it. An error says what is wrong.
@@ -66,8 +80,8 @@ impl Query {
             filter: optional(&self.filter),
             since: at("since", &self.since)?,
             until: at("until", &self.until)?,
-            quarantined: choice(&self.quarantined),
-            partial: choice(&self.partial),
+            quarantined: choice("quarantined", &self.quarantined)?,
+            partial: choice("partial", &self.partial)?,
         };
         pick.compile()?;
         Ok(pick)
@@ -192,6 +206,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_api_says_means_the_same() {
+        let said = serde_json::json!({ "type": "lead.*", "quarantined": "true", "partial": "false" });
+        let query: Query = serde_json::from_value(said).unwrap();
+        let pick = query.pick().unwrap();
+        assert_eq!(pick.types, ["lead.*"]);
+        assert_eq!((pick.quarantined, pick.partial), (Some(true), Some(false)));
+        assert!(query.url().ends_with("quarantined=only&partial=without"));
+    }
+
+    #[test]
     fn what_can_not_be_meant_is_named() {
         let wrong = |query: Query| query.pick().unwrap_err();
         assert!(
@@ -201,6 +225,11 @@ mod tests {
             })
             .starts_with("since: ")
         );
+        let maybe = Query {
+            quarantined: "maybe".into(),
+            ..Query::default()
+        };
+        assert_eq!(wrong(maybe), "quarantined is \"maybe\", and has to be only or without");
         assert!(
             !wrong(Query {
                 filter: "{".into(),

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::acting::{self, May};
 use super::jobs::{JobPage, JobPart, is_part};
 use super::query::Query;
-use super::said::{Form, Named, Url};
+use super::said::{Form, Named, Urls};
 use super::text::{self, in_url};
 use super::view::{Frame, Shown, View, html, to};
 use crate::admin::fields;
@@ -107,7 +107,7 @@ fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
 }
 
 /// `/replay`: which events, and what would go where. Nothing is counted before somebody has said which.
-pub async fn plan(view: View, RawQuery(raw): RawQuery, Url(query): Url<Query>, Url(aim): Url<Aim>) -> Shown {
+pub async fn plan(view: View, RawQuery(raw): RawQuery, Urls(query, aim): Urls<Query, Aim>) -> Shown {
     let sinks = view
         .all(sinks::List {}, 10_000)
         .await
@@ -129,7 +129,7 @@ pub async fn plan(view: View, RawQuery(raw): RawQuery, Url(query): Url<Query>, U
 }
 
 /// What would go where.
-pub async fn count(view: View, Url(query): Url<Query>, Url(aim): Url<Aim>, headers: HeaderMap) -> Shown {
+pub async fn count(view: View, Urls(query, aim): Urls<Query, Aim>, headers: HeaderMap) -> Shown {
     let count = match counted(&view, &query, &aim).await {
         Ok(counted) => Count::of(&counted, view.frame("").may_act),
         Err(message) => Count {

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use super::acting::{self, May};
 use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::letters::GroupCell;
+use super::overview::TroubleCell;
 use super::query::Query;
 use super::removed::{self, removed};
-use super::said::{Form, Named, Url};
+use super::said::{Form, Named, Urls};
 use super::text::{self, in_url};
 use super::tile::Tile;
 use super::tries::{self, DeployedCell};
@@ -73,6 +74,9 @@ impl SinkRow {
             ("waits as configured", "")
         } else if sink.lag_events > 0 || sink.in_flight > 0 {
             ("delivering", "accent")
+        } else if sink.dead > 0 && sink.delivered == 0 {
+            // It is behind with nothing, and nothing has arrived.
+            ("nothing delivered", "bad")
         } else {
             ("up to date", "ok")
         };
@@ -212,7 +216,7 @@ struct SinkPage {
 struct Part {
     row: SinkRow,
     may_act: bool,
-    troubles: Vec<Trouble>,
+    troubles: Vec<TroubleCell>,
     waits: Option<String>,
     tiles: Vec<Tile>,
     last_error: Option<(String, String)>,
@@ -229,7 +233,7 @@ pub struct Done {
 const GROUPS_MAX: usize = 500;
 
 /// `/sinks/{sink}`
-pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
+pub async fn show(view: View, Named(name): Named, Urls(query, done): Urls<Query, Done>) -> Shown {
     let (part, dead_trouble) = match find(&view, &name).await {
         Ok((status, sink)) => (Some(part_of(&view, &status, &sink).await?), sink.sink.dead_trouble),
         Err(missing) => match removed(&view, &name).await? {
@@ -309,8 +313,18 @@ async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Fai
     Ok(Part {
         row: SinkRow::of(shown),
         may_act: view.frame("").may_act,
-        troubles: status.troubles.iter().filter(is_about_it).cloned().collect(),
-        waits: sink.waits_for.clone().or_else(|| sink.waits_by.clone()),
+        troubles: status
+            .troubles
+            .iter()
+            .filter(is_about_it)
+            .map(TroubleCell::of_sink)
+            .collect(),
+        // That it is paused is among the troubles, and beside the button.
+        waits: sink
+            .waits_for
+            .clone()
+            .or_else(|| sink.waits_by.clone())
+            .filter(|_| !sink.paused),
         tiles: tiles(shown),
         last_error: sink.last_error.clone().map(|error| (error, at.unwrap_or_default())),
         charts: charts(&history, shown),
@@ -432,6 +446,11 @@ mod tests {
         for tile in tiles(&nothing) {
             assert_eq!(tile.value, UNKNOWN, "{}", tile.name);
         }
+        // Everything was given up: that nothing is left to send is not well.
+        let mut given_up = sink("saved", None);
+        given_up.sink.known = Known::Now;
+        given_up.sink.dead = 3;
+        assert_eq!(SinkRow::of(&given_up).state, "nothing delivered");
         // What was saved is known, and what goes on elsewhere is not.
         let saved = sink("saved", Some("b"));
         let row = SinkRow::of(&saved);

@@ -10,8 +10,9 @@ use axum::response::Response;
 use axum::response::sse::Event;
 use serde::Deserialize;
 
+use super::events::went;
 use super::query::Query;
-use super::said::Url;
+use super::said::Urls;
 use super::text;
 use super::view::View;
 use crate::admin::fields;
@@ -43,6 +44,8 @@ struct Row<'a> {
 pub struct WentCell {
     pub state: String,
     pub sinks: String,
+    /// Each by name, where `sinks` only counts them.
+    pub names: Option<String>,
     pub tone: &'static str,
 }
 
@@ -80,10 +83,24 @@ pub fn rows(lines: &[Line], went: Option<&[Vec<WentCell>]>) -> String {
     rows.render().unwrap_or_default()
 }
 
+/// Where events went that came just now: nobody looks again for them.
+fn just_came(count: usize) -> Vec<Vec<WentCell>> {
+    let cell = |_| {
+        vec![WentCell {
+            state: "just came".to_owned(),
+            sinks: String::new(),
+            names: None,
+            tone: "",
+        }]
+    };
+    (0..count).map(cell).collect()
+}
+
 /// The newest events, with what goes on behind the last of them without a hole.
 pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     let browse = Browse {
         limit: Some(ROWS),
+        sinks: true,
         ..Browse::default()
     };
     let Browsed::Page(page) = view.one(browse).await? else {
@@ -92,7 +109,7 @@ pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     Ok(TailTable {
         is_live,
         connect: connect(&Query::default(), page.head),
-        rows: rows(&page.events, None),
+        rows: rows(&page.events, went(&page).as_deref()),
     })
 }
 
@@ -122,8 +139,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// `/tail`: rows of what is meant as they come, for who has everything up to `after`. It ends with the session, and with the daemon.
 pub async fn follow(
     view: View,
-    Url(After { after }): Url<After>,
-    Url(query): Url<Query>,
+    Urls(After { after }, query): Urls<After, Query>,
     standing: Option<Extension<Arc<Standing>>>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
@@ -193,20 +209,34 @@ impl Tail {
             return Ok(None);
         }
         let event = Event::default().id(self.last.to_string());
-        Ok(Some(match self.news(&page, last) {
+        Ok(Some(match self.news(&page, last, self.view.state.oldest()) {
             Some(rows) => event.data(rows),
             None => event,
         }))
     }
 
-    fn news(&self, page: &Page, last: Seq) -> Option<String> {
-        news(page, last, &self.query)
+    fn news(&self, page: &Page, last: Seq, oldest: Seq) -> Option<String> {
+        let mut text = news(page, last, &self.query).unwrap_or_default();
+        // Below the rows, which are the newest first.
+        text.push_str(&gone(last, oldest).unwrap_or_default());
+        (!text.is_empty()).then_some(text)
     }
+}
+
+/// What came behind `last` and is not kept any more; `None`: all that came is.
+fn gone(last: Seq, oldest: Seq) -> Option<String> {
+    if last == Seq::ZERO || oldest <= last.next() {
+        return None;
+    }
+    let (from, to) = (last.next(), oldest.prev());
+    Some(format!(
+        "<tr class=\"skipped\"><td colspan=\"6\">Events {from} to {to} came meanwhile, and the log keeps them no more</td></tr>"
+    ))
 }
 
 /// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
 fn news(page: &Page, last: Seq, query: &str) -> Option<String> {
-    let mut text = rows(&page.events, None);
+    let mut text = rows(&page.events, Some(just_came(page.events.len()).as_slice()));
     let skipped = page.looked.to.0.saturating_sub(last.0 + 1);
     if page.ended != Ended::Beginning && skipped > 0 {
         let count = text::counted(&skipped, "more event");
@@ -276,6 +306,9 @@ mod tests {
             flood.contains("70 more events") && flood.contains("before=81"),
             "{flood}"
         );
+        assert_eq!(gone(Seq(5), Seq(6)), None);
+        assert_eq!(gone(Seq(0), Seq(6)), None, "nobody has seen anything yet");
+        assert!(gone(Seq(5), Seq(9)).unwrap().contains("Events 6 to 8"));
         // Behind a filter the next one may be far; nothing in between is a skip, and what was not looked at is one.
         let rare = news(
             &page(std::iter::once(90), 100, Ended::Beginning),

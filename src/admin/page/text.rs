@@ -128,6 +128,46 @@ fn seen_from(at: Timestamp, now: Timestamp) -> String {
     at.strftime(format).to_string()
 }
 
+/// Two times of which the date is said of both or, where both are of today, of neither.
+pub fn both(from: &Timestamp, to: &Timestamp) -> (String, String) {
+    both_seen_from(*from, *to, Timestamp::now())
+}
+
+fn both_seen_from(from: Timestamp, to: Timestamp, now: Timestamp) -> (String, String) {
+    let texts = (seen_from(from, now), seen_from(to, now));
+    if texts.0.len() == texts.1.len() {
+        return texts;
+    }
+    let whole = |at: Timestamp| at.strftime("%Y-%m-%d %H:%M:%S").to_string();
+    (whole(from), whole(to))
+}
+
+/// `2026-10-29 02:10:07 to 2026-11-28 02:11:07`
+pub fn range(from: &Timestamp, to: &Timestamp) -> String {
+    let (from, to) = both(from, to);
+    format!("{from} to {to}")
+}
+
+/// A sentence of the daemon's with its times as they stand everywhere on the page.
+pub fn with_times(text: &str) -> String {
+    /// `2026-11-28T02:11:07Z`
+    const LEN: usize = 20;
+    let (mut out, mut at) = (String::with_capacity(text.len()), 0);
+    while let Some(letter) = text[at..].chars().next() {
+        let stamp = text
+            .get(at..at + LEN)
+            .filter(|part| letter.is_ascii_digit() && part.ends_with('Z'));
+        if let Some(time) = stamp.and_then(|part| part.parse::<Timestamp>().ok()) {
+            out.push_str(&when(&time));
+            at += LEN;
+        } else {
+            out.push(letter);
+            at += letter.len_utf8();
+        }
+    }
+    out
+}
+
 /// A day, as an axis names it.
 pub fn day(at: &Timestamp) -> String {
     at.strftime("%-d %b").to_string()
@@ -306,5 +346,19 @@ mod tests {
         let told = |text: &str| seen_from(text.parse().unwrap(), now);
         assert_eq!(told("2024-02-15T12:03:44.395Z"), "12:03:44");
         assert_eq!(told("2024-02-14T12:00:00Z"), "2024-02-14 12:00:00");
+        let range = |from: &str, to: &str| both_seen_from(from.parse().unwrap(), to.parse().unwrap(), now);
+        let text = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        assert_eq!(
+            range("2024-02-15T12:03:44Z", "2024-02-15T12:04:00Z"),
+            text("12:03:44", "12:04:00")
+        );
+        assert_eq!(
+            range("2024-01-15T12:03:44Z", "2024-02-15T12:04:00Z"),
+            text("2024-01-15 12:03:44", "2024-02-15 12:04:00")
+        );
+        assert_eq!(
+            with_times("ä since 2024-02-14T12:00:00Z (at 2024-02-14T12:00:01Z), 7 x"),
+            "ä since 2024-02-14 12:00:00 (at 2024-02-14 12:00:01), 7 x"
+        );
     }
 }

@@ -20,6 +20,7 @@ use crate::control::sent::Outcome as Made;
 use crate::control::tries::{Draft, DraftFault, EVENTS, EVENTS_MAX, Summary, Tried, TriedEvent, Try};
 use crate::control::{configured, status};
 use crate::event::Seq;
+use crate::names;
 
 /// What can be tried: its name in forms, and for people.
 const KINDS: [(&str, &str); 4] = [
@@ -44,6 +45,7 @@ pub struct Typed {
     text: String,
     sink: String,
     last: String,
+    #[serde(alias = "type")]
     types: String,
     lead: String,
     /// A rule in force to begin with, by name.
@@ -270,7 +272,11 @@ async fn tried(view: &View, form: &Typed, last: u64) -> Result<Answered, String>
             "rules" => Draft::Rules { text },
             "template" => Draft::Template { text, sink },
             "transform" => Draft::Transform { text, sink },
-            _ => Draft::Filter { text },
+            "filter" => Draft::Filter { text },
+            other => {
+                let wrong = format!("there is no kind \"{other}\" of draft");
+                return Err(names::unknown(wrong, other, KINDS.iter().map(|(kind, _)| *kind)));
+            }
         },
         pick: query.pick()?,
         last: Some(last),

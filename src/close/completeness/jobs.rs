@@ -74,7 +74,7 @@ impl Account {
         let spec = ask.at(client.now());
         if spec.since >= spec.until {
             return Err(Error::Missing(format!(
-                "nothing lies between {} and {}: --since must be the earlier one",
+                "nothing lies between {} and {}: since has to be the earlier one",
                 spec.since, spec.until
             )));
         }
@@ -102,8 +102,7 @@ impl Account {
         let is_begun = |job: &BackfillJob| job.state == JobState::Running && job.trouble.is_none();
         if is_at_work || self.is_supervised.load(Ordering::Relaxed) && self.job().as_ref().is_some_and(is_begun) {
             return Err(Error::Missing(
-                "a backfill is running already: watch it with `closehook backfill --resume`, or stop that with Ctrl-C"
-                    .into(),
+                "a backfill is running already: stop it first, or wait until it is over".into(),
             ));
         }
         let job = BackfillJob::new(spec, scope_of(&self.policy()), self.now());
@@ -180,10 +179,12 @@ impl Account {
                 return Ok(Ended::Superseded);
             }
         }
+        let now = self.now();
         self.store
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
                     job.state = JobState::Done;
+                    job.ended_at = Some(now);
                     job.gets_on();
                 }
                 marks.join_job();

@@ -279,6 +279,9 @@ pub struct BackfillJob {
     pub state: JobState,
     /// When it was begun.
     pub begun_at: Timestamp,
+    /// When it was over; `None`: it is not, or an older closehook has not said.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
     /// Why it does not get on just now; `None` while it does.
     pub trouble: Option<String>,
     /// When that was; `None`: it gets on, or an older closehook has not said.
@@ -319,6 +322,7 @@ impl BackfillJob {
             counts: Counts::default(),
             state: JobState::Running,
             begun_at: now,
+            ended_at: None,
             trouble: None,
             troubled_at: None,
         }

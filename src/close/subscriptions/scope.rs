@@ -83,15 +83,21 @@ impl Scope {
     pub fn describe(&self) -> String {
         let mut names = BTreeSet::new();
         for want in &self.0 {
+            let filtered = if want.filter.is_some() { " (filtered)" } else { "" };
             if want.patterns.is_empty() {
-                names.insert("*".to_owned());
+                names.insert(format!("*{filtered}"));
             }
             for pattern in &want.patterns {
-                let filtered = if want.filter.is_some() { " (filtered)" } else { "" };
                 names.insert(format!("{}{filtered}", pattern.as_str()));
             }
         }
-        names.into_iter().collect::<Vec<_>>().join(", ")
+        // What is wanted whole takes in what is wanted of it.
+        let all = |name: &str| names.contains(name.strip_suffix(" (filtered)").unwrap_or_default());
+        if names.contains("*") {
+            return "*".to_owned();
+        }
+        let names: Vec<String> = names.iter().filter(|name| !all(name)).cloned().collect();
+        names.join(", ")
     }
 
     /// The same for the same scope, different for another.
@@ -190,4 +196,25 @@ pub(in crate::close) fn split(type_action: &str) -> Option<(String, String)> {
 /// The two parts as `object_type.action`.
 pub(in crate::close) fn name((object_type, action): &(String, String)) -> String {
     format!("{object_type}.{action}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_whole_is_said_once() {
+        let filter = r#"{"type":"field_accessor","field":"action","filter":{"type":"equals","value":"created"}}"#;
+        let want = |pattern: &str, filtered: bool| Want {
+            patterns: vec![EventPattern::parse(pattern).unwrap()],
+            filter: filtered.then(|| Filter::parse(filter).unwrap()),
+        };
+        let said = |wants: Vec<Want>| Scope(wants).describe();
+        assert_eq!(said(vec![want("lead.*", true), want("*", false)]), "*");
+        assert_eq!(
+            said(vec![want("lead.*", true), want("note.*", false)]),
+            "lead.* (filtered), note.*"
+        );
+        assert_eq!(said(vec![want("lead.*", true), want("lead.*", false)]), "lead.*");
+    }
 }

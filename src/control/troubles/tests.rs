@@ -396,6 +396,22 @@ fn a_failure_is_a_trouble_while_something_waits_or_somebody_has_to_look() {
     assert!(of_program[0].contains("closehook render crm"), "{of_program:?}");
 }
 
+/// Who has buttons and links shows these instead of a command.
+#[test]
+fn what_one_thing_does_is_said_as_that_thing() {
+    let now = "2024-02-15T12:30:00Z".parse().unwrap();
+    let status = status(|status| {
+        let mut sink = sink();
+        (sink["dead"], sink["paused"], sink["lag_events"]) = (json!(2), json!(true), json!(0));
+        status["sinks"] = json!([sink]);
+    });
+    let found = of(&status, now);
+    assert_eq!(found[0].what, "sink crm is paused", "nothing waits for it");
+    let next: Vec<_> = found.into_iter().filter_map(|trouble| trouble.next).collect();
+    let of = || "crm".to_owned();
+    assert_eq!(next, [Next::ResumeSink { of: of() }, Next::DeadLetters { of: of() }]);
+}
+
 #[test]
 fn the_most_urgent_comes_first_and_nothing_of_close_s_side_where_it_is_not_used() {
     let all = said(|status| {

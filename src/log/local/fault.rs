@@ -19,10 +19,29 @@ pub(super) enum SegmentError {
     Newer(String),
 }
 
+impl SegmentError {
+    /// Long work has stopped for something else, as [`go_on`] says it: nothing has failed.
+    pub(super) fn is_giving_way(&self) -> bool {
+        matches!(self, SegmentError::Io(error) if error.kind() == io::ErrorKind::Interrupted)
+    }
+}
+
 /// Whether long work is still wanted; an error that is worth another try if not.
 pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SegmentError> {
     if progress() {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_is_not_wanted_any_more_gives_way_and_has_not_failed() {
+        assert!(go_on(&mut || false).unwrap_err().is_giving_way());
+        assert!(!SegmentError::Io(io::Error::other("no room")).is_giving_way());
+        go_on(&mut || true).unwrap();
+    }
 }

@@ -124,6 +124,12 @@
     follow();
   }
 
+  // What came of a draft is of the draft as it was run.
+  const draft = document.getElementById("draft");
+  const outcome = document.getElementById("outcome");
+  draft?.addEventListener("input", () => outcome.classList.toggle("stale", outcome.childElementCount > 0));
+  draft?.addEventListener("submit", () => outcome.classList.remove("stale"));
+
   // Where events are looked at in UTC, the reader's own time is a hint away.
   document.addEventListener("mouseover", (event) => {
     const time = event.target.closest?.("time[datetime]");

@@ -238,7 +238,8 @@ impl Keeper {
             && self.deferred.is_empty()
             && !self.shared.is_closing()
         {
-            if self.said_of_merging.is_news(&error.to_string()) {
+            // A flood may have its segments sealed first.
+            if !error.is_giving_way() && self.said_of_merging.is_news(&error.to_string()) {
                 tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
             }
             self.merging_waits = ROUNDS_AFTER_FAILURE;
