@@ -464,7 +464,7 @@ impl Node {
         own as u64 + self.children.iter().map(Node::weight).sum::<u64>()
     }
 
-    fn new(kind: &str, matched: bool) -> Node {
+    pub(super) fn new(kind: &str, matched: bool) -> Node {
         Node {
             kind: kind.to_owned(),
             text: String::new(),
