@@ -260,3 +260,26 @@ async fn what_a_receiver_has_is_not_believed_where_the_log_has_other_events() {
     }
     kit.store.close().await;
 }
+
+/// What comes at the Seqs that the log has lost is something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_events_that_the_log_has_lost_goes_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let kit = kit(dir.path(), &log, config());
+    let event = |seq: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{seq}"}}}}"#);
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        crate::event::Event::new(Seq(seq), jiff::Timestamp::UNIX_EPOCH, source, kind, None, body.into())
+    };
+    let mut record = kit.initial.clone();
+    assert!(record.fates.outdate(&event(5)) && record.fates.outdate(&event(6)));
+    let mut gone_on_with = kit.going_on_with(&record, schedule::now(), Seq(6));
+    assert!(gone_on_with.fates.was_outdated(&event(5)) && !gone_on_with.fates.was_outdated(&event(6)));
+    record.main.as_mut().unwrap().next = Seq(9);
+    crate::deliver::setback::take_back(&log, "a", &mut record, Seq(6))
+        .await
+        .unwrap();
+    assert!(record.fates.was_outdated(&event(5)) && !record.fates.was_outdated(&event(6)));
+    kit.store.close().await;
+}
