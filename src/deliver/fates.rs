@@ -8,16 +8,22 @@
 //! All of it is part of the sink's record, so it says at every moment what holds with the position beside it. It is bounded: what had to
 //! be forgotten is known not to be known.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::seqs::Seqs;
-use crate::event::Seq;
+use super::trail::Last;
+use crate::event::{Event, Seq};
 
 /// Ranges that are remembered of each kind of exception.
 const RANGES_MAX: usize = 512;
 
 /// The same of what was skipped, which is no exception where a transform picks out what it wants.
 const SKIPPED_RANGES_MAX: usize = 4096;
+
+/// Events that are noted before they are read. None of them is forgotten: for more, some have to be read first.
+const OUTDATED_MAX: usize = 4096;
 
 /// Changes of the rules that are remembered.
 const ERAS_MAX: usize = 64;
@@ -47,9 +53,10 @@ pub(super) struct Fates {
     /// A newer event of its object went out instead.
     #[serde(skip_serializing_if = "Seqs::is_empty")]
     superseded: Seqs,
-    /// Not read yet, and known to be older than what was delivered of its object meanwhile.
-    #[serde(skip_serializing_if = "Seqs::is_empty")]
-    outdated: Seqs,
+    /// Not read yet, and known to be older than what was delivered of its object meanwhile: with what tells it from another event to which
+    /// its Seq is given when the log was set back.
+    #[serde(rename = "outdated_events", skip_serializing_if = "BTreeMap::is_empty")]
+    outdated: BTreeMap<Seq, String>,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
     /// Up to here it was forgotten what was delivered although it does not follow; `None` where an older closehook did not say.
@@ -128,23 +135,42 @@ impl Fates {
         }
     }
 
-    /// It stands behind what is read, and is older than what goes of its object before it is read.
-    pub fn outdate(&mut self, seq: Seq) {
-        self.outdated.insert(seq);
-        // Of one that is forgotten it is found out as of any other when it is read.
-        self.outdated.trim(RANGES_MAX);
+    /// It stands behind what is read, and is older than what goes of its object before it is read. `false`: there is no room to note that
+    /// before some of those that are noted are read.
+    pub fn outdate(&mut self, event: &Event) -> bool {
+        let has_room = self.outdated.len() < OUTDATED_MAX || self.outdated.contains_key(&event.seq);
+        if has_room {
+            self.outdated.insert(event.seq, Last::of(event).into_key());
+        }
+        has_room
     }
 
     /// It is read. Whether it was known by then that it is older than what went.
-    pub fn was_outdated(&mut self, seq: Seq) -> bool {
-        let was = self.outdated.has(seq);
-        self.outdated.remove(seq);
-        was
+    pub fn was_outdated(&mut self, event: &Event) -> bool {
+        let noted = self.outdated.remove(&event.seq);
+        noted.is_some_and(|key| key == Last::of(event).into_key())
+    }
+
+    /// Whether so many are noted that some are read before it is worth while to look for more.
+    pub fn has_many_outdated(&self) -> bool {
+        self.outdated.len() > OUTDATED_MAX / 2
+    }
+
+    /// What is before this place is not read any more: what was noted of it, and no rule wanted, or was gone, is of no use.
+    pub fn none_outdated_before(&mut self, next: Seq) {
+        if self.outdated.first_key_value().is_some_and(|(seq, _)| *seq < next) {
+            self.outdated = self.outdated.split_off(&next);
+        }
+    }
+
+    /// The log ends before this place: what comes there is another event.
+    pub fn none_outdated_from(&mut self, end: Seq) {
+        self.outdated.retain(|seq, _| *seq < end);
     }
 
     /// It is not waited any more until objects have settled: whatever is read goes.
     pub fn none_outdated(&mut self) {
-        self.outdated = Seqs::default();
+        self.outdated.clear();
     }
 
     /// It is read again, and whether it is superseded is found out anew.
@@ -237,10 +263,9 @@ impl Fates {
         for (from, to) in other.superseded.ranges() {
             united.superseded.insert_range(*from, *to);
         }
-        for (from, to) in other.outdated.ranges() {
-            united.outdated.insert_range(*from, *to);
+        for (seq, key) in &other.outdated {
+            united.outdated.entry(*seq).or_insert_with(|| key.clone());
         }
-        united.outdated.trim(RANGES_MAX);
         united.skips_forgotten = united.skips_forgotten.max(other.skips_forgotten);
         united.trim_skipped();
         let forgotten = united.unwanted.trim(RANGES_MAX);
@@ -268,6 +293,12 @@ impl Fates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn event(seq: u64, id: &str) -> Event {
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        let body = format!(r#"{{"event":{{"id":"{id}"}}}}"#);
+        Event::new(Seq(seq), jiff::Timestamp::UNIX_EPOCH, source, kind, None, body.into())
+    }
 
     fn judges(fates: &Fates, seqs: &[u64]) -> Vec<Option<String>> {
         seqs.iter()
@@ -340,14 +371,51 @@ mod tests {
     #[test]
     fn what_is_known_before_it_is_read_is_asked_for_once_and_goes_back_with_the_receiver() {
         let (mut ours, theirs) = (Fates::default(), Fates::default());
-        ours.outdate(Seq(7));
-        ours.outdate(Seq(9));
+        assert!(ours.outdate(&event(7, "ev_7")) && ours.outdate(&event(9, "ev_9")));
         let text = serde_json::to_string(&ours).unwrap();
         assert_eq!(serde_json::from_str::<Fates>(&text).unwrap(), ours, "it is saved");
-        assert!(theirs.united_with(&ours, false).was_outdated(Seq(9)));
-        assert!(!ours.set_back_to(&theirs).was_outdated(Seq(9)));
-        assert!(ours.was_outdated(Seq(7)) && !ours.was_outdated(Seq(7)) && !ours.was_outdated(Seq(8)));
+        let (seventh, ninth) = (event(7, "ev_7"), event(9, "ev_9"));
+        assert!(theirs.united_with(&ours, false).was_outdated(&ninth));
+        assert!(ours.united_with(&theirs, false).was_outdated(&ninth));
+        assert!(!ours.set_back_to(&theirs).was_outdated(&ninth));
+        assert!(ours.was_outdated(&seventh) && !ours.was_outdated(&seventh) && !ours.was_outdated(&event(8, "ev_8")));
         ours.none_outdated();
         assert_eq!(ours, Fates::default());
+    }
+
+    /// The log was set back, and gives the same Seqs out once more.
+    #[test]
+    fn another_event_at_the_seq_of_one_that_is_known_before_it_is_read_is_not_it() {
+        let mut fates = Fates::default();
+        for seq in 5..=9 {
+            assert!(fates.outdate(&event(seq, &format!("ev_{seq}"))));
+        }
+        assert!(!fates.was_outdated(&event(5, "ev_105")) && !fates.was_outdated(&event(5, "ev_5")));
+        fates.none_outdated_from(Seq(8));
+        assert!(!fates.was_outdated(&event(8, "ev_8")) && !fates.was_outdated(&event(9, "ev_9")));
+        // No rule wanted the sixth when it was read.
+        fates.none_outdated_before(Seq(7));
+        assert!(!fates.was_outdated(&event(6, "ev_6")) && fates.was_outdated(&event(7, "ev_7")));
+        assert_eq!(fates, Fates::default(), "nothing stays");
+    }
+
+    #[test]
+    fn of_what_is_known_before_it_is_read_nothing_is_forgotten_however_scattered_it_is() {
+        let mut fates = Fates::default();
+        let nth = |nth: usize| event(nth as u64 * 2, &format!("ev_{nth}"));
+        assert!((1..=OUTDATED_MAX).all(|n| fates.outdate(&nth(n))));
+        assert!(!fates.outdate(&nth(OUTDATED_MAX + 1)), "there is no room");
+        assert!(fates.outdate(&nth(OUTDATED_MAX)), "it is noted");
+        assert!(fates.has_many_outdated());
+        assert!((1..=OUTDATED_MAX / 2).all(|n| fates.was_outdated(&nth(n))));
+        assert!(!fates.has_many_outdated() && fates.outdate(&nth(OUTDATED_MAX + 1)));
+    }
+
+    /// As nobody but the version before this one wrote it.
+    #[test]
+    fn ranges_that_say_of_no_event_which_it_was_are_read_past() {
+        let text = r#"{"eras":[],"outdated":[[7,9]],"forgotten":3}"#;
+        let mut fates: Fates = serde_json::from_str(text).unwrap();
+        assert!(fates.is_forgotten(Seq(3)) && !fates.was_outdated(&event(8, "ev_8")));
     }
 }

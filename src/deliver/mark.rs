@@ -43,6 +43,9 @@ pub(super) struct Record {
     /// When this was saved; `None` before the first time.
     #[serde(default)]
     pub saved_at: Option<Timestamp>,
+    /// The process that saved it: `schedule::process`; `None` where an older closehook did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_by: Option<String>,
     /// Where the sink began; `None` where an older closehook settled it.
     #[serde(default)]
     pub begin: Option<Seq>,
@@ -188,10 +191,13 @@ pub(super) const JOBS: &str = "replay/";
 
 impl Record {
     /// If the machine's clock was set back since this was saved, nothing has to wait for it to catch up; and where another process saved
-    /// it, what has waited there for long goes on growing old from here.
+    /// it, what has waited there for long goes on growing old from here. What follows is a record of this process, which does so once.
     pub fn follow_clock(&mut self, now: Timestamp) {
         let saved_at = self.saved_at;
-        let is_own = saved_at.is_some_and(|at| (schedule::began()..=now).contains(&at));
+        let is_own = match &self.saved_by {
+            Some(by) => by == schedule::process(),
+            None => saved_at.is_some_and(|at| (schedule::began()..=now).contains(&at)),
+        };
         if !is_own {
             self.feeds_mut().for_each(|saved| saved.count_on(saved_at, now));
             let from = counted_on(self.held_counted_from, saved_at, now);
@@ -204,6 +210,15 @@ impl Record {
             let back = |at: Timestamp| if at > now { at.checked_sub(ahead).ok() } else { Some(at) };
             self.held_since = self.held_since.and_then(back);
         }
+        if !is_own || ahead.is_positive() {
+            self.saved_now(now);
+        }
+    }
+
+    /// What it says of times is by the clock of this process, at this moment.
+    pub fn saved_now(&mut self, now: Timestamp) {
+        self.saved_at = Some(now);
+        self.saved_by = Some(schedule::process().to_owned());
     }
 
     fn feeds_mut(&mut self) -> impl Iterator<Item = &mut Saved> {

@@ -25,6 +25,21 @@ pub(super) fn now() -> Timestamp {
     BEGAN.0.checked_add(passed).unwrap_or(Timestamp::MAX)
 }
 
+/// What this process is told by from others whose clocks may have shown the same.
+static PROCESS: LazyLock<String> = LazyLock::new(|| {
+    let mut id = [0; 8];
+    if getrandom::fill(&mut id).is_err() {
+        let began = BEGAN.0.as_nanosecond().unsigned_abs() as u64;
+        id = began.to_be_bytes();
+    }
+    hex::encode(id)
+});
+
+/// By which what this process has saved is told from what others have.
+pub(super) fn process() -> &'static str {
+    &PROCESS
+}
+
 /// When this process began, by the clock of [`now`].
 pub(super) fn began() -> Timestamp {
     BEGAN.0

@@ -113,6 +113,7 @@ pub(super) async fn take_back(log: &dyn Log, sink: &str, record: &mut Record, en
     }
     // Whatever Seqs are given out next, it waits there for what comes.
     main.next = main.next.min(end);
+    record.fates.none_outdated_from(end);
     Ok(())
 }
 

@@ -33,6 +33,11 @@ impl Last {
         }
     }
 
+    /// What tells it from others.
+    pub fn into_key(self) -> String {
+        self.key
+    }
+
     /// Whether the event at its Seq is that one.
     pub fn is(&self, event: &Event) -> bool {
         *self == Last::of(event)

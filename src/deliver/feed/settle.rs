@@ -35,6 +35,9 @@ impl Held {
 /// An object that goes on changing is delivered at the latest after so many times the span in which nothing may change.
 const SETTLES_WITHIN: i32 = 10;
 
+/// Events may be open at the most where the next ones have to be read before anything can go: of what has not settled only ids are held.
+const CRAMMED_MAX: usize = 16_384;
+
 /// Objects are remembered at the most whose next event is somewhere in the log. For one more the ten times begin anew with that event.
 const HEIRS_MAX: usize = 16_384;
 
@@ -271,6 +274,20 @@ impl Feed {
             letter: None,
         };
         self.insert(event.seq, item);
+    }
+
+    /// How many more events may be offered where some of the next ones have to be read before anything can go.
+    pub fn room_crammed(&self) -> usize {
+        if self.has_memory() {
+            CRAMMED_MAX.saturating_sub(self.open.len())
+        } else {
+            0
+        }
+    }
+
+    /// Whether nothing more can be read even so.
+    pub fn is_brimful(&self) -> bool {
+        self.open.len() >= CRAMMED_MAX
     }
 
     /// How many objects have not settled yet.

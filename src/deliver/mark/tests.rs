@@ -272,3 +272,57 @@ fn an_older_record_is_read() {
     assert_eq!((record.cursor(), record.paused, record.lost), (Some(Seq(2)), true, 1));
     assert_eq!(record.replays["rp_1"].saved.next, Seq(2));
 }
+
+/// A record that was tried, and has held its sink up, for an hour when it was saved.
+pub(in crate::deliver) fn waiting_for_an_hour(saved_at: Timestamp, saved_by: Option<&str>) -> Record {
+    let began = Some(saved_at - SignedDuration::from_hours(1));
+    let mut record = Record {
+        saved_at: Some(saved_at),
+        saved_by: saved_by.map(str::to_owned),
+        held_since: began,
+        held_counted_from: began,
+        ..record(9, &[8])
+    };
+    let tries = &mut record.main.as_mut().unwrap().open[0].tries;
+    (tries.attempts, tries.first_attempt, tries.counted_from) = (3, began, began);
+    record
+}
+
+#[test]
+fn what_another_process_has_counted_goes_on_from_here_once() {
+    let now = schedule::now();
+    let hour = SignedDuration::from_hours(1);
+    let counted = |record: &Record| record.main.as_ref().unwrap().open[0].tries.counted_from;
+    for (saved_at, saved_by, why) in [
+        (now - hour * 50, Some("another"), "long ago"),
+        (now, Some("another"), "its clock showed what this one's shows"),
+        (now - hour * 50, None, "by an older closehook"),
+    ] {
+        let mut record = waiting_for_an_hour(saved_at, saved_by);
+        record.follow_clock(now);
+        assert_eq!(
+            (counted(&record), record.held_counted_from),
+            (Some(now - hour), Some(now - hour)),
+            "{why}"
+        );
+        assert_eq!(
+            (record.saved_at, record.saved_by.as_deref()),
+            (Some(now), Some(schedule::process()))
+        );
+        let once = record.clone();
+        record.follow_clock(now + hour);
+        assert_eq!(record, once, "{why}: twice");
+    }
+    // What this process has counted is by its own clock.
+    let own = waiting_for_an_hour(now, Some(schedule::process()));
+    let mut followed = own.clone();
+    followed.follow_clock(now + hour);
+    assert_eq!(followed, own);
+    // A clock that was ahead is followed once, too.
+    let mut ahead = waiting_for_an_hour(now + hour * 5, Some("another"));
+    ahead.main.as_mut().unwrap().open[0].due = Some(now + hour * 6);
+    for _ in 0..2 {
+        ahead.follow_clock(now);
+        assert_eq!(ahead.main.as_ref().unwrap().open[0].due, Some(now + hour));
+    }
+}

@@ -123,13 +123,15 @@ async fn the_newest_revision_goes_in_whatever_order_they_come() {
     engine.shutdown().await;
 }
 
-/// Changes of objects, each of a revision of that second, that were received so many seconds after each other an hour ago.
+/// Changes of objects, each of a revision of that second, that were received so many seconds after each other an hour ago; 0: of none.
 async fn append_revisions(bench: &Bench, changes: &[(u64, u64, i64)]) {
     let hour = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
     let incoming = changes.iter().enumerate().map(|(index, (object, revision, second))| {
-        let body = format!(
-            r#"{{"event":{{"id":"ev_{index}","object_id":"lead_{object}","date_updated":"2024-02-15T12:48:0{revision}"}}}}"#
-        );
+        let id = match object {
+            0 => String::new(),
+            object => format!(r#","object_id":"lead_{object}""#),
+        };
+        let body = format!(r#"{{"event":{{"id":"ev_{index}"{id},"date_updated":"2024-02-15T12:48:0{revision}"}}}}"#);
         let at = hour + jiff::SignedDuration::from_secs(*second);
         Incoming::new(body.into(), at, Source::Webhook, None)
     });
@@ -163,6 +165,27 @@ async fn an_older_revision_that_there_is_no_room_to_read_does_not_go_after_the_n
         assert_eq!(state(&bench, &engine, OBJECTS + 9).await, Superseded);
         engine.shutdown().await;
     }
+}
+
+/// They lie so scattered, and are so many, that some have to be read before more can be noted.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_scattered_older_revisions_none_goes_after_the_newer_one() {
+    const OBJECTS: u64 = 7000;
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.sinks[0].settle = Some(Span::secs(60));
+    let newer = (1..=OBJECTS).map(|object| (object, 5, 0));
+    // Behind each older one stands an event of no object.
+    let older = (1..=OBJECTS).flat_map(|object| [(object, 1, 20), (0, 1, 20)]);
+    append_revisions(&bench, &newer.chain(older).collect::<Vec<_>>()).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 3 * OBJECTS).await;
+    let others = (1..=OBJECTS).map(|nth| OBJECTS + 2 * nth);
+    let expected: Vec<u64> = (1..=OBJECTS).chain(others).collect();
+    let went = receiver.sorted();
+    assert!(went == expected, "{} went", went.len());
+    assert_eq!(status(&engine).superseded, OBJECTS);
+    engine.shutdown().await;
 }
 
 /// What has waited in the log for long enough by the clock may still be superseded by what stands behind it.

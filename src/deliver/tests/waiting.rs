@@ -481,7 +481,7 @@ async fn what_was_counted_of_an_age_before_a_kill_counts_after_it() {
         let mut record: super::super::mark::Record = entry.json().unwrap();
         let killed = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(200);
         let began = Some(killed - jiff::SignedDuration::from_hours(hours));
-        record.saved_at = Some(killed);
+        (record.saved_at, record.saved_by) = (Some(killed), Some("another".into()));
         record.held_since = record.held_since.and(began);
         record.held_counted_from = record.held_since;
         for item in record.main.iter_mut().flat_map(|main| &mut main.open) {

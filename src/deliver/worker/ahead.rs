@@ -41,6 +41,8 @@ pub(super) struct Ahead {
     end: Option<Seq>,
     /// How often it could not be read in a row.
     fails: u32,
+    /// Of so many it could not be noted that they are older than what goes.
+    unnoted: u64,
 }
 
 impl Ahead {
@@ -78,11 +80,18 @@ impl Worker<'_> {
         let (Some(span), true) = (settle_of(&self.kit.config), self.is_stuffed()) else {
             self.looked_up.clear();
             self.ahead = None;
+            self.crammed = false;
             return looked;
         };
         if self.record.paused || self.not_before.is_some() {
             return false;
         }
+        if self.is_crammed() {
+            // What can't go takes no memory meanwhile.
+            self.lanes.main.unload();
+            return self.main_room() > 0;
+        }
+        self.crammed = false;
         let main = &self.lanes.main;
         // What has been tried, or finished, waits for nothing here.
         self.looked_up.retain(|seq| main.is_settling(*seq));
@@ -108,13 +117,39 @@ impl Worker<'_> {
             ahead.fails = 0;
             ahead.read += batch.events.len();
             superseded |= self.find_superseded(&mut ahead, &batch.events, span);
+            if self.crammed {
+                // It is looked anew when some of what was noted is read; until then nothing keeps reading up.
+                self.looked_up.clear();
+                return true;
+            }
             if batch.next <= ahead.from {
                 break;
             }
             ahead.from = batch.next;
         }
+        if ahead.unnoted > 0 {
+            tracing::warn!(
+                sink = self.kit.name(),
+                events = ahead.unnoted,
+                "more objects wait to settle than are kept: older revisions of what goes now stand in the log behind it, and may go after it"
+            );
+        }
         self.looked_up.extend(ahead.due.into_values());
         superseded
+    }
+
+    /// Whether nothing more goes by a look ahead before some of what is noted there is read.
+    fn is_crammed(&self) -> bool {
+        self.crammed && self.record.fates.has_many_outdated() && !self.lanes.main.is_brimful()
+    }
+
+    /// How many more events the main feed may read.
+    pub(super) fn main_room(&self) -> usize {
+        if self.is_crammed() {
+            self.lanes.main.room_crammed()
+        } else {
+            self.lanes.main.room()
+        }
     }
 
     /// The next piece of the log in which is looked. `None`: it can't be read now, and that was noted.
@@ -146,8 +181,15 @@ impl Worker<'_> {
             let next = self.lanes.main.overtaken(seq, event, span);
             if next == Next::Older {
                 // When it is read, what supersedes it may have gone. What is behind it may be newer than both.
-                self.record.fates.outdate(event.seq);
-                self.progress.dirty = true;
+                if self.record.fates.outdate(event) {
+                    self.progress.dirty = true;
+                } else if self.lanes.main.is_brimful() {
+                    // Otherwise nothing would go any more.
+                    ahead.unnoted += 1;
+                } else {
+                    self.crammed = true;
+                    return superseded;
+                }
                 continue;
             }
             // This one decides: what comes behind it comes behind that.
@@ -180,6 +222,7 @@ impl Worker<'_> {
             until: until.checked_add(ABOUT).unwrap_or(Timestamp::MAX),
             end: None,
             fails: 0,
+            unnoted: 0,
         })
     }
 
@@ -197,8 +240,10 @@ impl Worker<'_> {
             let may_go = |seq: &&Seq| self.looked_up.contains(seq) || !self.lanes.main.is_settling(**seq);
             let count = seqs.iter().take_while(may_go).count();
             if count < seqs.len() {
-                // It became due this very moment. What is behind it does not go before it.
-                self.wakes.push(Instant::now());
+                // It became due this very moment, or waits until something is read. What is behind it does not go before it.
+                if !self.is_crammed() {
+                    self.wakes.push(Instant::now());
+                }
                 seqs.truncate(count);
             }
         }
@@ -220,6 +265,7 @@ mod tests {
             until: Timestamp::UNIX_EPOCH,
             end: None,
             fails: 0,
+            unnoted: 0,
         };
         assert!(!ahead.is_over(Seq(1000)) && ahead.is_over(Seq(9)));
         assert_eq!(ahead.piece(), (READ_EVENTS, READ_BYTES));

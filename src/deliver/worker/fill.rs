@@ -56,7 +56,7 @@ impl Worker<'_> {
         let head = *self.head.borrow_and_update();
         let passed = self.passed();
         let main = &self.lanes.main;
-        let has_room = main.room() > 0 && !self.looks_ahead();
+        let has_room = self.main_room() > 0 && !self.looks_ahead();
         let main_more = self.kit.follow && main.next() <= head && has_room && !self.waits_by_delay();
         self.unread = main_more;
         main_more || self.lanes.replays.iter().any(|replay| replay.wants_more(head, passed))
@@ -86,7 +86,7 @@ impl Worker<'_> {
 
     /// `Some(true)`: something was read; `None`: the log can't be read now.
     async fn fill_main(&mut self) -> Option<bool> {
-        let (room, bytes) = (self.lanes.main.room(), self.lanes.main.room_bytes());
+        let (room, bytes) = (self.main_room(), self.lanes.main.room_bytes());
         let from = self.lanes.main.next();
         let head = *self.head.borrow_and_update();
         if room == 0 || from > head || self.looks_ahead() || self.waits_by_delay() {
@@ -114,6 +114,8 @@ impl Worker<'_> {
         }
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
+        // After a restart it is gone on there.
+        self.record.fates.none_outdated_before(main.next_saved());
         self.progress.dirty = true;
         Some(batch.next > from)
     }
@@ -164,6 +166,7 @@ impl Worker<'_> {
         // What is due is found out anew.
         self.looked_up.clear();
         self.ahead = None;
+        self.crammed = false;
     }
 
     /// Takes up what was read for a sink that waits until objects have settled: of what waits only ids and Seqs are kept, and it is read
@@ -179,7 +182,7 @@ impl Worker<'_> {
                 continue;
             };
             self.record.fates.reads_again(event.seq);
-            if self.record.fates.was_outdated(event.seq) {
+            if self.record.fates.was_outdated(&event) {
                 main.passed_over(event.seq);
                 self.supersede(event.seq);
                 continue;

@@ -186,6 +186,7 @@ impl Kit {
         if let Some(main) = record.main.as_mut().filter(|_| self.lease.fence() == 0) {
             // The log has lost what it had, and could not be told so: what it stores next is new.
             main.next = main.next.min(end);
+            record.fates.none_outdated_from(end);
         }
         record
     }
@@ -301,6 +302,8 @@ struct Worker<'a> {
     looked_up: BTreeSet<Seq>,
     /// What is looked for there.
     ahead: Option<ahead::Ahead>,
+    /// More was found there than can be noted: some of it has to be read first.
+    crammed: bool,
     /// When it is tried again to make letters that could not be made yet.
     make_parked_at: Option<Instant>,
     /// The event at which the main feed stops reading, because it is not due yet.
@@ -374,6 +377,7 @@ impl<'a> Worker<'a> {
             unread: true,
             looked_up: BTreeSet::new(),
             ahead: None,
+            crammed: false,
             make_parked_at: None,
             undue: None,
             last_error: None,

@@ -194,12 +194,15 @@ impl Worker<'_> {
     pub(super) fn snapshot(&self) -> Record {
         let record = self.lanes.save(&self.record, self.kit.follow);
         let next = record.main.as_ref().map(|main| main.next);
-        Record {
+        let mut record = Record {
             last: next.and_then(|next| self.trail.below(next)),
             // Letters are durable before what passes their events.
             letters: self.kit.letters.extent(),
             ..record
-        }
+        };
+        // A receiver's mark is as old as its transaction, however long nothing was saved here.
+        record.saved_now(schedule::now());
+        record
     }
 
     /// Notes what was found to be damaged of the letters since the sink began: those that nodes share are read as they come, and a file is
@@ -271,7 +274,7 @@ impl Worker<'_> {
         task::begin_among(&mut self.tasks, secured);
     }
 
-    fn securing(&self, record: Record, sink: Option<Arc<dyn Sink>>) -> Securing {
+    pub(super) fn securing(&self, record: Record, sink: Option<Arc<dyn Sink>>) -> Securing {
         Securing {
             store: self.kit.store.clone(),
             key: record_key(self.kit.name()),
@@ -299,6 +302,7 @@ impl Worker<'_> {
             if secured.taken {
                 self.record.position.clone_from(&record.position);
                 self.record.saved_at = record.saved_at;
+                self.record.saved_by.clone_from(&record.saved_by);
                 self.progress.saving_deliveries = Seqs::default();
                 let secured = self.progress.secures();
                 self.count_delivered(secured);

@@ -112,7 +112,10 @@ impl Securing {
     }
 
     async fn put(&mut self, moved: bool) -> Result<(Record, Revision), Trouble> {
-        self.record.saved_at = Some(schedule::now());
+        let now = schedule::now();
+        // What is durable may be another process's still.
+        self.record.follow_clock(now);
+        self.record.saved_now(now);
         let mut put = put_json(&*self.store, &self.key, &self.record, self.expected).await;
         if matches!(put, Err(StoreError::Conflict(_))) && self.is_gone().await {
             put = put_json(&*self.store, &self.key, &self.record, Expected::Nothing).await;

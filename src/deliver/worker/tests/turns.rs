@@ -260,3 +260,48 @@ async fn what_a_receiver_has_is_not_believed_where_the_log_has_other_events() {
     }
     kit.store.close().await;
 }
+
+/// What comes at the Seqs that the log has lost is something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_events_that_the_log_has_lost_goes_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let kit = kit(dir.path(), &log, config());
+    let event = |seq: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{seq}"}}}}"#);
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        crate::event::Event::new(Seq(seq), jiff::Timestamp::UNIX_EPOCH, source, kind, None, body.into())
+    };
+    let mut record = kit.initial.clone();
+    assert!(record.fates.outdate(&event(5)) && record.fates.outdate(&event(6)));
+    let mut gone_on_with = kit.going_on_with(&record, schedule::now(), Seq(6));
+    assert!(gone_on_with.fates.was_outdated(&event(5)) && !gone_on_with.fates.was_outdated(&event(6)));
+    record.main.as_mut().unwrap().next = Seq(9);
+    crate::deliver::setback::take_back(&log, "a", &mut record, Seq(6))
+        .await
+        .unwrap();
+    assert!(record.fates.was_outdated(&event(5)) && !record.fates.was_outdated(&event(6)));
+    kit.store.close().await;
+}
+
+/// However long nothing was saved here, and whoever has saved what is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_is_as_old_as_itself_and_counts_as_the_process_does_that_saves_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let kit = kit(dir.path(), &log, config());
+    let long_ago = schedule::now() - SignedDuration::from_hours(50);
+    let durable = crate::deliver::mark::tests::waiting_for_an_hour(long_ago, Some("another"));
+    let mut worker = Worker::new(&kit, durable, None);
+    worker.record.saved_at = Some(long_ago);
+    let before = schedule::now();
+    let made = worker.snapshot();
+    assert!(made.saved_at >= Some(before) && made.saved_by.as_deref() == Some(schedule::process()));
+    // Of what is durable only the orders are others: the rest is as another process has left it.
+    let ordered = worker.durable.with_orders_of(&worker.record);
+    let secured = worker.securing(ordered, None).run().await;
+    let (saved, _) = secured.saved.unwrap();
+    let hour = SignedDuration::from_hours(1);
+    assert!(saved.saved_at >= Some(before) && saved.held_counted_from >= Some(before - hour));
+    kit.store.close().await;
+}
