@@ -276,6 +276,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Whether what goes in one call may as well go in several, however long it was gathered: then one event shows whether the sink works
+    /// again. By itself what is gathered for long is one message, and so is what shows that.
+    fn splits(&self) -> bool {
+        false
+    }
+
     /// How much it gathers between two checkpoints, for [`Commit::Checkpoint`]; `None`: as little as costs little. Until then the mark
     /// stays behind all of it, so what a sink gathers comes again after a crash. A dead letter that is tried again does not wait.
     fn gathers(&self) -> Option<Gather> {

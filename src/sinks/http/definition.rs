@@ -37,7 +37,8 @@ one the sink is unavailable.
 and the first 32 hex digits of the SHA-256 of the events' keys in order, each followed by a line feed; closehook-* is left out. A \
 receiver has to take or refuse a batch as a whole: one that it refuses (4xx), or fails over (500 and other 5xx), is sent again by halves, so that \
 a bad event costs only itself: refused alone it is a dead letter, and it is tried again if the receiver fails over it alone. One that fails over \
-all of them takes nothing now, and so does one that answers a batch with 502, 503 or 504, or with a 5xx and retry-after: no more is sent until then. Events that are sent again come in \
+all of them takes nothing now, and so does one that answers a batch with 502, 503 or 504, or with a 5xx and retry-after: no more is sent until then. \
+If it then takes an event alone and answers the next batch so too, that is sent by halves as well. An event over which it failed alone goes alone from then on. Events that are sent again come in \
 other batches, under another key: a receiver knows them only by the ids in the body. With order = \"strict\" nothing is sent that follows \
 an event to be tried again.
 `ca` is an authority, or the receiver's own certificate, of which neither name nor date matters then.",
