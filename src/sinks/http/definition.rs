@@ -10,8 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is in `webhook-id` and `idempotency-key`",
     notes: "\
 The status is the answer: 2xx is delivered, whatever else the receiver says. 401, 403, 407 and 429 say that it takes nothing now \
-(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day), and what a 401 says why, in JSON (message, error, ...) \
-or as a text, stands in log and status, its first 200 characters; a redirect that the receiver \
+(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day), and why it answers 401, where its JSON says so (message, error, ...), \
+stands in log and status, up to 200 characters without words that the request's body has too, unless an event makes the host; a redirect that the receiver \
 has moved, for every event: set the final `url`; 408, 425 and 5xx are tried again; any other 4xx are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
 no answer, is cut off at `timeout`; a head of more than 1,024 lines is no answer.
