@@ -138,11 +138,14 @@ impl Fared {
         })
     }
 
-    /// Whether more is sent although the receiver says of these that it is away. Of an event alone that may be about itself; of several
-    /// only where it has been so before and took another one meanwhile.
+    /// Whether more is sent although the receiver says of these that it is away. Of an event alone that may be about itself, as long as it
+    /// is not so with one more before any is taken; of several only where it has been so before and took another one meanwhile.
     fn goes_on_without(&self, items: &[Item<'_>]) -> bool {
         match items {
-            [alone] => self.outcomes.len() == 1 || self.searches || alone.is_lone,
+            [alone] => {
+                let may_be_it = self.delivered > 0 || self.fell_alone.is_empty();
+                self.outcomes.len() == 1 || alone.is_lone || self.searches && may_be_it
+            }
             _ => self.searches && self.delivered > 0,
         }
     }

@@ -29,11 +29,7 @@ async fn a_sink_that_waits_for_its_turn_in_vain_says_for_what() {
     let other = server.admin().await;
     let held = format!("BEGIN; {}", statements::IN_TURN);
     other.batch_execute(&held).await.unwrap();
-    let context = Context {
-        timeout: Duration::from_secs(2),
-        ..context()
-    };
-    let opened = kind(json!({"url": server.url()})).open(context).await;
+    let opened = kind(json!({"url": server.url()})).open(hasty()).await;
     let why = opened.err().unwrap();
     assert!(why.reason.contains("another session makes tables"), "{why}");
 }
