@@ -103,10 +103,13 @@ impl std::fmt::Display for Reason {
 /// The sink can take nothing now, whichever event it is: no connection, an expired token, 429, a full disk. No event's attempt is
 /// counted, and the whole sink waits (decision 33).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
+#[error("{reason}{said}")]
 pub struct Unavailable {
     /// One sentence for people, with what to do; never holds a secret or a body.
     pub reason: String,
+    /// What the receiver itself says of that, as the end of that sentence; empty where it says nothing. It is for logs and status, and
+    /// another one each time perhaps: what is told apart by its reason is so without it.
+    pub said: String,
     /// The earliest moment to try again (`retry-after`), from now; `None`: the engine's back-off.
     pub after: Option<Duration>,
 }
@@ -116,6 +119,7 @@ impl Unavailable {
     pub fn new(reason: impl Into<String>) -> Unavailable {
         Unavailable {
             reason: reason.into(),
+            said: String::new(),
             after: None,
         }
     }
@@ -274,6 +278,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// Events a second at the most where the configuration sets no `rate`: what the receiver itself allows. `None`: as many as come.
     fn rate(&self) -> Option<f64> {
         None
+    }
+
+    /// Whether what goes in one call may as well go in several, however long it was gathered: then one event shows whether the sink works
+    /// again. By itself what is gathered for long is one message, and so is what shows that.
+    fn splits(&self) -> bool {
+        false
     }
 
     /// How much it gathers between two checkpoints, for [`Commit::Checkpoint`]; `None`: as little as costs little. Until then the mark

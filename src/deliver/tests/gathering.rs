@@ -2,6 +2,108 @@
 
 use super::*;
 
+/// A receiver over HTTP, and a sink of batches to it that gathers for long.
+async fn over_http(says: impl Fn(&str) -> (u16, Option<&'static str>) + Clone + Send + Sync + 'static) -> SinkConfig {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let answer = move |body: String| async move {
+        let (status, after) = says(&body);
+        let mut response = axum::response::Response::new(axum::body::Body::empty());
+        *response.status_mut() = axum::http::StatusCode::from_u16(status).unwrap();
+        if let Some(after) = after {
+            response.headers_mut().insert("retry-after", after.parse().unwrap());
+        }
+        response
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    let table = serde_json::json!({"url": url, "allow_private": true, "batch": {"events": 20, "wait": "5s"}});
+    let http = crate::sinks::REGISTRY.iter().find(|kind| kind.name == "http").unwrap();
+    let mut faults = Vec::new();
+    let options = http.options_of("sinks[0]", table, &mut faults).unwrap();
+    assert_eq!(faults, []);
+    let receiver = Receiver::new();
+    SinkConfig {
+        options,
+        concurrency: Some(1),
+        ..sink_on(&receiver, Commit::Acknowledge)
+    }
+}
+
+/// The ids in a body.
+fn ids(body: &str) -> Vec<u64> {
+    let named = body.split("\"ev_").skip(1);
+    named
+        .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
+        .collect()
+}
+
+/// What stands before a receiver says 502 when that falls over an event.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_over_which_a_receiver_of_batches_seems_away_holds_up_no_other() {
+    let requests: Arc<Mutex<Vec<Vec<u64>>>> = Arc::default();
+    let seen = requests.clone();
+    let sink = over_http(move |body| {
+        let came = ids(body);
+        let status = if came.contains(&7) { 502 } else { 200 };
+        lock(&seen).push(came);
+        (status, None)
+    })
+    .await;
+    let bench = Bench::new(vec![sink]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=40).await;
+    let mut id = 40;
+    // More comes, so that there are full batches.
+    until("all others have arrived, and it is tried alone", async || {
+        id += 1;
+        bench.store(id..=id).await;
+        let requests = lock(&requests);
+        let taken = requests.iter().filter(|came| !came.contains(&7)).flatten();
+        let taken: std::collections::BTreeSet<u64> = taken.copied().collect();
+        let has_others = (1..=40).all(|id| id == 7 || taken.contains(&id));
+        has_others && requests.iter().filter(|came| **came == [7]).count() > 2
+    })
+    .await;
+    let (mut with_others, mut was_alone) = (0, false);
+    for came in lock(&requests).iter().filter(|came| came.contains(&7)) {
+        was_alone |= came.len() == 1;
+        with_others += usize::from(came.len() > 1);
+        assert!(!was_alone || came.len() == 1, "alone from then on: {came:?}");
+    }
+    assert!(with_others < 8, "it was looked for once");
+    assert_eq!(status(&engine).dead, 0);
+    engine.shutdown().await;
+}
+
+/// As long as it is away it gets one event at a time, and nothing before the time that it asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_of_batches_that_is_away_is_asked_little_until_it_is_back() {
+    let requests: Arc<Mutex<Vec<Vec<u64>>>> = Arc::default();
+    let is_back = Arc::new(AtomicBool::new(false));
+    let (seen, back) = (requests.clone(), is_back.clone());
+    let sink = over_http(move |body| {
+        lock(&seen).push(ids(body));
+        if back.load(Ordering::SeqCst) {
+            (200, None)
+        } else {
+            (503, Some("1"))
+        }
+    })
+    .await;
+    let bench = Bench::new(vec![sink]);
+    let engine = bench.engine(Mode::Follow).await;
+    let began = std::time::Instant::now();
+    bench.store(1..=20).await;
+    until("it was asked thrice", async || lock(&requests).len() >= 3).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "not before it wanted to be");
+    assert_eq!(lock(&requests)[0].len(), 20);
+    assert!(lock(&requests)[1..].iter().all(|came| came.len() == 1), "probes");
+    is_back.store(true, Ordering::SeqCst);
+    caught_up(&engine, 20).await;
+    assert_eq!(status(&engine).dead, 0);
+    engine.shutdown().await;
+}
+
 /// A sink whose batches wait so long, and its receiver.
 fn gathers(wait: Duration, events: usize) -> (Arc<Receiver>, SinkConfig) {
     let receiver = Receiver::new();

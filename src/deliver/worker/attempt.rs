@@ -56,9 +56,10 @@ impl Worker<'_> {
             if !main && !given && !self.lanes.others_ready(now) {
                 return;
             }
-            // What is gathered for long goes as one message: a probe, or a token of the rate, is one of these.
+            // What is gathered for long goes as one message: a token of the rate is one of these, and so is a probe unless one event is.
             let most = self.drive.batch.events;
-            let is_one = self.drive.batch.wait >= LONG_WAIT;
+            let is_probe_of_one = !self.breaker.is_closed() && self.kit.config.options.splits();
+            let is_one = self.drive.batch.wait >= LONG_WAIT && !is_probe_of_one;
             let mut allowed = self.breaker.allows(now, if is_one { 1 } else { most });
             if allowed > 0
                 && let Some(throttle) = &mut self.throttle

@@ -198,7 +198,11 @@ impl Worker<'_> {
         if overdue.is_empty() {
             return false;
         }
-        let of_sink = self.last_error.as_ref().map(|(reason, _)| reason.clone());
+        // Letters are told apart by it: what the receiver says is another thing each time perhaps.
+        let of_sink = self.last_error.as_ref().map(|(reason, _)| {
+            let own = reason.strip_suffix(self.last_said.as_str());
+            own.unwrap_or(reason).to_owned()
+        });
         let (mut letters, mut events, began) = (Vec::new(), Vec::new(), Instant::now());
         for seq in overdue {
             if !letters.is_empty() && self.is_long(began) {

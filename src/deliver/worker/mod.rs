@@ -309,6 +309,8 @@ struct Worker<'a> {
     /// The event at which the main feed stops reading, because it is not due yet.
     undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
+    /// What stands at its end as the receiver itself has said it.
+    last_said: String,
     stumbled: Paced,
     turn_began: Instant,
     /// [`PATIENCE`], or what a test says.
@@ -381,6 +383,7 @@ impl<'a> Worker<'a> {
             make_parked_at: None,
             undue: None,
             last_error: None,
+            last_said: String::new(),
             stumbled: Paced::default(),
             turn_began: Instant::now(),
             patience: PATIENCE,

@@ -310,8 +310,10 @@ impl Worker<'_> {
         let now = schedule::now();
         self.tried_in_vain = true;
         let change = self.breaker.unavailable(now, &self.kit.config.retry, unavailable.after);
-        self.changed(change, &unavailable.reason, now);
-        self.last_error = Some((unavailable.reason.clone(), Timestamp::now()));
+        let shown = unavailable.to_string();
+        self.changed(change, &shown, now);
+        self.last_error = Some((shown, Timestamp::now()));
+        self.last_said.clone_from(&unavailable.said);
         self.record.hold(now);
         self.lanes.letters.fail_waiting(&unavailable.reason);
         self.progress.dirty = true;

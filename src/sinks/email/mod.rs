@@ -430,7 +430,10 @@ impl Email {
             Ok(Outcome::Reject { reason }) => (reason.text, None),
             Ok(_) => ("the server said nothing".into(), None),
         };
-        Unavailable { reason, after }
+        Unavailable {
+            after,
+            ..Unavailable::new(reason)
+        }
     }
 
     /// What an error of the library means.

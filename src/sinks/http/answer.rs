@@ -1,5 +1,6 @@
 //! The answer: what its status means, when the receiver wants an event again, and what of it is kept for people.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -66,8 +67,8 @@ impl Answer {
     }
 
     /// The one place that decides what an answer of the receiver means. `secrets` are hidden in what is kept of it; `hint` is the end of the sentence
-    /// that says that it does not know us.
-    pub(super) fn verdict(self, secrets: &Secrets, hint: &str) -> Verdict {
+    /// that says that it does not know us; `sent`: the request's body.
+    pub(super) fn verdict(self, secrets: &Secrets, hint: &str, sent: &[u8]) -> Verdict {
         let Answer { status, after, body } = self;
         if status.is_success() {
             return Verdict::Taken;
@@ -79,17 +80,21 @@ impl Answer {
         };
         match status {
             StatusCode::UNAUTHORIZED => Verdict::Unavailable(Unavailable {
-                reason: format!("{text}{}{hint}", said_why(&body, secrets)),
+                reason: format!("{text}{hint}"),
+                said: said_why(&body, secrets, sent),
                 after,
             }),
             StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::TOO_MANY_REQUESTS => {
-                Verdict::Unavailable(Unavailable { reason: text, after })
+                Verdict::Unavailable(Unavailable {
+                    after,
+                    ..Unavailable::new(text)
+                })
             }
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Verdict::Later(reason, after),
             // It has moved, for every event.
             status if status.is_redirection() => Verdict::Unavailable(Unavailable {
-                reason: format!("{text}: redirects are not followed, set the final url"),
                 after,
+                ..Unavailable::new(format!("{text}: redirects are not followed, set the final url"))
             }),
             status if status.is_client_error() => Verdict::Refused(reason),
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -102,10 +107,11 @@ impl Answer {
 }
 
 impl Verdict {
-    /// The same of a server that an event has chosen: what that one does not take says nothing of the sink.
+    /// The same of a server that an event has chosen: what that one does not take says nothing of the sink, and its words are nothing
+    /// for logs.
     pub(super) fn of_a_stranger(self) -> Verdict {
         match self {
-            Verdict::Unavailable(Unavailable { reason, after }) => Verdict::Later(reason.into(), after),
+            Verdict::Unavailable(Unavailable { reason, after, .. }) => Verdict::Later(reason.into(), after),
             Verdict::Failed(reason, after) | Verdict::Away(reason, after) => Verdict::Later(reason, after),
             other => other,
         }
@@ -124,25 +130,51 @@ impl Verdict {
     }
 }
 
-/// Why it does not know who asks, where it says so: it has not looked at an event then, so there is none in that. A page is for browsers.
-fn said_why(body: &[u8], secrets: &Secrets) -> String {
-    let text = match serde_json::from_slice::<serde_json::Value>(body) {
-        Ok(said) => {
-            let within = said.get("error").filter(|error| error.is_object()).unwrap_or(&said);
-            let named = WHYS.iter().find_map(|key| within.get(key)?.as_str());
-            named.unwrap_or_default().to_owned()
-        }
-        Err(_) if body.trim_ascii_start().starts_with(b"<") => String::new(),
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
+/// Why it does not know who asks, where its JSON says so: other texts may be anything. There are receivers that repeat what they were
+/// sent: a word that stands there too is left out.
+fn said_why(body: &[u8], secrets: &Secrets, sent: &[u8]) -> String {
+    let Ok(said) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return String::new();
     };
-    let text = secrets.hidden_in(&text);
+    let within = said.get("error").filter(|error| error.is_object()).unwrap_or(&said);
+    let Some(text) = WHYS.iter().find_map(|key| within.get(key)?.as_str()) else {
+        return String::new();
+    };
+    let text = without_words_of(sent, &secrets.hidden_in(text));
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text: String = plain::line(&text).chars().take(WHY_LEN_MAX).collect();
     if text.is_empty() {
         text
     } else {
-        format!(", it said \"{text}\"")
+        format!(" (it said \"{text}\")")
     }
+}
+
+/// A text with an ellipsis for each word that was sent, however that was written there.
+fn without_words_of(sent: &[u8], text: &str) -> String {
+    let mut whole = String::from_utf8_lossy(sent).to_lowercase();
+    // As it reads without escapes: one value, or one on each line.
+    let values = serde_json::Deserializer::from_slice(sent).into_iter::<serde_json::Value>();
+    for value in values.map_while(Result::ok) {
+        whole.push(' ');
+        whole += &value.to_string().to_lowercase();
+    }
+    let words: HashSet<&str> = whole.split(|c: char| !c.is_alphanumeric()).collect();
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
+        let (word, behind) = rest.split_at(end);
+        if !word.is_empty() && words.contains(&*word.to_lowercase()) {
+            kept.push('…');
+        } else {
+            kept += word;
+        }
+        let between = behind.find(char::is_alphanumeric).unwrap_or(behind.len());
+        kept += &behind[..between];
+        rest = &behind[between..];
+    }
+    kept
 }
 
 /// The first `keep` bytes of a body, which is read to its end unless it has more than `most` or takes long.
@@ -173,7 +205,8 @@ mod tests {
     fn why_it_does_not_know_who_asks_is_said_shortly_and_without_secrets() {
         let mut secrets = Secrets::default();
         secrets.add("hunter22");
-        let long = "x".repeat(1000);
+        let long = format!(r#"{{"message":"{}"}}"#, "x".repeat(1000));
+        let sent = br#"{"event":{"id":"ev_77","name":"J\u00f6rg Alba","n":5}}"#;
         for (body, said) in [
             (r#"{"error":"invalid_token"}"#, "invalid_token"),
             (
@@ -184,17 +217,50 @@ mod tests {
                 r#"{"error":"no","error_description":"a\n\u001b[2J b"}"#,
                 "a \\u001b[2J b",
             ),
-            ("no such key\n", "no such key"),
-            (&long[..], &long[..WHY_LEN_MAX]),
+            // Receivers that repeat what they were sent.
+            (
+                r#"{"detail":"no key for JÖRG alba (ev_77), albatross"}"#,
+                "no key for … … (…_…), albatross",
+            ),
+            (&long[..], &"x".repeat(WHY_LEN_MAX)[..]),
         ] {
             assert_eq!(
-                said_why(body.as_bytes(), &secrets),
-                format!(", it said \"{said}\""),
+                said_why(body.as_bytes(), &secrets, sent),
+                format!(" (it said \"{said}\")"),
                 "{body}"
             );
         }
-        for nothing in ["", " <html>Log in</html>", r#"{"ok":false}"#, "[]"] {
-            assert_eq!(said_why(nothing.as_bytes(), &secrets), "", "{nothing}");
+        for nothing in ["", " <html>Log in</html>", r#"{"ok":false}"#, "[]", "no such key"] {
+            assert_eq!(said_why(nothing.as_bytes(), &secrets, sent), "", "{nothing}");
         }
+    }
+
+    /// Its words are for people who look at the sink, not for what is told apart by its reason, and of a stranger they are for nobody.
+    #[test]
+    fn what_a_receiver_says_of_a_401_is_no_part_of_the_reason() {
+        let verdict = || {
+            let answer = Answer {
+                status: StatusCode::UNAUTHORIZED,
+                after: None,
+                body: br#"{"message":"request 4711 is not known"}"#.to_vec(),
+            };
+            answer.verdict(&Secrets::default(), ": look at token", b"{}")
+        };
+        let Verdict::Unavailable(unavailable) = verdict() else {
+            panic!("it is about the sink");
+        };
+        assert_eq!(
+            unavailable.reason,
+            "the receiver answered 401 Unauthorized: look at token"
+        );
+        assert!(
+            unavailable
+                .to_string()
+                .ends_with(" (it said \"request 4711 is not known\")")
+        );
+        let Verdict::Later(reason, _) = verdict().of_a_stranger() else {
+            panic!("it is about the event");
+        };
+        assert!(!reason.text.contains("4711"), "{reason}");
     }
 }

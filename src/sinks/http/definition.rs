@@ -10,8 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is in `webhook-id` and `idempotency-key`",
     notes: "\
 The status is the answer: 2xx is delivered, whatever else the receiver says. 401, 403, 407 and 429 say that it takes nothing now \
-(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day), and what a 401 says why, in JSON (message, error, ...) \
-or as a text, stands in log and status, its first 200 characters; a redirect that the receiver \
+(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day), and why it answers 401, where its JSON says so (message, error, ...), \
+stands in log and status, up to 200 characters without words that the request's body has too, unless an event makes the host; a redirect that the receiver \
 has moved, for every event: set the final `url`; 408, 425 and 5xx are tried again; any other 4xx are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
 no answer, is cut off at `timeout`; a head of more than 1,024 lines is no answer.
@@ -37,7 +37,8 @@ one the sink is unavailable.
 and the first 32 hex digits of the SHA-256 of the events' keys in order, each followed by a line feed; closehook-* is left out. A \
 receiver has to take or refuse a batch as a whole: one that it refuses (4xx), or fails over (500 and other 5xx), is sent again by halves, so that \
 a bad event costs only itself: refused alone it is a dead letter, and it is tried again if the receiver fails over it alone. One that fails over \
-all of them takes nothing now, and so does one that answers a batch with 502, 503 or 504, or with a 5xx and retry-after: no more is sent until then. Events that are sent again come in \
+all of them takes nothing now, and so does one that answers a batch with 502, 503 or 504, or with a 5xx and retry-after: no more is sent until then. \
+If it then takes an event alone and answers the next batch so too, that is sent by halves as well. An event over which it failed alone goes alone from then on. Events that are sent again come in \
 other batches, under another key: a receiver knows them only by the ids in the body. With order = \"strict\" nothing is sent that follows \
 an event to be tried again.
 `ca` is an authority, or the receiver's own certificate, of which neither name nor date matters then.",

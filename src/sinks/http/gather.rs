@@ -6,10 +6,12 @@
 //! | 4xx about what was sent | each half is sent on its own, down to the event that is refused: one bad event costs itself |
 //! | 401, 403, 407, 429, 3xx | the sink is unavailable; where some of the batch were delivered before, the rest is tried again later |
 //! | 502, 503, 504, or another 5xx that says when to come again | the sink is unavailable, as with 429: more requests are what it asks not to get |
+//! | the same to the next batch as well, after the time that it asked for | as far as it takes the first event alone, as another 5xx: it may be about one of them |
 //! | another 5xx | each half is sent on its own: the event alone over which it fails is tried again later; where it takes none, the sink is unavailable |
 //! | 5xx to an event that came alone | it is tried again later, and the others go on: it is about that event as likely |
 //! | 408, 425, nothing | all are tried again later |
 //!
+//! An event over which the receiver fell when it came alone goes alone from then on, behind the others, so that it holds up none of them.
 //! Where an event chooses the server, whatever that one does not take is tried again later, and the other servers get theirs. Where
 //! every event waits for the one before (`order = "strict"`), what follows one that is to be tried again is not sent.
 
@@ -19,6 +21,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::answer::Verdict;
 use super::message;
@@ -28,6 +31,7 @@ use crate::event::Delivery;
 use crate::json;
 use crate::sinks::common::sift::{Row, Sift};
 use crate::sinks::{Outcome, Unavailable};
+use crate::sync::lock;
 
 /// An event of a batch.
 struct Item<'b> {
@@ -35,6 +39,8 @@ struct Item<'b> {
     at: usize,
     key: String,
     text: Cow<'b, str>,
+    /// The receiver fell over it before.
+    is_lone: bool,
 }
 
 impl<'b> Item<'b> {
@@ -43,6 +49,7 @@ impl<'b> Item<'b> {
             at,
             key: message::key(&delivery.event),
             text,
+            is_lone: false,
         }
     }
 }
@@ -59,6 +66,13 @@ struct Fared {
     fell: Option<Unavailable>,
     /// No event goes before one that failed.
     is_strict: bool,
+    /// The receiver was away for longer than it said, so that it may be about one of these.
+    searches: bool,
+    /// What it said last of several, if that was that it is away: for how long.
+    away: Option<Duration>,
+    took_several: bool,
+    /// Those over which it fell when they came alone.
+    fell_alone: Vec<usize>,
 }
 
 /// What goes to one place.
@@ -84,6 +98,16 @@ impl<'b> Placed<'b> {
         Placed { items, heads }
     }
 
+    /// What goes together. `searches`: the first goes before the others, which shows by one request whether the receiver takes anything.
+    fn requests(&self, searches: bool) -> Vec<Range<usize>> {
+        let mut requests: Vec<Range<usize>> = self.heads.iter().map(|(_, place)| place.clone()).collect();
+        if searches && let Some(first) = requests.first().cloned().filter(|first| first.len() > 1) {
+            requests[0] = first.start + 1..first.end;
+            requests.insert(0, first.start..first.start + 1);
+        }
+        requests
+    }
+
     /// Where some of them go.
     fn head(&self, range: &Range<usize>) -> Option<&Head> {
         let place = self.heads.partition_point(|(_, place)| place.end <= range.start);
@@ -107,10 +131,23 @@ impl Fared {
         if !self.is_about_no_event() {
             return Ok(());
         }
+        let reason = format!("{text}, to one event after the other");
         Err(Unavailable {
-            reason: format!("{text}, to one event after the other"),
             after,
+            ..Unavailable::new(reason)
         })
+    }
+
+    /// Whether more is sent although the receiver says of these that it is away. Of an event alone that may be about itself, as long as it
+    /// is not so with one more before any is taken; of several only where it has been so before and took another one meanwhile.
+    fn goes_on_without(&self, items: &[Item<'_>]) -> bool {
+        match items {
+            [alone] => {
+                let may_be_it = self.delivered > 0 || self.fell_alone.is_empty();
+                self.outcomes.len() == 1 || alone.is_lone || self.searches && may_be_it
+            }
+            _ => self.searches && self.delivered > 0,
+        }
     }
 
     /// Notes what the receiver said of events that went together. `halve` has the halves of these sent next, or says which one it is that
@@ -121,9 +158,15 @@ impl Fared {
         verdict: Verdict,
         halve: impl FnOnce() -> Option<usize>,
     ) -> Result<(), Unavailable> {
+        if items.len() > 1
+            && let Verdict::Away(_, after) = &verdict
+        {
+            self.away = Some(after.unwrap_or_default());
+        }
         match verdict {
             Verdict::Taken => {
                 self.delivered += items.len();
+                self.took_several |= items.len() > 1;
                 self.refused.ended();
                 self.failed.ended();
                 self.all(items, &Outcome::Delivered);
@@ -138,22 +181,23 @@ impl Fared {
             }
             Verdict::Later(reason, after) => self.all(items, &Outcome::Retry { reason, after }),
             Verdict::Unavailable(why) => return Err(why),
-            Verdict::Away(reason, after) if self.outcomes.len() > 1 => {
+            Verdict::Away(reason, after) if !self.goes_on_without(items) => {
                 return Err(Unavailable {
-                    reason: reason.text,
                     after,
+                    ..Unavailable::new(reason.text)
                 });
             }
             Verdict::Failed(reason, after) | Verdict::Away(reason, after) if items.len() == 1 => {
                 self.failed.another();
+                self.fell_alone.extend(items.iter().map(|item| item.at));
                 let text = reason.text.clone();
                 self.all(items, &Outcome::Retry { reason, after });
                 self.goes_on(&text, after)?;
             }
             Verdict::Failed(reason, after) | Verdict::Away(reason, after) => {
                 let why = Unavailable {
-                    reason: reason.text,
                     after,
+                    ..Unavailable::new(reason.text)
                 };
                 if self.is_strict {
                     return Err(why);
@@ -190,6 +234,17 @@ impl Fared {
         fell.filter(|_| !self.outcomes.iter().any(is_said))
     }
 
+    /// All was sent, or what waits for one that failed was not.
+    fn ended(mut self) -> Result<Vec<Outcome>, Unavailable> {
+        if let Some(why) = self.about_the_receiver() {
+            return Err(why);
+        }
+        // There is none left over unless every event waits for the one before.
+        Ok(self.finished(&Outcome::Untried {
+            reason: "it was not sent: it waits for the event before".into(),
+        }))
+    }
+
     /// Nothing more can be sent now. What was delivered stays so, and the rest waits for the receiver, unless that has failed one event after
     /// the other: then these have failed with them.
     fn stopped(self, why: Unavailable) -> Result<Vec<Outcome>, Unavailable> {
@@ -222,6 +277,7 @@ impl Http {
         deliveries: &[Delivery],
         format: Format,
     ) -> Result<Vec<Outcome>, Unavailable> {
+        let before = lock(&self.recall).before(Instant::now());
         let mut fared = Fared {
             outcomes: vec![None; deliveries.len()],
             delivered: 0,
@@ -229,16 +285,33 @@ impl Http {
             failed: Row::default(),
             fell: None,
             is_strict: self.is_strict,
+            searches: before.searches && !self.is_strict,
+            away: None,
+            took_several: false,
+            fell_alone: Vec::new(),
         };
         let placed = Placed::of(self.places(deliveries, format, &mut fared));
-        let mut sift = Sift::new(placed.heads.iter().map(|(_, place)| place.clone()).collect());
+        let sent = self.send_placed(&placed, format, &mut fared).await;
+        lock(&self.recall).told(before, fared.away, fared.took_several, Instant::now());
+        let fell_alone = std::mem::take(&mut fared.fell_alone);
+        let outcomes = match sent {
+            Err(why) => fared.stopped(why)?,
+            Ok(()) => fared.ended()?,
+        };
+        lock(&self.recall).judged(deliveries, &outcomes, &fell_alone);
+        Ok(outcomes)
+    }
+
+    /// Sends one request after the other, as long as that makes sense. An error: nothing more can be sent now.
+    async fn send_placed(&self, placed: &Placed<'_>, format: Format, fared: &mut Fared) -> Result<(), Unavailable> {
+        let mut sift = Sift::new(placed.requests(fared.searches));
         while let Some(range) = sift.next() {
             let Some(head) = placed.head(&range) else { continue };
             let items = &placed.items[range.clone()];
             let verdict = self.send_all(head, items, format).await;
             if let Err(why) = fared.judge(items, verdict, || sift.refused(&range)) {
                 if self.options.has_one_origin || self.is_strict {
-                    return fared.stopped(why);
+                    return Err(why);
                 }
                 fared.left(&placed.items[sift.leave(&range)], &why);
             }
@@ -246,18 +319,12 @@ impl Http {
                 break;
             }
         }
-        if let Some(why) = fared.about_the_receiver() {
-            return Err(why);
-        }
-        // There is none left over unless every event waits for the one before.
-        Ok(fared.finished(&Outcome::Untried {
-            reason: "it was not sent: it waits for the event before".into(),
-        }))
+        Ok(())
     }
 
-    /// What goes where; where the order is strict, in runs of those that follow each other.
+    /// What goes where; where the order is strict, in runs of those that follow each other. What goes alone comes last unless that is so.
     fn places<'b>(&self, deliveries: &'b [Delivery], format: Format, fared: &mut Fared) -> Vec<Place<'b>> {
-        let mut places: Vec<Place<'b>> = Vec::new();
+        let (mut places, mut lone): (Vec<Place<'b>>, Vec<Place<'b>>) = (Vec::new(), Vec::new());
         let mut known: HashMap<Vec<u8>, usize> = HashMap::new();
         for (at, delivery) in deliveries.iter().enumerate() {
             let head = self.head(delivery);
@@ -268,7 +335,14 @@ impl Http {
                     continue;
                 }
             };
-            let item = Item::of(at, delivery, text);
+            let mut item = Item::of(at, delivery, text);
+            if lock(&self.recall).goes_alone(delivery.event.seq) {
+                item.is_lone = true;
+                let items = vec![item];
+                let into = if self.is_strict { &mut places } else { &mut lone };
+                into.push(Place { head, items });
+                continue;
+            }
             let place = head.place();
             let found = known.get(&place).copied();
             if let Some(found) = found.filter(|found| !self.is_strict || found + 1 == places.len()) {
@@ -279,6 +353,7 @@ impl Http {
                 places.push(Place { head, items });
             }
         }
+        places.extend(lone);
         places
     }
 

@@ -13,6 +13,7 @@
 //! | `request` | configured headers, and the signature |
 //! | `message` | what a request says of its event beside the event |
 //! | `gather` | several events in one request |
+//! | `recall` | what is remembered of one batch for the next |
 //! | `answer` | what an answer means, and what of it is kept |
 
 mod answer;
@@ -21,9 +22,10 @@ pub(super) mod definition;
 mod gather;
 mod message;
 mod options;
+mod recall;
 mod request;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +41,7 @@ use self::answer::{Answer, Verdict};
 use self::auth::{Credentials, Token};
 use self::message::set;
 use self::options::{Head, Options};
+use self::recall::Recall;
 use self::request::{sign, signing_key};
 use super::common::secrets::Secrets;
 use super::{
@@ -77,6 +80,7 @@ impl Options {
             timeout,
             answers: None,
             is_strict: false,
+            recall: Mutex::default(),
         })
     }
 
@@ -122,6 +126,10 @@ impl SinkKind for Options {
             },
             commit: Commit::Acknowledge,
         }
+    }
+
+    fn splits(&self) -> bool {
+        true
     }
 
     fn fault(&self) -> Option<String> {
@@ -218,6 +226,7 @@ struct Http {
     answers: Option<UnboundedSender<String>>,
     /// Every event waits for the one before.
     is_strict: bool,
+    recall: Mutex<Recall>,
 }
 
 impl Options {
@@ -347,7 +356,7 @@ impl Http {
                 refused = Some(token);
                 continue;
             }
-            let verdict = answer.verdict(&token.secrets, self.credentials.hint());
+            let verdict = answer.verdict(&token.secrets, self.credentials.hint(), &request.body);
             return if self.options.has_one_origin {
                 verdict
             } else {

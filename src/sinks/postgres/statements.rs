@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::columns::{self, Types};
@@ -117,7 +118,7 @@ impl Statements {
         let client = session.client();
         client.batch_execute(&begin).await.map_err(unavailable)?;
         if create && !(server.has_table && server.has_marks) {
-            client.batch_execute(IN_TURN).await.map_err(unavailable)?;
+            Self::wait_for_turn(session, &begin).await?;
         }
         if create && !server.has_table {
             client.batch_execute(&self.create()?).await.map_err(unavailable)?;
@@ -129,6 +130,29 @@ impl Statements {
         self.explain(session).await?;
         client.batch_execute("COMMIT").await.map_err(unavailable)?;
         Ok(begin)
+    }
+
+    /// Waits until no other sink makes tables. Servers that are like PostgreSQL may have no such locks: there it is done without, in a
+    /// new transaction.
+    async fn wait_for_turn(session: &Session, begin: &str) -> Result<(), Unavailable> {
+        let client = session.client();
+        let Err(error) = client.batch_execute(IN_TURN).await else {
+            return Ok(());
+        };
+        match error.code().map(SqlState::code) {
+            Some("0A000" | "42883") => {
+                // Each by itself: together they would be one transaction, which has failed.
+                for statement in ["ROLLBACK", begin] {
+                    let done = client.batch_execute(statement).await;
+                    done.map_err(|error| session.unavailable(&error))?;
+                }
+                Ok(())
+            }
+            Some("55P03") => Err(Unavailable::new(
+                "another session makes tables there, and has not come to an end: it is tried again",
+            )),
+            _ => Err(session.unavailable(&error)),
+        }
     }
 
     /// Looks what columns the table has.

@@ -83,6 +83,7 @@ pub(super) fn published(reply: &Reply, topic_varies: bool, secrets: &Secrets) ->
         format!(", it said \"{said}\"")
     };
     let unavailable = Unavailable {
+        said: String::new(),
         reason: format!("Pub/Sub answered {status}{said}{what_to_do}"),
         after: reply.after(),
     };

@@ -149,6 +149,7 @@ fn refused(reply: &Reply, secrets: &Secrets) -> Unavailable {
         ""
     };
     Unavailable {
+        said: String::new(),
         reason: format!(
             "Google answered {} to the service account{said}{what_to_do}",
             reply.status

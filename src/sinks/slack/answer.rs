@@ -180,6 +180,7 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
             format!(": {what_to_do}")
         };
         Unavailable {
+            said: String::new(),
             reason: format!("{answered}{end}"),
             after,
         }

@@ -505,6 +505,7 @@ impl Slack {
         let outcome = answer::outcome(&reply, self.sent(), &self.secrets)?;
         if let Outcome::Retry { reason, after } = outcome {
             return Err(Unavailable {
+                said: String::new(),
                 reason: reason.text,
                 after,
             });

@@ -242,6 +242,7 @@ impl Account {
         };
         let said = format!("{status} {code}");
         Failed::Sink(Unavailable {
+            said: String::new(),
             reason: format!("the service answered {}{advice}{short}", said.trim_end()),
             after: reply.after(),
         })

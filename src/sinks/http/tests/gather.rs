@@ -222,6 +222,54 @@ async fn a_failure_over_one_event_of_a_batch_is_as_if_it_had_come_alone() {
     assert!(all_later && seen.lock().unwrap().len() < 30, "{outcomes:?}");
 }
 
+/// What stands before a receiver says 502 when that falls over an event.
+#[tokio::test]
+async fn an_event_over_which_a_receiver_seems_away_is_found_and_goes_alone_from_then_on() {
+    let is_bad = |sent: &str| sent.contains("\"ev_250\"");
+    let (url, seen) = judge(move |sent, _| if is_bad(sent) { 502 } else { 200 }).await;
+    let sink = gathering(&url, "json_array").await;
+    let all = deliveries(500);
+    assert!(deliver(&*sink, &all).await.is_err(), "it may be back in a moment");
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    // A probe shows nothing of batches.
+    assert_eq!(delivered(&deliver(&*sink, &deliveries(1)).await.unwrap()), 1);
+    let outcomes = deliver(&*sink, &all).await.unwrap();
+    assert!(matches!(&outcomes[249], Outcome::Retry { .. }), "{:?}", outcomes[249]);
+    assert_eq!(delivered(&outcomes), 499);
+    assert!(seen.lock().unwrap().len() < 24);
+    // It holds up no other one any more.
+    seen.lock().unwrap().clear();
+    let outcomes = deliver(&*sink, &all[200..300]).await.unwrap();
+    assert!(matches!(&outcomes[49], Outcome::Retry { .. }), "{:?}", outcomes[49]);
+    assert_eq!(delivered(&outcomes), 99);
+    let bad: Vec<usize> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|(_, sent)| is_bad(sent))
+        .map(|(_, sent)| sent.matches("\"ev_").count())
+        .collect();
+    assert_eq!(bad, [1]);
+    assert!(seen.lock().unwrap().len() <= 3);
+}
+
+#[tokio::test]
+async fn a_receiver_that_stays_away_is_asked_little() {
+    let (url, seen) = judge(|_, _| 503).await;
+    let sink = gathering(&url, "json_array").await;
+    for asked in [1, 3, 5] {
+        assert!(deliver(&*sink, &deliveries(500)).await.is_err(), "no event is to blame");
+        assert_eq!(seen.lock().unwrap().len(), asked);
+    }
+    // While it still asks for time no event is looked for.
+    let (url, seen) = receiver(503, &[("retry-after", "3600")]).await;
+    let sink = gathering(&url, "json_array").await;
+    for asked in [1, 2] {
+        assert!(deliver(&*sink, &deliveries(500)).await.is_err());
+        assert_eq!(seen.lock().unwrap().len(), asked);
+    }
+}
+
 /// Each event waits for the one before, also amid the halves of a batch and where they go to several places.
 #[tokio::test]
 async fn in_strict_order_nothing_is_sent_that_follows_one_to_be_tried_again() {

@@ -4,8 +4,6 @@ mod auth;
 mod gather;
 mod made;
 
-use std::sync::Mutex;
-
 use axum::http::HeaderMap as AxumHeaders;
 use axum::response::IntoResponse;
 use base64::Engine as _;

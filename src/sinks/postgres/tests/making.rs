@@ -22,3 +22,24 @@ async fn a_sink_that_makes_tables_waits_for_another_one_that_does() {
     let opened = opened.unwrap();
     assert_eq!(deliver(&opened, &[event(1)]).await.unwrap(), [Outcome::Delivered]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_waits_for_its_turn_in_vain_says_for_what() {
+    let Some(server) = Server::start("").await else { return };
+    let other = server.admin().await;
+    let held = format!("BEGIN; {}", statements::IN_TURN);
+    other.batch_execute(&held).await.unwrap();
+    let opened = kind(json!({"url": server.url()})).open(hasty()).await;
+    let why = opened.err().unwrap();
+    assert!(why.reason.contains("another session makes tables"), "{why}");
+}
+
+/// What is like PostgreSQL may have no such locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_locks_of_that_kind_gets_its_tables_all_the_same() {
+    let Some(server) = Server::start("").await else { return };
+    let gone = "ALTER FUNCTION pg_catalog.pg_advisory_xact_lock(bigint) RENAME TO closehook_gone";
+    server.admin().await.batch_execute(gone).await.unwrap();
+    let opened = kind(json!({"url": server.url()})).open(context()).await.unwrap();
+    assert_eq!(deliver(&opened, &[event(1)]).await.unwrap(), [Outcome::Delivered]);
+}
