@@ -77,13 +77,19 @@ pub(super) fn take_inventory(
         {
             gaps.begin_at_or_owe(behind).map_err(fail)?;
         }
-        swap::recover(&log_dir).map_err(fail)?;
     }
+    // Until that is on record they stay.
+    let dropped = if repair {
+        swap::recover(&log_dir, gaps.is_owed()).map_err(fail)?
+    } else {
+        Vec::new()
+    };
     let dirs = swap::visible(&log_dir).map_err(fail)?;
     // In this order: what somebody drops meanwhile shows by its name until it is on record.
     let behind = swap::behind_dropped(&log_dir).map_err(fail)?.unwrap_or_default();
     let begins = gaps.begins_now()?.map(|begins| begins.max(behind));
     let mut inventory = take_listed(&log_dir, &dirs, begins, known, gaps, repair)?;
+    inventory.owed.dropped = dropped;
     // What its place says from now on is all that was found.
     if gaps.is_incomplete()
         && unless_full(gaps.settle_listed(), "the list of what is lost", inventory.next).map_err(fail)?

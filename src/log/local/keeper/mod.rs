@@ -26,7 +26,7 @@ use super::journal;
 use super::sealed::{Access, Manifest, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::write_lock;
+use crate::sync::{lock, write_lock};
 use crate::telemetry;
 use crate::telemetry::paced::Paced;
 
@@ -82,9 +82,11 @@ impl Keeper {
     /// A keeper that has not begun; its desk is open.
     pub fn new(shared: Arc<Shared>) -> Keeper {
         let sealed = |(first, segment): (Seq, Segment)| matches!(segment, Segment::Sealed(_)).then_some(first);
+        let leftovers = std::mem::take(&mut lock(&shared.owed).dropped);
         Keeper {
             errands: shared.desk.open(),
             unchecked: shared.all_segments().into_iter().filter_map(sealed).collect(),
+            leftovers,
             shared,
             deferred: VecDeque::new(),
             beneath: Vec::new(),
@@ -94,7 +96,6 @@ impl Keeper {
             said_of_keys: Paced::default(),
             said_of_merging: Paced::default(),
             urgent: false,
-            leftovers: Vec::new(),
             unplaced: Vec::new(),
             erased: BTreeSet::new(),
         }

@@ -136,6 +136,33 @@ async fn what_is_dropped_on_a_full_disk_is_not_missing() {
     }
 }
 
+/// Its name tells of it until that is written down, however many starts that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_dropped_is_not_missing_after_any_number_of_starts_on_a_full_disk() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    two_sealed(&data).await.close();
+    let log_dir = data.join("log");
+    let name = log_dir.join(format!("removed-{:020}", 1));
+    std::fs::rename(segment(&data, 1), &name).unwrap();
+    sealed::swap::empty_dropped(&log_dir, Seq(1)).unwrap();
+    disk.fill();
+    for is_full in [true, true, false] {
+        if !is_full {
+            disk.heal();
+        }
+        let log = open(&data);
+        assert_eq!((lost(&log), seqs(&log, 1..=20).len()), (vec![], 10));
+        assert_eq!(log.shared.gaps.is_owed(), is_full);
+        log.go_round().await.unwrap();
+        assert_eq!(name.exists(), is_full);
+        log.close();
+    }
+    let log = open(&data);
+    assert_eq!((lost(&log), log.shared.gaps.begins()), (vec![], Some(Seq(11))));
+    log.close();
+}
+
 /// A file of keys may be all that tells how far the journal went: it stays until that is written down.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_keys_prove_is_as_certain_after_a_start_on_a_full_disk() {

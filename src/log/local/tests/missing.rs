@@ -112,7 +112,7 @@ async fn a_drop_that_was_cut_off_is_no_loss() {
             sealed::swap::empty_dropped(&log_dir, Seq(1)).unwrap();
         }
         if steps > 3 {
-            sealed::swap::recover(&log_dir).unwrap();
+            sealed::swap::recover(&log_dir, false).unwrap();
         }
         assert_eq!(lost(&visitor(dir.path())), [], "{steps}");
         for _ in 0..2 {
