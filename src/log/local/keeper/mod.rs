@@ -343,9 +343,13 @@ impl Keeper {
         if let Some((last, _)) = over.last() {
             self.begin_behind(*last)?;
         }
-        for (first, segment) in &over {
-            self.drop_segment(*first, segment)?;
+        let dropped = over
+            .iter()
+            .try_for_each(|(first, segment)| self.drop_segment(*first, segment));
+        if dropped.is_err() {
+            self.begin_at_oldest()?;
         }
+        dropped?;
         self.shared.note_passed(seq);
         self.shared.forget_gaps()?;
         Ok(self.shared.first())
@@ -355,6 +359,14 @@ impl Keeper {
     fn begin_behind(&self, first: Seq) -> Result<(), SegmentError> {
         if let Some(next) = self.shared.next_segment_after(first) {
             self.shared.gaps.begin_at_or_owe(next)?;
+        }
+        Ok(())
+    }
+
+    /// What could not be dropped is to be missed all the same, when it is gone.
+    fn begin_at_oldest(&self) -> Result<(), SegmentError> {
+        if let Some((oldest, _)) = self.shared.all_segments().first() {
+            self.shared.gaps.begin_at_or_owe(*oldest)?;
         }
         Ok(())
     }

@@ -375,7 +375,11 @@ mod tests {
         std::fs::remove_dir_all(log_dir.join(format!("{NEW}{:020}", 11))).unwrap();
         for _ in 0..2 {
             assert_eq!(recover(&log_dir, true).unwrap(), [Seq(7), Seq(11)]);
-            assert_eq!(behind_dropped(&log_dir).unwrap(), Some(Seq(21)), "it is not written down yet");
+            assert_eq!(
+                behind_dropped(&log_dir).unwrap(),
+                Some(Seq(21)),
+                "it is not written down yet"
+            );
         }
         recover(&log_dir, false).unwrap();
         assert_eq!(behind_dropped(&log_dir).unwrap(), None);
