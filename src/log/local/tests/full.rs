@@ -523,6 +523,30 @@ async fn a_lost_description_on_a_full_disk_keeps_nothing_from_being_read() {
     }
 }
 
+/// An older closehook reads the old list as long as the description says that it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_list_of_gaps_waits_until_the_description_says_that_there_is_one() {
+    let Some(disk) = Disk::mount() else { return };
+    let data = disk.data();
+    two_sealed(&data).await.close();
+    let description = data.join("closehook.json");
+    let old = std::fs::read_to_string(&description).unwrap();
+    let old = old.replace("\"gaps_begun\": true", "\"gaps_begun\": false");
+    std::fs::write(&description, old.replace("\"format\": 3", "\"format\": 2")).unwrap();
+    std::fs::remove_file(data.join("gaps")).unwrap();
+    std::fs::write(data.join("gaps.json"), "[]").unwrap();
+    disk.fill();
+    let log = open(&data);
+    disk.heal();
+    log.shared.gaps.settle().unwrap_err();
+    assert!(!data.join("gaps").exists() && data.join("gaps.json").exists());
+    log.go_round().await.unwrap();
+    let written = std::fs::read_to_string(&description).unwrap();
+    assert!(written.contains("\"format\": 3"), "{written}");
+    assert!(data.join("gaps").exists() && !data.join("gaps.json").exists());
+    log.close();
+}
+
 fn json(text: &str) -> serde_json::Value {
     serde_json::Value::from(text)
 }
