@@ -435,7 +435,7 @@ fn set_aside(path: &Path) {
 }
 
 /// The parts of a range that are in none of these others, in order.
-fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
+pub(super) fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
     // A list is in the order in which it was found.
     others.sort_unstable();
     let mut parts = Vec::new();
