@@ -114,7 +114,7 @@ pub struct Summary {
     /// Ranges of events (inclusive) that damage has taken from the log, and so from the backup.
     pub damaged: Vec<(Seq, Seq)>,
     /// Ranges of events (inclusive) that were dropped from the log while the backup was made.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub expired: Vec<(Seq, Seq)>,
     /// Known keys that are damaged, one sentence for each set: they are not in the backup, or not in what was restored.
     #[serde(default)]
