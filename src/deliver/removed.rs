@@ -162,3 +162,18 @@ impl Engine {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_that_somebody_is_looking_at_are_not_looked_at_again() {
+        let comparing = Comparing::default();
+        let turn = Turn::take(&comparing, "a");
+        assert!(turn.is_some() && Turn::take(&comparing, "a").is_none());
+        assert!(Turn::take(&comparing, "b").is_some(), "another sink's are");
+        drop(turn);
+        assert!(Turn::take(&comparing, "a").is_some());
+    }
+}
