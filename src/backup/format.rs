@@ -113,6 +113,9 @@ pub struct Summary {
     pub bytes: u64,
     /// Ranges of events (inclusive) that damage has taken from the log, and so from the backup.
     pub damaged: Vec<(Seq, Seq)>,
+    /// Ranges of events (inclusive) that were dropped from the log while the backup was made.
+    #[serde(default)]
+    pub expired: Vec<(Seq, Seq)>,
     /// Known keys that are damaged, one sentence for each set: they are not in the backup, or not in what was restored.
     #[serde(default)]
     pub damaged_keys: Vec<String>,
@@ -132,6 +135,8 @@ pub(super) struct End {
     pub first: Seq,
     pub last: Seq,
     pub damaged: Vec<(Seq, Seq)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expired: Vec<(Seq, Seq)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_keys: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

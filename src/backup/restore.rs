@@ -69,6 +69,7 @@ fn read(input: impl Read, name: &Path, taker: &mut dyn Taker) -> Result<(Head, S
                 sinks,
                 bytes: bytes + framefile::HEADER_LEN,
                 damaged: end.damaged,
+                expired: end.expired,
                 damaged_keys: end.damaged_keys,
                 damaged_letters: end.damaged_letters,
                 unrepaired: end.unrepaired,
@@ -177,6 +178,7 @@ impl Restore {
         deliver::restore_state(&self.dir, std::mem::take(&mut self.state))
             .map_err(|error| BackupError::Data(error.to_string()))?;
         self.log.keep_id(head.log_id().to_owned());
+        self.log.lacks(&summary.damaged, &summary.expired);
         let next = self
             .log
             .finish(head.last, std::mem::take(&mut self.gaps))

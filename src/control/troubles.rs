@@ -408,7 +408,7 @@ fn kept(status: &Status, found: &mut Found) {
         found.say_with(
             Next::Backfill,
             format!("{} are lost: {}", gap.told(), gap.reason),
-            "`closehook backfill` fetches what Close still has; then `closehook events verify`",
+            "`closehook backfill` fetches what Close still has, and sinks are given it again, whether or not they had it; then `closehook events verify`",
         );
     }
     if let Some(waits_for) = status

@@ -21,6 +21,7 @@ use super::mark::{RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
+use super::removed::Comparing;
 use super::replay::Jobs;
 use super::stopping::LeftBehind;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};
@@ -104,6 +105,7 @@ pub(super) struct Inner {
     /// Sinks that were removed and whose deliveries have not come to their end here: no other node is to begin with them.
     pub parting: Mutex<BTreeSet<String>>,
     pub left_behind: LeftBehind,
+    pub comparing: Comparing,
     /// Held while sinks come and go: by a reload, and by whoever forgets one.
     pub changing: tokio::sync::Mutex<()>,
     pub bury: watch::Sender<Seq>,
@@ -194,6 +196,7 @@ impl Engine {
             parted: Mutex::default(),
             parting: Mutex::default(),
             left_behind: LeftBehind::default(),
+            comparing: Comparing::default(),
             changing: tokio::sync::Mutex::default(),
             bury: watch::Sender::new(Seq::ZERO),
             letters_max: AtomicU64::new(u64::MAX),
@@ -241,9 +244,8 @@ impl Engine {
             self.start_worker(config).await;
         }
         self.note_mended().await;
-        if !self.detach_missing(sinks).await? {
-            self.detach_later();
-        }
+        let is_noted = self.detach_missing(sinks).await?;
+        self.detach_later(is_noted);
         if let Some(now) = now {
             self.forget_old_replays(now).await;
         }

@@ -16,7 +16,6 @@ use super::judges;
 use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
 use super::reading::aside;
-use super::removed::{self, Compared};
 use super::rendering::Rendering;
 use super::stopping::{Running, Stopping};
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges};
@@ -230,50 +229,52 @@ impl Engine {
                     continue;
                 }
             };
-            let letters = self.own_letters_of(name, &record);
-            let mut is_doubted = false;
-            if let Some(letters) = &letters {
-                match removed::compare(record.clone(), letters).await {
-                    Compared::Done(compared, is_news) => (record, is_doubted) = (*compared, is_news),
-                    Compared::NotNow => is_done = false,
-                    Compared::Never => {}
-                }
+            if record.detached_at.is_some() {
+                continue;
             }
-            if record.detached_at.is_none() || is_doubted {
-                record.detached_at.get_or_insert(now);
-                let expected = Expected::Revision(revision);
-                if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
-                    tracing::warn!(sink = name, %error, "that a sink was removed could not be noted; this is tried again, and it keeps the log until then");
-                    is_done = false;
-                    continue;
-                }
-            }
-            if let Some(letters) = letters {
-                letters.damage_is_noted(record.letters_doubted);
+            record.detached_at = Some(now);
+            let expected = Expected::Revision(revision);
+            if let Err(error) = put_json(&*self.inner.store, &key, &record, expected).await {
+                tracing::warn!(sink = name, %error, "that a sink was removed could not be noted; this is tried again, and it keeps the log until then");
+                is_done = false;
             }
         }
         Ok(is_done)
     }
 
-    /// Tries again to note which sinks were removed, until that is done: the log is kept for them.
-    pub(super) fn detach_later(&self) {
+    /// What is to be done of removed sinks while everything else goes on, again and again until that is done: it is compared what damage has
+    /// taken of their letters, and noted that they were removed where that is not `is_noted`, until which the log is kept for them.
+    pub(super) fn detach_later(&self, mut is_noted: bool) {
+        if self.inner.mode != Mode::Follow {
+            return;
+        }
         let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
         task::begin(async move {
-            while stop
-                .run_until_cancelled(tokio::time::sleep(DETACH_EVERY))
-                .await
-                .is_some()
-            {
-                let Some(inner) = inner.upgrade() else { return };
+            let mut is_compared = false;
+            while let Some(inner) = inner.upgrade() {
                 let engine = Engine { inner };
-                // A reload may be about to bring one back.
-                let _changing = engine.inner.changing.lock().await;
-                let sinks = lock(&engine.inner.sinks).clone();
-                if let Ok(true) = engine.detach_missing(&sinks).await {
+                let work = async {
+                    is_noted = is_noted || engine.detach_again().await;
+                    is_compared = is_compared || engine.compare_removed().await;
+                };
+                let ended = stop.run_until_cancelled(work).await;
+                if ended.is_none() || (is_noted && is_compared) {
+                    return;
+                }
+                drop(engine);
+                let rested = stop.run_until_cancelled(tokio::time::sleep(DETACH_EVERY)).await;
+                if rested.is_none() {
                     return;
                 }
             }
         });
+    }
+
+    async fn detach_again(&self) -> bool {
+        // A reload may be about to bring one back.
+        let _changing = self.inner.changing.lock().await;
+        let sinks = lock(&self.inner.sinks).clone();
+        matches!(self.detach_missing(&sinks).await, Ok(true))
     }
 
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
@@ -314,9 +315,7 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is tried again");
             false
         });
-        if !is_noted {
-            self.detach_later();
-        }
+        self.detach_later(is_noted);
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         for handle in self.workers().by_sink.values() {
             // One that has so much to do comes to it by itself.

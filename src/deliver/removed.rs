@@ -1,6 +1,7 @@
 //! The dead letters of sinks that are not configured: they have no worker that notes damage to them, and nobody who is shown how they do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use super::engine::Engine;
 use super::letters::Letters;
@@ -8,10 +9,36 @@ use super::mark::{RECORDS, Record};
 use super::reading::aside;
 use super::types::EngineError;
 use crate::framefile::FrameError;
+use crate::state::{Expected, put_json};
 use crate::sync::lock;
 
+/// Removed sinks whose letters are being looked at.
+pub(super) type Comparing = Arc<Mutex<BTreeSet<String>>>;
+
+/// One of them, until whoever looks has ended: a disk that hangs is not asked again and again.
+struct Turn {
+    comparing: Comparing,
+    sink: String,
+}
+
+impl Turn {
+    /// `None`: somebody is at it.
+    fn take(comparing: &Comparing, sink: &str) -> Option<Turn> {
+        lock(comparing).insert(sink.to_owned()).then(|| Turn {
+            comparing: comparing.clone(),
+            sink: sink.to_owned(),
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.comparing).remove(&self.sink);
+    }
+}
+
 /// What looking at the letters of a removed sink came to.
-pub(super) enum Compared {
+enum Compared {
     /// Its record with what damage may have taken of them, and whether that is news, which has to be saved.
     Done(Box<Record>, bool),
     /// They can't be read now: this has to be tried again.
@@ -21,9 +48,10 @@ pub(super) enum Compared {
 }
 
 /// Compares the letters of a removed sink with what was noted of them.
-pub(super) async fn compare(mut record: Record, letters: &Letters) -> Compared {
+async fn compare(mut record: Record, letters: &Letters, turn: Turn) -> Compared {
     let letters = letters.clone();
     let compare = move || {
+        let _turn = turn;
         letters.read()?;
         let is_news = record.compare_letters(&letters);
         if is_news {
@@ -41,9 +69,64 @@ pub(super) async fn compare(mut record: Record, letters: &Letters) -> Compared {
 
 impl Engine {
     /// The letters of a sink that are on this machine, as far as there are any, or were when that was noted.
-    pub(super) fn own_letters_of(&self, sink: &str, record: &Record) -> Option<Letters> {
+    fn own_letters_of(&self, sink: &str, record: &Record) -> Option<Letters> {
         let is_here = self.inner.desk.is_none() && (record.letters.is_some() || self.has_letters(sink));
         is_here.then(|| self.letters_of(sink))
+    }
+
+    /// Compares the letters of removed sinks with what was noted of them, and notes what damage may have taken. However long a disk takes for that,
+    /// nobody waits for it. `false`: of some of them that has to be tried again.
+    pub(super) async fn compare_removed(&self) -> bool {
+        let Ok(keys) = self.record_keys().await else {
+            return false;
+        };
+        let mut is_done = true;
+        for key in keys {
+            let sink = key.trim_start_matches(RECORDS);
+            if !self.is_wanted(sink) {
+                is_done &= self.compare_one(sink, &key).await;
+            }
+        }
+        is_done
+    }
+
+    /// Whether a sink is configured by the newest configuration, wherever it is driven.
+    fn is_wanted(&self, sink: &str) -> bool {
+        lock(&self.inner.sinks).iter().any(|config| config.name == sink)
+    }
+
+    async fn compare_one(&self, sink: &str, key: &str) -> bool {
+        let (record, revision) = match self.record(key).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return true,
+            // Who notes that it was removed says so.
+            Err(_) => return false,
+        };
+        let Some(letters) = self.own_letters_of(sink, &record) else {
+            return true;
+        };
+        let Some(turn) = Turn::take(&self.inner.comparing, sink) else {
+            return false;
+        };
+        let (record, is_news) = match compare(record, &letters, turn).await {
+            Compared::Done(record, is_news) => (record, is_news),
+            Compared::NotNow => return false,
+            Compared::Never => return true,
+        };
+        if is_news {
+            // A reload may be about to bring it back: then its worker compares them.
+            let _changing = self.inner.changing.lock().await;
+            if self.is_wanted(sink) {
+                return true;
+            }
+            let expected = Expected::Revision(revision);
+            if let Err(error) = put_json(&*self.inner.store, key, &*record, expected).await {
+                tracing::warn!(sink, %error, "that dead letters of a removed sink are lost could not be noted; this is tried again");
+                return false;
+            }
+        }
+        letters.damage_is_noted(record.letters_doubted);
+        true
     }
 
     /// What is wrong with the dead letters of sinks that are not configured: a sentence by sink.
@@ -77,5 +160,20 @@ impl Engine {
             }
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_that_somebody_is_looking_at_are_not_looked_at_again() {
+        let comparing = Comparing::default();
+        let turn = Turn::take(&comparing, "a");
+        assert!(turn.is_some() && Turn::take(&comparing, "a").is_none());
+        assert!(Turn::take(&comparing, "b").is_some(), "another sink's are");
+        drop(turn);
+        assert!(Turn::take(&comparing, "a").is_some());
     }
 }

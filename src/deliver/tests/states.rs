@@ -250,6 +250,7 @@ async fn damage_to_the_letters_of_a_sink_that_is_not_configured_is_noted() {
     let engine = bench.engine(Mode::Follow).await;
     let letters = engine.letters_of("a");
     assert!(letters.is_damaged());
+    until("it is noted", async || has_lost_letters(&engine).await).await;
     letters.scrub(&|| ()).unwrap();
     engine.shutdown().await;
     bench.sinks = sinks;
@@ -261,6 +262,15 @@ async fn damage_to_the_letters_of_a_sink_that_is_not_configured_is_noted() {
     }
     assert_eq!((unknown, status(&engine).dead), (1, 4));
     engine.shutdown().await;
+}
+
+async fn has_lost_letters(engine: &Engine) -> bool {
+    let (record, _) = engine
+        .record(&crate::deliver::mark::record_key("a"))
+        .await
+        .unwrap()
+        .unwrap();
+    record.letters_lost.is_some()
 }
 
 /// Else nobody would hear of it before the sink is configured again.
@@ -281,12 +291,18 @@ async fn letters_of_a_sink_that_is_not_configured_which_are_gone_are_noted_and_s
     bench.sinks.clear();
     let engine = bench.engine(Mode::Follow).await;
     assert!(engine.damaged_removed().await.unwrap().is_empty());
+    until("they are compared", async || engine.compare_removed().await).await;
+    assert!(engine.damaged_removed().await.unwrap().is_empty());
     engine.shutdown().await;
     std::fs::remove_file(bench.dir.path().join("dead/a")).unwrap();
     for words in ["is gone, with the letters", "lost to damage", "lost to damage"] {
         let engine = bench.engine(Mode::Follow).await;
-        let damaged = engine.damaged_removed().await.unwrap();
-        assert!(damaged.get("a").is_some_and(|why| why.contains(words)), "{damaged:?}");
+        until("it is noted", async || has_lost_letters(&engine).await).await;
+        until("it is said", async || {
+            let damaged = engine.damaged_removed().await.unwrap();
+            damaged.get("a").is_some_and(|why| why.contains(words))
+        })
+        .await;
         engine.shutdown().await;
     }
 }

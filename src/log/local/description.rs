@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::UNIX_EPOCH;
 
 use jiff::Timestamp;
@@ -11,7 +12,11 @@ use sha2::{Digest, Sha256};
 
 use super::refused::OpenError;
 use crate::event::Seq;
+use crate::sync::lock;
 use crate::{files, framefile};
+
+/// Held by whoever changes one that others of this process may change meanwhile.
+static CHANGING: Mutex<()> = Mutex::new(());
 
 /// The data directory's own description.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,14 +181,22 @@ impl Description {
         }
     }
 
-    /// Writes it. A damaged one in its place is set aside, and stays where it is until then.
+    /// Writes it, with what was noted in the one in its place. A damaged one is set aside, and stays where it is until then.
     pub fn put(&self, dir: &Path) -> io::Result<()> {
+        let _changing = lock(&CHANGING);
         let path = dir.join(NAME);
-        let json = serde_json::to_vec_pretty(self)?;
-        if read(&path).is_err_and(|error| framefile::is_damage(&error)) {
-            set_aside(&path)?;
+        let mut written = self.clone();
+        match read(&path) {
+            Ok(Found::Known(noted)) => {
+                written.state_begun |= noted.state_begun;
+                written.gaps_begun |= noted.gaps_begun;
+            }
+            Ok(Found::Newer(found)) => return Err(refuse(dir, found)),
+            Err(error) if framefile::is_damage(&error) => set_aside(&path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-        framefile::replace_file(&path, &json)
+        framefile::replace_file(&path, &serde_json::to_vec_pretty(&written)?)
     }
 
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
@@ -277,6 +290,7 @@ pub(super) fn note_gaps_begun(dir: &Path) -> io::Result<()> {
 }
 
 fn note(dir: &Path, what: impl Fn(&mut Description) -> &mut bool) -> io::Result<()> {
+    let _changing = lock(&CHANGING);
     let path = dir.join(NAME);
     let mut description = match read(&path) {
         // It is owed: the one that is written later notes it.
@@ -453,6 +467,17 @@ mod tests {
         std::fs::remove_file(dir.path().join(NAME)).unwrap();
         Description::open(dir.path(), true).unwrap();
         assert!(is_begun());
+    }
+
+    #[test]
+    fn what_was_noted_while_a_description_was_owed_stays_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let owed = Description::open(dir.path(), true).unwrap();
+        note_state_begun(dir.path()).unwrap();
+        note_gaps_begun(dir.path()).unwrap();
+        owed.put(dir.path()).unwrap();
+        let written = Description::open(dir.path(), false).unwrap();
+        assert!(written.state_begun && written.gaps_begun);
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub(super) struct Gaps {
     /// What there is besides a damaged list is still being found. Until all of it is, nothing takes the damaged list's place: where the start
     /// ends before that, the next one would take what had been found by then for the whole list.
     is_listing: AtomicBool,
+    /// Nothing is written before the data directory's description is: an older closehook would take the directory for one of its own, and not see
+    /// the list.
+    waits: AtomicBool,
     /// When the newest event was received that was seen when the log was opened, in microseconds.
     newest_us: AtomicI64,
     /// Whoever only looks keeps what is found to itself.
@@ -95,12 +98,23 @@ impl Gaps {
             // As long as the damaged one is in its place, it is known that something is not known.
             is_owed: AtomicBool::new(repair && is_incomplete),
             is_listing: AtomicBool::new(repair && is_incomplete),
+            waits: AtomicBool::new(false),
             newest_us: AtomicI64::new(i64::MIN),
             is_owner: repair,
             recorded,
             damage,
             is_incomplete,
         })
+    }
+
+    /// There was no room for the data directory's description, which comes first.
+    pub fn wait_for_description(&self) {
+        self.waits.store(true, Ordering::Relaxed);
+    }
+
+    /// It is written.
+    pub fn description_is_written(&self) {
+        self.waits.store(false, Ordering::Relaxed);
     }
 
     /// An event was received then: what is found from now on was found later, whatever the clock of a machine says that has just started.
@@ -385,6 +399,10 @@ impl Gaps {
             gaps,
         };
         if self.is_owner && !is_listing {
+            if self.waits.load(Ordering::Relaxed) {
+                let why = "there was no room for the data directory's description, which comes first";
+                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            }
             record::write(&self.dir, &record)?;
         }
         self.is_owed.store(is_listing, Ordering::Relaxed);
@@ -417,7 +435,7 @@ fn set_aside(path: &Path) {
 }
 
 /// The parts of a range that are in none of these others, in order.
-fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
+pub(super) fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
     // A list is in the order in which it was found.
     others.sort_unstable();
     let mut parts = Vec::new();

@@ -134,6 +134,9 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     })
     .map_err(fail_at(&keys_dir))?;
     let gaps = Gaps::open(&dir, repair, description.gaps_begun)?;
+    if description.is_owed {
+        gaps.wait_for_description();
+    }
     let Inventory {
         segments,
         newest,

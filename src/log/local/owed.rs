@@ -18,6 +18,8 @@ pub(super) struct Owed {
     pub asides: Vec<Aside>,
     /// Segments of which nothing can be read, which are to be set aside.
     pub segments: Vec<Seq>,
+    /// Segments that were dropped, and of which only their names are left: these tell so until it is on record where the log begins.
+    pub dropped: Vec<Seq>,
     /// Segments whose known keys are in memory and in no file.
     pub keys: Vec<Seq>,
     /// Damaged sets of known keys of which nothing is in memory.

@@ -1,5 +1,7 @@
 //! Opening the data directory: whatever it holds, the log starts; what is damaged is set aside, named, and stepped over.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,9 +26,6 @@ const LOOKS_MAX: u32 = 3;
 /// What is said of segments that were there once.
 const MISSING: &str = "the segment that held them is missing";
 
-/// Keys of events that are further behind the end of the log are another log's ([`crate::log::Log::leap_max`]).
-const LEAP_MAX: u64 = 1 << 32;
-
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
@@ -39,6 +38,16 @@ pub(super) struct Inventory {
     pub owed: Owed,
     /// What is damaged and stays as it is, since somebody only looks: one sentence each.
     pub damage: Vec<String>,
+}
+
+impl Inventory {
+    /// What comes goes behind what can't be given out again, into a segment of its own.
+    fn go_on_at(&mut self, next: Seq) {
+        if next > self.next {
+            self.next = next;
+            self.newest = None;
+        }
+    }
 }
 
 /// Whether it was done; `false`: there is no room for it.
@@ -66,24 +75,24 @@ pub(super) fn take_inventory(
         path: log_dir.clone(),
         source,
     };
+    let mut dropped = Vec::new();
     if repair {
         crate::framefile::make_dir(&log_dir).map_err(fail)?;
         framefile::sync_dir(dir).map_err(fail)?;
-    }
-    if repair {
-        // The names of what was dropped go, which may be all that tells of it.
+        // The names of what was dropped may be all that tells of it: they stay until that is on record.
         if let Some(behind) = swap::behind_dropped(&log_dir).map_err(fail)?
             && gaps.begins().is_some_and(|begins| begins < behind)
         {
             gaps.begin_at_or_owe(behind).map_err(fail)?;
         }
-        swap::recover(&log_dir).map_err(fail)?;
+        dropped = swap::recover(&log_dir, gaps.is_owed()).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
     // In this order: what somebody drops meanwhile shows by its name until it is on record.
     let behind = swap::behind_dropped(&log_dir).map_err(fail)?.unwrap_or_default();
     let begins = gaps.begins_now()?.map(|begins| begins.max(behind));
     let mut inventory = take_listed(&log_dir, &dirs, begins, known, gaps, repair)?;
+    inventory.owed.dropped = dropped;
     // What its place says from now on is all that was found.
     if gaps.is_incomplete()
         && unless_full(gaps.settle_listed(), "the list of what is lost", inventory.next).map_err(fail)?
@@ -120,6 +129,7 @@ pub(super) fn take_listed(
         known,
         gaps,
         repair,
+        complete: None,
     };
     let oldest = dirs.first().map(|(first, _)| *first);
     finder.take_beginning(begins, oldest, &mut inventory)?;
@@ -153,6 +163,8 @@ struct Finder<'a> {
     known: &'a mut KnownKeys,
     gaps: &'a Gaps,
     repair: bool,
+    /// The last segment that was taken, where it is complete: another one was begun before it was.
+    complete: Option<Seq>,
 }
 
 impl Finder<'_> {
@@ -184,42 +196,9 @@ impl Finder<'_> {
         }
     }
 
-    /// What is missing at the end of the log is told by what is on record, whose Seqs must not be given out again, and by the keys of its events.
-    fn take_end(&self, begins: Option<Seq>, oldest: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
-        let fail = |source| self.failed(source);
-        let end = inventory.next;
-        let lost = self.gaps.list().iter().map(|gap| gap.to.next()).max();
-        if let Some(lost) = lost.filter(|lost| *lost > end) {
-            // What is on record was recorded at the end of the log: what was before it was there, where it is known where that began.
-            if oldest.or(begins).is_some() {
-                self.record_missing(end, lost.prev(), MISSING).map_err(fail)?;
-            }
-            inventory.next = lost;
-        }
-        let from = inventory.next;
-        let is_all_missing = oldest.is_none() && begins.is_some_and(|begins| !self.gaps.holds(begins));
-        match self.known.last_behind(from) {
-            Some(reached) if reached.0 - from.0 < LEAP_MAX => {
-                let why = "their keys are known, and the segments that held them are missing";
-                // Keys are written when a segment is complete: another one came after it.
-                self.give_up(reached.next(), from, Some(reached), why, inventory)
-            }
-            Some(reached) => {
-                tracing::error!(
-                    end = from.prev().0,
-                    reached = reached.0,
-                    "known keys tell of events that no log has given out: they are damaged, or another log's"
-                );
-                Ok(())
-            }
-            None if is_all_missing => self.give_up(from, from, None, MISSING, inventory),
-            None => Ok(()),
-        }
-        .map_err(fail)
-    }
-
     fn take(&mut self, first: Seq, dir: &Path, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
         inventory.newest = None;
+        self.complete = None;
         // Directories missing between two others, or at a jump, tell by the Seqs they leave out.
         if first > inventory.next && !inventory.segments.is_empty() {
             let recorded = self.record_missing(inventory.next, first.prev(), MISSING);
@@ -311,7 +290,7 @@ impl Finder<'_> {
             let why = format!("{}: {why}", dir.display());
             return Ok(Some(Unreadable { why, reached }));
         }
-        let with_keys = self.takes_more(limit) || !self.known.has_file(first);
+        let with_keys = !self.known.has_file(first);
         match journal::recover(dir, first, limit, self.repair, with_keys) {
             Ok((recovered, journal)) => {
                 let taken = self.take_open(first, limit, reached, recovered, journal, inventory);
@@ -326,11 +305,6 @@ impl Finder<'_> {
                 reached,
             })),
         }
-    }
-
-    /// The newest segment takes new events, also where it was complete before and what came behind it is gone.
-    fn takes_more(&self, limit: Option<Seq>) -> bool {
-        self.repair && limit.is_none()
     }
 
     /// What the known keys of the segment at the end of the log tell of how far it went; `None` where they tell nothing.
@@ -366,6 +340,7 @@ impl Finder<'_> {
             self.rebuild_keys(first, &sealed, &mut inventory.owed)?;
         }
         inventory.segments.insert(first, Segment::Sealed(Arc::new(sealed)));
+        self.complete = Some(first);
         Ok(())
     }
 
@@ -429,7 +404,6 @@ impl Finder<'_> {
                 .map_err(fail)?;
         }
         inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
-        let proves = reached.is_some_and(|reached| reached >= inventory.next);
         if unknown > 0 && limit.is_none() {
             let why = "their bytes in the journal can't be read";
             self.give_up(first, inventory.next, reached, why, inventory)
@@ -439,23 +413,18 @@ impl Finder<'_> {
             self.record_gap(inventory.next, reached, why).map_err(fail)?;
             inventory.next = reached.next();
         }
-        // A file of keys gives way to what is read of the journal; where it is all that proves what was behind its end, not before that is on
-        // record.
-        let is_needed = proves && self.gaps.is_owed();
-        if self.takes_more(limit) && !is_needed {
-            self.known.reopen(first).map_err(fail)?;
-        }
+        // They are written when a segment is complete, and it stays so.
         let keys_are_on_disk = self.known.has_file(first);
         if keys_are_on_disk {
             // It held something.
             inventory.next = inventory.next.max(first.next());
+            self.complete = Some(first);
         } else {
             *self.known.table(first) = keys;
         }
         let segment = Arc::new(segment);
         inventory.segments.insert(first, Segment::Open(segment.clone()));
-        // A journal with damage in the middle is complete as it is, and so is one whose keys are in a month's database already: what
-        // comes goes into a new one.
+        // A journal with damage in the middle is complete as it is, and so is one whose keys are on disk: what comes goes into a new one.
         if let Some(journal) = journal
             && scan.damage.is_empty()
             && !keys_are_on_disk
@@ -546,7 +515,7 @@ impl Finder<'_> {
         let end = last_possible(first, None).max(from);
         let certain = reached.filter(|reached| *reached >= from).unwrap_or(from.prev());
         self.gaps.record_or_owe(from, end, why, Stood::AtLeastTo(certain))?;
-        inventory.next = inventory.next.max(end.next());
+        inventory.go_on_at(end.next());
         Ok(())
     }
 

@@ -217,6 +217,10 @@ impl Shared {
     ///
     /// What was dropped is not remembered over a restart: then a gap goes with what is dropped next, or by its age.
     pub fn forget_gaps(&self) -> io::Result<()> {
+        // Where the log is missing as a whole its gaps are all that tells of it: without one that holds where it begins it would be missed again.
+        if read_lock(&self.segments).is_empty() {
+            return Ok(());
+        }
         // What is in damaged keys is not known before they are saved.
         if !lock(&self.owed).sets.is_empty() {
             return Ok(());

@@ -20,7 +20,7 @@ use super::block::{self, Head};
 use super::description::Description;
 use super::desk::Suspect;
 use super::fault::SegmentError;
-use super::gaps::Gaps;
+use super::gaps::{self, Gaps};
 use super::handle::LocalLog;
 use super::journal::{self, Journal, OpenSegment};
 use super::keeper;
@@ -72,6 +72,8 @@ pub struct Taken {
     pub last: Seq,
     /// Ranges (inclusive) that could not be read.
     pub damaged: Vec<(Seq, Seq)>,
+    /// Ranges (inclusive) that were dropped before they were read, behind others that were.
+    pub expired: Vec<(Seq, Seq)>,
 }
 
 impl Taken {
@@ -86,19 +88,28 @@ impl Taken {
 
 impl LocalLog {
     /// Hands every event up to `upto` to `each`, in pieces; events that came later may be among them. What expires meanwhile
-    /// is left out; what is damaged is named. Blocking.
+    /// is left out; that and what is damaged is named. Blocking.
     pub fn take(&self, upto: Seq, each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> Result<Taken, ReadError> {
         let mut taken = Taken::default();
         let mut next = Seq::ZERO;
+        let mut at = None;
         // Asked for one after the other: a segment may be sealed, rewritten or removed meanwhile.
         while let Some((first, segment)) = segment_from(&self.shared, next)
             && first <= upto
         {
             next = first.next();
-            match segment {
-                Segment::Open(open) => take_open(&self.shared, &open, upto, &mut taken, each)?,
-                Segment::Sealed(sealed) => take_sealed(&self.shared, first, &sealed, &mut taken, each)?,
+            // Whole segments were dropped in between.
+            if let Some(at) = at {
+                taken.expired.extend(self.shared.gaps.unrecorded(at, first.prev()));
             }
+            match &segment {
+                Segment::Open(open) => take_open(&self.shared, open, upto, &mut taken, each)?,
+                Segment::Sealed(sealed) => take_sealed(&self.shared, first, sealed, &mut taken, each)?,
+            }
+            at = at.max(Some(segment.last().map_or(first, Seq::next)));
+        }
+        if let Some(at) = at {
+            taken.expired.extend(self.shared.gaps.unrecorded(at, upto));
         }
         Ok(taken)
     }
@@ -232,8 +243,11 @@ fn take_range(
             }
             Found::Skip(next) => {
                 // What was dropped meanwhile is not damaged.
+                let skipped = (*at, next.prev().min(last));
                 if shared.segment_for(*at).is_some() {
-                    taken.damaged.push((*at, next.prev().min(last)));
+                    taken.damaged.push(skipped);
+                } else {
+                    taken.expired.push(skipped);
                 }
                 *at = next;
             }
@@ -394,6 +408,34 @@ impl Restorer {
         &self.taken
     }
 
+    /// What was not read where this comes from, though it was there: it could not be, or was dropped before. Without this it counts as lost where
+    /// it leaves Seqs out.
+    pub fn lacks(&mut self, damaged: &[(Seq, Seq)], expired: &[(Seq, Seq)]) {
+        self.taken.damaged.extend_from_slice(damaged);
+        self.taken.expired.extend_from_slice(expired);
+    }
+
+    /// What this log lacks of the other one, as far as that is not on record there.
+    fn record_lacks(&self, gaps: &mut Vec<Gap>) {
+        let damaged = ("they could not be read when the backup was made", false);
+        let expired = ("they were dropped while the backup was made", true);
+        for (ranges, (reason, skipped)) in [(&self.taken.damaged, damaged), (&self.taken.expired, expired)] {
+            for (from, to) in ranges {
+                let recorded = gaps.iter().map(|gap| (gap.from, gap.to)).collect();
+                for (from, to) in gaps::outside(*from, *to, recorded) {
+                    gaps.push(Gap {
+                        from,
+                        to,
+                        reason: reason.into(),
+                        found_at: Timestamp::now(),
+                        skipped,
+                        certain_to: None,
+                    });
+                }
+            }
+        }
+    }
+
     /// Makes what was begun durable, and seals it if it was sealed.
     fn complete(&mut self) -> io::Result<()> {
         let Some(mut current) = self.current.take() else {
@@ -436,6 +478,7 @@ impl Restorer {
         let head = head.max(self.taken.last);
         let next = Seq((head.0 / JUMP + 1) * JUMP + 1);
         Journal::create(&self.log_dir, next).map_err(io::Error::other)?;
+        self.record_lacks(&mut gaps);
         gaps.push(Gap {
             from: head.next(),
             to: next.prev(),

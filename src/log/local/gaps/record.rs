@@ -52,19 +52,37 @@ pub(super) enum Found {
 
 /// Reads what is on record. What can't be read now is an error, and so is what a newer version has written.
 pub(super) fn read(dir: &Path) -> Result<Found, OpenError> {
+    read_around(dir, || {})
+}
+
+/// `between`: what happens after one was looked for under the new name.
+fn read_around(dir: &Path, between: impl FnOnce()) -> Result<Found, OpenError> {
+    if let Some(found) = read_new(dir)? {
+        return Ok(found);
+    }
+    between();
+    match read_old(dir)? {
+        // The first start after an upgrade may just have put the new one in its place.
+        Found::Nothing => Ok(read_new(dir)?.unwrap_or(Found::Nothing)),
+        found => Ok(found),
+    }
+}
+
+/// `None`: there is none.
+fn read_new(dir: &Path) -> Result<Option<Found>, OpenError> {
     let path = dir.join(NAME);
     let mut lists = Vec::new();
     let scanned = framefile::scan(&path, FORMAT, |frame| lists.push((frame.tag, frame.payload.to_vec())));
     let why = match scanned {
         Ok(scan) if scan.damage.is_empty() && scan.torn == 0 => match lists.as_slice() {
             [(TAG, json)] => match serde_json::from_slice(json) {
-                Ok(record) => return Ok(Found::Whole(record)),
+                Ok(record) => return Ok(Some(Found::Whole(record))),
                 Err(error) => error.to_string(),
             },
             _ => "it holds no list".to_owned(),
         },
         Ok(_) => "its checksum is wrong".to_owned(),
-        Err(FrameError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return read_old(dir),
+        Err(FrameError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(FrameError::Io { path, source }) if !framefile::is_damage(&source) => {
             return Err(OpenError::Io { path, source });
         }
@@ -72,7 +90,7 @@ pub(super) fn read(dir: &Path) -> Result<Found, OpenError> {
         Err(error @ FrameError::Newer { .. }) => return Err(OpenError::Unreadable(error.to_string())),
         Err(_) => "it does not begin as such a list does".to_owned(),
     };
-    Ok(Found::Damaged { path, why })
+    Ok(Some(Found::Damaged { path, why }))
 }
 
 fn read_old(dir: &Path) -> Result<Found, OpenError> {
@@ -167,13 +185,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let old = r#"[{"from": 5, "to": 9, "reason": "why", "found_at": "2024-02-15T12:48:23Z"}]"#;
         std::fs::write(dir.path().join(OLD_NAME), old).unwrap();
-        let read = whole(dir.path());
-        assert_eq!((read.begins, read.gaps.len(), read.gaps[0].to), (None, 1, Seq(9)));
-        write(dir.path(), &read).unwrap();
+        let record = whole(dir.path());
+        assert_eq!((record.begins, record.gaps.len(), record.gaps[0].to), (None, 1, Seq(9)));
+        write(dir.path(), &record).unwrap();
         assert!(!dir.path().join(OLD_NAME).exists());
-        assert_eq!(whole(dir.path()), read);
+        assert_eq!(whole(dir.path()), record);
+        // As when a daemon does so while somebody looks.
+        std::fs::remove_file(dir.path().join(NAME)).unwrap();
+        std::fs::write(dir.path().join(OLD_NAME), old).unwrap();
+        match read_around(dir.path(), || write(dir.path(), &record).unwrap()) {
+            Ok(Found::Whole(found)) => assert_eq!(found, record),
+            other => panic!("{other:?}"),
+        }
         // As after a crash in between.
         std::fs::write(dir.path().join(OLD_NAME), "[]").unwrap();
-        assert_eq!(whole(dir.path()), read);
+        assert_eq!(whole(dir.path()), record);
     }
 }

@@ -26,7 +26,7 @@ use super::journal;
 use super::sealed::{Access, Manifest, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::write_lock;
+use crate::sync::{lock, write_lock};
 use crate::telemetry;
 use crate::telemetry::paced::Paced;
 
@@ -82,9 +82,11 @@ impl Keeper {
     /// A keeper that has not begun; its desk is open.
     pub fn new(shared: Arc<Shared>) -> Keeper {
         let sealed = |(first, segment): (Seq, Segment)| matches!(segment, Segment::Sealed(_)).then_some(first);
+        let leftovers = std::mem::take(&mut lock(&shared.owed).dropped);
         Keeper {
             errands: shared.desk.open(),
             unchecked: shared.all_segments().into_iter().filter_map(sealed).collect(),
+            leftovers,
             shared,
             deferred: VecDeque::new(),
             beneath: Vec::new(),
@@ -94,7 +96,6 @@ impl Keeper {
             said_of_keys: Paced::default(),
             said_of_merging: Paced::default(),
             urgent: false,
-            leftovers: Vec::new(),
             unplaced: Vec::new(),
             erased: BTreeSet::new(),
         }
@@ -342,9 +343,13 @@ impl Keeper {
         if let Some((last, _)) = over.last() {
             self.begin_behind(*last)?;
         }
-        for (first, segment) in &over {
-            self.drop_segment(*first, segment)?;
+        let dropped = over
+            .iter()
+            .try_for_each(|(first, segment)| self.drop_segment(*first, segment));
+        if dropped.is_err() {
+            self.begin_at_oldest()?;
         }
+        dropped?;
         self.shared.note_passed(seq);
         self.shared.forget_gaps()?;
         Ok(self.shared.first())
@@ -354,6 +359,14 @@ impl Keeper {
     fn begin_behind(&self, first: Seq) -> Result<(), SegmentError> {
         if let Some(next) = self.shared.next_segment_after(first) {
             self.shared.gaps.begin_at_or_owe(next)?;
+        }
+        Ok(())
+    }
+
+    /// What could not be dropped is to be missed all the same, when it is gone.
+    fn begin_at_oldest(&self) -> Result<(), SegmentError> {
+        if let Some((oldest, _)) = self.shared.all_segments().first() {
+            self.shared.gaps.begin_at_or_owe(*oldest)?;
         }
         Ok(())
     }

@@ -134,12 +134,13 @@ impl Keeper {
 
     /// Does what there was no room for when the log was opened, before anything goes in which it was found.
     pub(super) fn catch_up(&mut self) -> Result<(), SegmentError> {
-        self.shared.gaps.settle()?;
         let owed = lock(&self.shared.owed).description.clone();
         if let Some(description) = owed {
             description.put(&self.shared.options.dir)?;
             lock(&self.shared.owed).description = None;
+            self.shared.gaps.description_is_written();
         }
+        self.shared.gaps.settle()?;
         loop {
             let owed = lock(&self.shared.owed).asides.last().cloned();
             let Some(aside) = owed else { break };

@@ -1,5 +1,5 @@
 //! All keys that are known, as they are told apart: those of the newest segment in memory, those of complete ones in sets on disk.
-//! Nothing here reads or changes the disk but opening, [`KnownKeys::seal`] and [`KnownKeys::reopen`], which a start does.
+//! Nothing here reads or changes the disk but opening, [`KnownKeys::seal`], and what asks how far the log went, which a start does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,6 @@ use super::opening::{self, Unsaved};
 use super::table::Table;
 use super::unit::{Content, READ_AGAIN, Unit};
 use crate::event::Seq;
-use crate::framefile;
 
 /// What memory says of an identity.
 #[derive(Debug)]
@@ -197,19 +196,6 @@ impl KnownKeys {
         Ok(())
     }
 
-    /// The segment is to take new events: a file of the keys that it has so far gives way, durably, to its table. Keys that are in a
-    /// month's database stay there. For the owner, at a start, before anything is in memory.
-    pub fn reopen(&mut self, segment: Seq) -> io::Result<()> {
-        let is_its = |unit: &&Arc<Unit>| unit.is_file() && unit.segments() == [segment];
-        let Some(file) = self.units.iter().find(is_its).cloned() else {
-            return Ok(());
-        };
-        file.remove()?;
-        framefile::sync_dir(&self.dir)?;
-        self.units.retain(|unit| !Arc::ptr_eq(unit, &file));
-        Ok(())
-    }
-
     /// Whether all keys of a complete segment are on disk.
     pub fn has_file(&self, segment: Seq) -> bool {
         self.units
@@ -288,6 +274,12 @@ impl KnownKeys {
             }
         }
         found
+    }
+
+    /// The first segment that the newest set on disk names; `None`: it names none.
+    pub fn newest_begins(&self) -> Option<Seq> {
+        let newest = self.units.iter().max_by_key(|unit| unit.newest_us())?;
+        newest.segments().iter().chain(newest.partly()).min().copied()
     }
 
     /// When the newest event was received whose key is on disk, in microseconds.

@@ -138,8 +138,10 @@ pub(in crate::log::local) fn aside(log_dir: &Path, first: Seq) -> PathBuf {
     aside
 }
 
-/// Finishes or undoes what a crash interrupted; see the table above.
-pub(in crate::log::local) fn recover(log_dir: &Path) -> io::Result<()> {
+/// Finishes or undoes what a crash interrupted; see the table above. With `keep_names` segments that were dropped keep the name that tells of it,
+/// and nothing else: those.
+pub(in crate::log::local) fn recover(log_dir: &Path, keep_names: bool) -> io::Result<Vec<Seq>> {
+    let mut kept = Vec::new();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(log_dir)? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -153,6 +155,11 @@ pub(in crate::log::local) fn recover(log_dir: &Path) -> io::Result<()> {
             };
             match prefix {
                 NEW => finish_new(log_dir, first)?,
+                // It was dropped, where nothing has its place.
+                REMOVED if keep_names && !has(&journal::segment_dir(log_dir, first))? => {
+                    empty_dropped(log_dir, first)?;
+                    kept.push(first);
+                }
                 REMOVED => drop(finish_old(log_dir, first, Old::Removed)?),
                 _ => match finish_old(log_dir, first, Old::Damaged) {
                     Err(error) if files::is_full(&error) => {
@@ -163,7 +170,7 @@ pub(in crate::log::local) fn recover(log_dir: &Path) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// What is being built is needed only where the old one has lost its name.
@@ -307,7 +314,7 @@ mod tests {
                 if steps > 1 {
                     std::fs::rename(log_dir.join(name(NEW)), log_dir.join(name(""))).unwrap();
                 }
-                recover(&log_dir).unwrap();
+                recover(&log_dir, false).unwrap();
                 assert_eq!(word(&log_dir).as_deref(), Some(left), "{old:?} {steps}");
                 let names: Vec<_> = std::fs::read_dir(&log_dir).unwrap().collect();
                 assert_eq!(names.len(), 1, "nothing is left over");
@@ -337,12 +344,12 @@ mod tests {
                 swap(&log_dir, Seq(7), old).is_err(),
                 "the old one would go, and be the only one"
             );
-            recover(&log_dir).unwrap();
+            recover(&log_dir, false).unwrap();
             assert_eq!(word(&log_dir).as_deref(), Some("new"));
             std::fs::remove_dir_all(&log_dir).unwrap();
             left();
             take_away(&log_dir, Seq(7), Old::Removed).unwrap();
-            recover(&log_dir).unwrap();
+            recover(&log_dir, false).unwrap();
             assert_eq!(word(&log_dir), None, "what is dropped is gone all the same");
         }
     }
@@ -366,7 +373,15 @@ mod tests {
         put(&log_dir, &format!("{NEW}{:020}", 11), "new");
         assert_eq!(behind_dropped(&log_dir).unwrap(), Some(Seq(11)), "by the other one");
         std::fs::remove_dir_all(log_dir.join(format!("{NEW}{:020}", 11))).unwrap();
-        recover(&log_dir).unwrap();
+        for _ in 0..2 {
+            assert_eq!(recover(&log_dir, true).unwrap(), [Seq(7), Seq(11)]);
+            assert_eq!(
+                behind_dropped(&log_dir).unwrap(),
+                Some(Seq(21)),
+                "it is not written down yet"
+            );
+        }
+        recover(&log_dir, false).unwrap();
         assert_eq!(behind_dropped(&log_dir).unwrap(), None);
     }
 
@@ -377,7 +392,7 @@ mod tests {
         put(&log_dir, &format!("{:020}", 7), "old");
         put(&log_dir, &format!("{NEW}{:020}", 7), "new");
         take_away(&log_dir, Seq(7), Old::Removed).unwrap();
-        recover(&log_dir).unwrap();
+        recover(&log_dir, false).unwrap();
         assert_eq!(std::fs::read_dir(&log_dir).unwrap().count(), 0);
     }
 }

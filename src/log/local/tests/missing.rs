@@ -112,7 +112,7 @@ async fn a_drop_that_was_cut_off_is_no_loss() {
             sealed::swap::empty_dropped(&log_dir, Seq(1)).unwrap();
         }
         if steps > 3 {
-            sealed::swap::recover(&log_dir).unwrap();
+            sealed::swap::recover(&log_dir, false).unwrap();
         }
         assert_eq!(lost(&visitor(dir.path())), [], "{steps}");
         for _ in 0..2 {
@@ -142,6 +142,24 @@ async fn a_drop_that_could_not_be_written_down_and_was_cut_off_is_no_loss() {
         log.close();
     }
     assert_eq!(begins(dir.path()), Some(Seq(11)));
+}
+
+/// What could not be dropped with the rest is missed when it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_that_fails_half_way_makes_the_log_begin_where_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_sealed(dir.path()).await;
+    let in_the_way = dir.path().join("log").join(format!("removed-{:020}", 11));
+    std::fs::write(&in_the_way, b"").unwrap();
+    log.drop_before(Seq(21)).await.unwrap_err();
+    assert_eq!(ids(&log).0, (11..=20).collect::<Vec<_>>());
+    assert_eq!(begins(dir.path()), Some(Seq(11)));
+    log.close();
+    std::fs::remove_file(&in_the_way).unwrap();
+    remove(dir.path(), 11);
+    let log = open(dir.path());
+    assert_eq!(lost(&log), [(11, 20)]);
+    log.close();
 }
 
 /// Directories from before that was noted say nothing of where they begin.
@@ -266,6 +284,123 @@ async fn a_log_that_is_missing_as_a_whole_is_lost_and_no_empty_one() {
         assert!(gap.to >= Seq(5));
         log.close();
     }
+}
+
+/// Nothing is sealed before another segment has begun behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_newest_segment_is_lost_and_its_seqs_are_not_given_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_sealed(dir.path()).await;
+    store(&log, 21..=30).await;
+    log.close();
+    remove(dir.path(), 21);
+    let before = content(dir.path());
+    for read_only in [true, false, false] {
+        let log = reopen(&Options {
+            read_only,
+            ..options(dir.path())
+        });
+        let gap = only_gap(&log);
+        assert_eq!(
+            (gap.from, gap.to, gap.certain()),
+            (Seq(21), journal::last_possible(Seq(21), None), 0),
+            "{read_only}"
+        );
+        assert_eq!(ids(&log).0, (1..=20).collect::<Vec<_>>());
+        log.close();
+        assert!(!read_only || content(dir.path()) == before, "looking changes nothing");
+    }
+    let log = open(dir.path());
+    let end = only_gap(&log).to;
+    let stored = log.append(incoming(body(25, 0))).await;
+    assert_eq!(stored, Ok(Appended::Stored(end.next())));
+    seal(&log).await;
+    log.close();
+    let log = open(dir.path());
+    assert_eq!(only_gap(&log).from, Seq(21), "and it is not missed again");
+    log.close();
+}
+
+/// A directory that was made for it and nothing else: nothing was ever in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newest_segment_that_was_only_begun_is_not_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    two_sealed(dir.path()).await.close();
+    std::fs::remove_file(segment(dir.path(), 21).join("journal")).unwrap();
+    let log = open(dir.path());
+    assert_eq!(lost(&log), []);
+    let stored = log.append(incoming(body(21, 0))).await;
+    assert_eq!(stored, Ok(Appended::Stored(Seq(21))));
+    log.close();
+}
+
+/// Keys outlive events: where it is not known where the log began, they may be of what was dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_alone_prove_no_loss_where_nobody_knows_where_the_log_began() {
+    let dir = tempfile::tempdir().unwrap();
+    two_sealed(dir.path()).await.close();
+    for first in [1, 11, 21] {
+        remove(dir.path(), first);
+    }
+    std::fs::write(dir.path().join("gaps"), "nonsense").unwrap();
+    for _ in 0..2 {
+        let log = open(dir.path());
+        let gap = only_gap(&log);
+        assert_eq!((gap.from, gap.certain()), (Seq(11), 0));
+        assert_eq!(gap.to, journal::last_possible(Seq(21), None));
+        log.close();
+    }
+    let log = open(dir.path());
+    let again = log.append(incoming(body(5, 0))).await;
+    assert_eq!(
+        again,
+        Ok(Appended::Duplicate(Seq(5))),
+        "it was dropped, as far as anybody knows"
+    );
+    let again = log.append(incoming(body(15, 0))).await;
+    assert!(matches!(again, Ok(Appended::Stored(_))), "it may be lost: {again:?}");
+    log.close();
+}
+
+/// What is on record behind the end is given out to nobody, and what comes is in no segment of before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_jump_that_was_cut_off_is_in_a_segment_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=5).await;
+    log.close();
+    let list = gaps::Gaps::open(dir.path(), true, false).unwrap();
+    list.record_or_owe(Seq(6), Seq(1000), "skipped", gaps::Stood::Nothing)
+        .unwrap();
+    let log = open(dir.path());
+    let stored = log.append(incoming(body(6, 0))).await;
+    assert_eq!(stored, Ok(Appended::Stored(Seq(1001))));
+    let firsts: Vec<Seq> = log.shared.all_segments().iter().map(|(first, _)| *first).collect();
+    assert_eq!(firsts, [Seq(1), Seq(1001)]);
+    log.close();
+}
+
+/// Else the next start would find nothing where something was, once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_all_is_not_forgotten_while_no_segment_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=5).await;
+    log.close();
+    remove(dir.path(), 1);
+    let (now, days) = days_ahead();
+    let log = reopen(&Options {
+        now,
+        ..options(dir.path())
+    });
+    days.store(80, Ordering::SeqCst);
+    let segments = std::mem::take(&mut *write_lock(&log.shared.segments));
+    log.shared.forget_gaps().unwrap();
+    assert_eq!(only_gap(&log).from, Seq(1));
+    *write_lock(&log.shared.segments) = segments;
+    log.shared.forget_gaps().unwrap();
+    assert_eq!(lost(&log), []);
+    log.close();
 }
 
 /// What is on record behind the last segment that is there was recorded where the log ended then.

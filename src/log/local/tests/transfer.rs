@@ -27,6 +27,7 @@ fn transfer(log: &LocalLog, from: &Path, to: &Path, with_keys: bool, next: u64) 
         matches!(LocalLog::open(options(to)), Err(OpenError::Locked { .. })),
         "nobody opens it half-way"
     );
+    restorer.lacks(&taken.damaged, &taken.expired);
     assert_eq!(restorer.finish(head, log.gaps()).unwrap(), Seq(next));
     taken
 }
@@ -93,6 +94,59 @@ async fn a_log_that_is_put_elsewhere_is_the_same_and_goes_on_beyond_a_jump() {
             log.close();
         }
     }
+}
+
+/// What retention drops before it was read leaves Seqs out, and nobody misses them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_while_the_log_is_taken_along_is_not_lost() {
+    // In the middle of it, and before it.
+    for at in [11, 1] {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let log = two_sealed(dir.path()).await;
+        store(&log, 21..=25).await;
+        let mut restorer = Restorer::new(other.path()).unwrap();
+        let mut each = |piece: Piece<'_>| match piece {
+            Piece::Segment { first, sealed } => {
+                if first == Seq(at) {
+                    let dropping = log.drop_before(Seq(21));
+                    let dropped = || tokio::runtime::Handle::current().block_on(dropping);
+                    assert_eq!(tokio::task::block_in_place(dropped), Ok(Seq(21)));
+                }
+                restorer.segment(first, sealed)
+            }
+            Piece::Block(block) => restorer.block(block),
+        };
+        let head = *log.head().borrow();
+        let taken = log.take(head, &mut each).unwrap();
+        let expired: Vec<Seq> = taken.expired.iter().map(|(_, to)| *to).collect();
+        assert_eq!((expired.last(), taken.damaged.len()), (Some(&Seq(20)), 0), "{at}");
+        restorer.lacks(&taken.damaged, &taken.expired);
+        restorer.finish(head, log.gaps()).unwrap();
+        drop(restorer);
+        log.close();
+        let copy = open(other.path());
+        let kept: Vec<u64> = (1..at).chain(21..=25).collect();
+        assert_eq!((ids(&copy), copy.stats().gaps), ((kept, vec![]), vec![]), "{at}");
+        copy.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_damage_has_taken_of_the_beginning_is_lost_where_the_log_goes() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    two_sealed(dir.path()).await.close();
+    std::fs::write(segment(dir.path(), 1).join("sled/db"), b"").unwrap();
+    let log = LocalLog::open(Options {
+        read_only: true,
+        ..options(dir.path())
+    })
+    .unwrap();
+    let taken = transfer(&log, dir.path(), other.path(), true, 1_000_000_001);
+    assert_eq!((taken.first, taken.damaged), (Seq(11), vec![(Seq(1), Seq(10))]));
+    let copy = open(other.path());
+    let gaps: Vec<_> = copy.stats().gaps.iter().map(|gap| (gap.from, gap.to)).collect();
+    assert_eq!(gaps, [(Seq(1), Seq(10))]);
+    copy.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]
