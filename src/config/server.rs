@@ -169,10 +169,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_given_by_name_or_by_url() {
-        assert_eq!(
-            acme_directory("production").unwrap(),
-            LETS_ENCRYPT_PRODUCTION_DIRECTORY
-        );
+        assert_eq!(acme_directory("production").unwrap(), LETS_ENCRYPT_PRODUCTION_DIRECTORY);
         assert_eq!(acme_directory("staging").unwrap(), LETS_ENCRYPT_STAGING_DIRECTORY);
         let own = "https://ca.example.com/directory";
         assert_eq!(acme_directory(own).unwrap(), own);

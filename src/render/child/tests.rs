@@ -60,5 +60,8 @@ fn what_is_no_number_of_json_is_below_or_above_all_that_are() {
     let mut jinja = Jinja::new();
     let source = "{% for one in all | sort(attribute='n') %}{{ one.n }} {% endfor %}";
     let name = jinja.add(0, &Template::unchecked(source, Escape::None)).unwrap();
-    assert_eq!(jinja.render(&name, &context! { all => all }), Ok("-inf -1.5 0.0 1.5 inf ".to_owned()));
+    assert_eq!(
+        jinja.render(&name, &context! { all => all }),
+        Ok("-inf -1.5 0.0 1.5 inf ".to_owned())
+    );
 }
