@@ -202,6 +202,7 @@ mod tests {
 
     use super::super::tests::letter;
     use super::super::{Letters, asides, listed};
+    use super::left_beside;
     use crate::deliver::DeadLetter;
     use crate::event::Seq;
 
