@@ -424,7 +424,35 @@ pub async fn reopen(config: &Config) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Layers;
+    use crate::event::Source;
+    use crate::log::{Incoming, Options};
     use crate::state::LocalStore;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_keys_of_what_was_erased_and_of_what_has_expired_go_along_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::load(&Layers::new(&[], crate::rules::faults)).unwrap();
+        config.log.dir = dir.path().to_owned();
+        let options = Options {
+            reserve: Some(0),
+            ..Options::from_config(&config)
+        };
+        let log = Arc::new(LocalLog::open(options).unwrap());
+        for id in 1..=4 {
+            let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15T12:48:23.395"}}}}"#);
+            let incoming = Incoming::new(body.into(), Timestamp::now(), Source::Webhook, None);
+            Log::append(&*log, incoming).await.unwrap();
+            if id == 2 {
+                log.roll().await.unwrap();
+                log.go_round().await.unwrap();
+            }
+        }
+        assert_eq!(Log::drop_before(&*log, Seq(3)).await, Ok(Seq(3)));
+        let (of_erased, of_expired) = keys_of(&log, BTreeSet::from([Seq(4)])).await.unwrap();
+        assert!(of_erased.keys().eq(&[Seq(4)]), "{:?}", of_erased.keys());
+        assert!(of_expired.keys().eq(&[Seq(1), Seq(2)]), "{:?}", of_expired.keys());
+    }
 
     #[tokio::test]
     async fn a_sink_s_record_goes_along_without_what_it_notes_of_a_file_here() {

@@ -189,3 +189,19 @@ fn is_host_name(name: &str) -> bool {
     };
     name.len() <= 253 && name.split('.').all(is_label) && name.parse::<std::net::IpAddr>().is_err()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_given_by_name_or_by_url() {
+        assert_eq!(acme_directory("production").unwrap(), LETS_ENCRYPT_PRODUCTION_DIRECTORY);
+        assert_eq!(acme_directory("staging").unwrap(), LETS_ENCRYPT_STAGING_DIRECTORY);
+        let own = "https://ca.example.com/directory";
+        assert_eq!(acme_directory(own).unwrap(), own);
+        for wrong in ["", "prod", "http://ca.example.com/directory"] {
+            assert!(acme_directory(wrong).unwrap_err().contains("an https URL"), "{wrong}");
+        }
+    }
+}

@@ -131,6 +131,12 @@ mod tests {
             value: false,
         };
         assert_eq!(ActRow::of(&act).undo, Some(wanted));
+        let set =
+            |order: &str, running: bool| words(&serde_json::json!({"order": order, "id": "r1", "running": running}));
+        assert_eq!(set("replay-set", true), "Went on with replay r1");
+        assert_eq!(set("replay-set", false), "Interrupted replay r1");
+        assert_eq!(set("backfill-set", true), "Went on with the backfill");
+        assert_eq!(set("backfill-set", false), "Stopped the backfill");
         let undone = |order| undo(&order).map(|undo| (undo.action, undo.field, undo.value));
         assert_eq!(
             undone(serde_json::json!({"order": "replay-set", "id": "r1", "running": false})),

@@ -385,6 +385,17 @@ mod tests {
     }
 
     #[test]
+    fn events_without_their_data_are_counted_again_from_the_first_of_them_on() {
+        let mut marks = Marks::default();
+        for (expected, from) in [(9, 9), (12, 9), (4, 4)] {
+            marks.expect_withheld(Seq(expected));
+            let withheld = marks.withheld.as_mut().unwrap();
+            assert_eq!((withheld.from, withheld.is_counted), (Seq(from), false));
+            withheld.is_counted = true;
+        }
+    }
+
+    #[test]
     fn a_backfill_vouches_for_what_close_still_had_and_what_was_settled() {
         let with = |before: Option<(i64, i64)>, from: i64, to: i64, day: i64| {
             let before = before.map(|(from, to)| covered(from, to));

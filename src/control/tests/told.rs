@@ -93,6 +93,43 @@ async fn an_event_without_a_signature_is_not_called_missing() {
     assert_eq!(shown.signature, "missing");
 }
 
+/// Of an event that was changed over and over the newest revisions are shown, and every one is named.
+#[tokio::test]
+async fn of_many_revisions_the_newest_are_shown_and_all_are_named() {
+    let bench = Bench::with(0).await;
+    for second in 0..=whole::REVISIONS_MAX {
+        let body = format!(r#"{{"event":{{"id":"ev_1","date_updated":"2024-02-15T12:48:{second:02}.000000"}}}}"#);
+        let incoming = Incoming::new(body.into(), Timestamp::now(), Source::Webhook, None);
+        bench.log.append(incoming).await.unwrap();
+    }
+    let question = whole::Whole {
+        id: "ev_1".into(),
+        send: false,
+    };
+    let shown = bench.answers(question).await;
+    let all: Vec<Seq> = (1..=whole::REVISIONS_MAX as u64 + 1).map(Seq).collect();
+    let seqs: Vec<Seq> = shown.iter().map(|found| found.event.seq).collect();
+    let newest: Vec<Seq> = all[1..].iter().rev().copied().collect();
+    assert_eq!(seqs, newest);
+    assert_eq!(shown[0].revisions, all);
+}
+
+#[test]
+fn a_tree_weighs_what_all_its_nodes_do() {
+    let mut node = whole::Node {
+        kind: "or".into(),
+        text: String::new(),
+        place: String::new(),
+        saw: String::new(),
+        matched: true,
+        deciding: false,
+        children: Vec::new(),
+    };
+    let one = node.weight();
+    node.children = vec![node.clone(), node.clone()];
+    assert_eq!(node.weight(), 3 * one);
+}
+
 /// The rest of a long log is not read for nothing, nor is anything waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_full_reads_no_further() {

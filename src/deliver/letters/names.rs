@@ -202,6 +202,7 @@ mod tests {
 
     use super::super::tests::letter;
     use super::super::{Letters, asides, listed};
+    use super::left_beside;
     use crate::deliver::DeadLetter;
     use crate::event::Seq;
 
@@ -281,6 +282,21 @@ mod tests {
         open("a").forget().unwrap();
         assert_eq!(names(), ["b", "b.new", "c.new"]);
         assert!(!dir.path().join("a.new").exists());
+    }
+
+    /// Whoever is erased is in it as well.
+    #[test]
+    fn what_an_older_closehook_left_of_a_rewrite_is_found_beside_its_file_and_no_sinks_own_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| Letters::open(dir.path(), name, false).unwrap();
+        let [a, a_new, b] = ["a", "a.new", "b"].map(|name| dir.path().join(name));
+        open("a").add(&[of("a", 1)]).unwrap();
+        open("b").add(&[of("b", 1)]).unwrap();
+        open("b.new").add(&[of("b.new", 1)]).unwrap();
+        assert_eq!(left_beside(&a).unwrap(), None);
+        assert_eq!(left_beside(&b).unwrap(), None);
+        std::fs::copy(&a, &a_new).unwrap();
+        assert_eq!(left_beside(&a).unwrap(), Some(a_new));
     }
 
     #[test]

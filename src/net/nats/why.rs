@@ -118,3 +118,16 @@ fn advice(said: &str) -> Option<&'static str> {
 fn cut(text: &str) -> String {
     crate::plain::line(text).chars().take(SAID_LEN_MAX).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_something_else_is_told_from_who_says_nothing() {
+        assert!(is_strange("expected INFO, got Ok"));
+        assert!(is_strange("expected value at line 1 column 1"));
+        assert!(!is_strange("expected INFO, got nothing"));
+        assert!(!is_strange("Connection refused (os error 111)"));
+    }
+}

@@ -297,3 +297,19 @@ fn judge(file: &mut File, from: u64, kept: Option<(Seq, Seq)>) -> io::Result<Sur
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_before_the_checkpoint_does_not_make_what_is_behind_it_too_much_to_judge() {
+        let mut file = tempfile::tempfile().unwrap();
+        let from = 700 << 20;
+        // Everything else in it is a hole, which takes no room.
+        file.write_all_at(b"\n", from - 1).unwrap();
+        assert!(matches!(judge(&mut file, from, None), Ok(Surplus::Ours)));
+        file.set_len(from + (1 << 30) + 1).unwrap();
+        assert!(matches!(judge(&mut file, from, None), Ok(Surplus::NotOurs)));
+    }
+}

@@ -630,6 +630,11 @@ fn what_can_t_be_is_a_fault() {
         let said = format!("{faults:?}");
         assert!(said.contains(part), "{key}: {said}");
     }
+    let mut unread = base.clone();
+    unread["access_key_id"] = json!("x");
+    unread["secret_access_key_file"] = json!("/not/there");
+    let said = tests::faults(&definition::TYPE, unread).join("; ");
+    assert!(said.contains("/not/there"), "{said}");
     let one = tests::sound(&definition::TYPE, base.clone());
     let mut other = base;
     other["format"] = json!("jsonl.zst");

@@ -1,5 +1,19 @@
 use super::*;
-use crate::deliver::feed::Saved;
+use crate::deliver::feed::{Saved, SavedItem, Tries};
+use crate::deliver::types::{RetryProgress, Waiter};
+
+/// One that was taken, and of which nothing else is known.
+fn item(seq: u64) -> SavedItem {
+    SavedItem {
+        seq: Seq(seq),
+        tries: Tries::default(),
+        due: None,
+        lead: None,
+        received_at: None,
+        held: None,
+        parked: None,
+    }
+}
 
 #[test]
 fn every_lane_has_its_turn_however_busy_the_others_are() {
@@ -39,15 +53,6 @@ fn what_is_dead_is_not_open_again() {
     );
     let letter = crate::deliver::types::dead_letter("a", &event, "no".into(), 1, None);
     letters.add(&[letter]).unwrap();
-    let item = |seq| crate::deliver::feed::SavedItem {
-        seq: Seq(seq),
-        tries: crate::deliver::feed::Tries::default(),
-        due: None,
-        lead: None,
-        received_at: None,
-        held: None,
-        parked: None,
-    };
     let record = Record {
         main: Some(Saved {
             next: Seq(40),
@@ -57,4 +62,25 @@ fn what_is_dead_is_not_open_again() {
     };
     let lanes = Lanes::restore(&record, &[], Order::None, &letters, &Memory::default());
     assert_eq!(lanes.main.open_seqs(), [Seq(34)]);
+}
+
+/// Without a log to follow a sink is opened only for that.
+#[test]
+fn what_is_open_and_letters_that_are_to_be_tried_are_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let letters = Letters::open(dir.path(), "a", false).unwrap();
+    let restored = |record: &Record| Lanes::restore(record, &[], Order::None, &letters, &Memory::default());
+    let mut lanes = restored(&Record::default());
+    assert!(!lanes.any_work());
+    let progress = Arc::new(RetryProgress::new(1));
+    lanes.letters.ask(Waiter::each(vec![Seq(1)], &progress));
+    assert!(lanes.any_work());
+    let record = Record {
+        main: Some(Saved {
+            next: Seq(40),
+            open: vec![item(34)],
+        }),
+        ..Record::default()
+    };
+    assert!(restored(&record).any_work());
 }

@@ -259,3 +259,27 @@ async fn what_stands_for_what_was_erased_counts_as_no_event() {
     super::super::cuts::find(&log.shared).await;
     until("they are counted", async || log.stats().events == 7).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_erased_comes_to_no_reader_that_had_asked_for_it_ahead() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    for id in 1..=60 {
+        log.append(incoming(id)).await.unwrap();
+    }
+    // As many as a reader takes that asks ahead.
+    let take = Take {
+        events: 20,
+        bytes: 8 << 20,
+        narrow: None,
+    };
+    let before = log.read(Seq(1), take).await.unwrap();
+    assert_eq!(before.next, Seq(21));
+    let doomed = |event: &Event| (21..=40).contains(&event.seq.0);
+    let erased = log.erase(Narrow::default(), Arc::new(doomed)).await.unwrap();
+    assert_eq!(erased.seqs.len(), 20);
+    let after = log.read(before.next, take).await.unwrap();
+    assert_eq!(after.events[0].seq, Seq(41));
+}

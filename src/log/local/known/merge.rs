@@ -332,3 +332,18 @@ pub(super) fn left_over(units: &[Arc<Unit>]) -> Vec<Arc<Unit>> {
     };
     units.iter().filter(is_merged).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_alike_whose_sizes_are_within_a_power_of_four() {
+        assert_eq!(size_of(0), size_of(4 * SMALL - 1));
+        for power in 0..20 {
+            let least = SMALL << (2 * power);
+            assert_eq!(size_of(4 * least - 1), size_of(least));
+            assert_eq!(size_of(4 * least), size_of(least) + 1);
+        }
+    }
+}

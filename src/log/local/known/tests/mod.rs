@@ -207,6 +207,16 @@ fn huge_keys_are_bounded() {
     assert_ne!(key.hash, identity("x", &huge).hash);
 }
 
+/// By this it is known which segments have to be read again for what it may lack.
+#[test]
+fn a_file_names_its_own_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1000..1010, FEBRUARY, false);
+    let file = KeyFile::open(&dir.path().join(format!("{:020}", 1000)), Seq(1000)).unwrap();
+    let unit = unit::Unit::new(unit::Content::File(file));
+    assert!(unit.names(Seq(1000)) && !unit.names(Seq(0)) && !unit.names(Seq(1010)));
+}
+
 #[test]
 fn keys_are_found_in_tables_files_and_months_alike() {
     let dir = tempfile::tempdir().unwrap();
