@@ -366,7 +366,7 @@ async fn a_check_that_finds_everything_wrong_names_a_few() {
     let Some(events::Checked::Done(found)) = answers.last() else {
         panic!("{answers:?}");
     };
-    assert_eq!(found.faults.first().unwrap(), "event 1: missing");
+    assert_eq!(found.faults.first().unwrap(), "event 1: it has no signature");
     assert!(found.faults.len() <= 300, "{} sentences", found.faults.len());
     let found = serde_json::to_value(found).unwrap();
     let named = found["faults"].as_array().unwrap().len() as u64;
