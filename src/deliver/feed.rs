@@ -417,9 +417,9 @@ impl Feed {
         let (mut found, mut next) = (Vec::new(), None);
         for (seq, item) in &self.open {
             let tries = &item.tries;
-            let tried = tries.first_attempt.map(|first| ages.counted(first, tries.counted_from));
+            let begun = tries.first_attempt.map(|first| ages.counted(first, tries.counted_from));
             let held = held_since.map(|since| came(item).map_or(since, |at| at.max(since)));
-            let Some(first) = tried.into_iter().chain(held).min() else {
+            let Some(first) = begun.into_iter().chain(held).min() else {
                 continue;
             };
             let end = first.checked_add(max_age).unwrap_or(Timestamp::MAX);
