@@ -51,7 +51,7 @@ pub(super) struct Trigger {
     #[arg(long, value_name = "@FILE|-")]
     key: Option<String>,
     /// The event's `data`, a whole event, or a whole delivery, as JSON; its
-    /// object_type and action become those of TYPE.ACTION
+    /// `object_type` and action become those of TYPE.ACTION
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// How many

@@ -531,10 +531,11 @@ impl Engine {
 
 /// Whether every sink can be used as it is configured, as far as this machine can tell.
 pub(super) fn usable<'a>(sinks: impl IntoIterator<Item = &'a SinkConfig>) -> Result<(), EngineError> {
-    match sinks.into_iter().find_map(fault_of) {
-        Some(fault) => Err(EngineError(fault)),
-        None => Ok(()),
+    let faults: Vec<String> = sinks.into_iter().filter_map(fault_of).collect();
+    if faults.is_empty() {
+        return Ok(());
     }
+    Err(EngineError(faults.join("; ")))
 }
 
 /// What keeps a sink from being used as it is configured; one sentence with its name.

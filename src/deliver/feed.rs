@@ -17,6 +17,7 @@ use super::memory::{Held as InMemory, Memory};
 use super::schedule::Ages;
 use crate::config::Order;
 use crate::event::{Event, Seq};
+use crate::sorted;
 use parked::Letter;
 pub(super) use parked::{Parked, why_parked};
 pub(super) use saved::{Saved, SavedItem, Tries, counted_on};
@@ -302,6 +303,18 @@ impl Feed {
                 .copied()
                 .collect(),
         }
+    }
+
+    /// The same, those that were tried least first: what goes while it is not known whether the sink takes anything. One over which it falls
+    /// is no more than one of these then, however soon that is due again. In strict order there is none to be chosen.
+    pub fn least_tried(&mut self, now: Timestamp, max: usize) -> Vec<Seq> {
+        if self.order == Order::Strict {
+            return self.deliverable(now, max);
+        }
+        let mut all = self.deliverable(now, usize::MAX);
+        sorted::sort_by_key(&mut all, |seq| self.tries(*seq).map_or(0, |tries| tries.attempts));
+        all.truncate(max);
+        all
     }
 
     fn leads_its_lead(&self, seq: Seq) -> bool {

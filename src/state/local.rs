@@ -159,6 +159,7 @@ impl LocalStore {
             entries: store.entries.clone(),
             revisions,
             doubtful: BTreeSet::new(),
+            is_told: false,
             is_closing: false,
             #[cfg(test)]
             trap: store.trap.clone(),
@@ -466,6 +467,8 @@ struct Saver {
     revisions: u64,
     /// Keys whose newest change failed: the file may hold it, and it must not become durable with what is saved next.
     doubtful: BTreeSet<String>,
+    /// That nothing can be saved is said once, until something is.
+    is_told: bool,
     /// It was told to end.
     is_closing: bool,
     #[cfg(test)]
@@ -555,10 +558,15 @@ impl Saver {
             Ok(()) => {
                 self.doubtful.clear();
                 *lock(&self.entries) = after;
+                if std::mem::take(&mut self.is_told) {
+                    tracing::info!("positions are saved again");
+                }
             }
             Err(error) => {
                 self.doubtful.extend(changes.into_iter().map(|(key, _)| key));
-                tracing::warn!(%error, "positions can't be saved now; if closehook is killed before they can, deliveries repeat");
+                if !std::mem::replace(&mut self.is_told, true) {
+                    tracing::warn!(%error, "positions can't be saved now; if closehook is killed before they can, deliveries repeat");
+                }
             }
         }
         for (answer, revision) in answers {

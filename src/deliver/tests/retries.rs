@@ -1,6 +1,7 @@
 //! Dead letters that are tried again.
 
 use super::*;
+use crate::config::Order;
 
 /// G4: a letter that was delivered goes when that is durable, and not before.
 #[tokio::test(flavor = "multi_thread")]
@@ -252,4 +253,38 @@ async fn a_retry_at_a_sink_that_keeps_failing_ends_with_the_first_try() {
     assert_eq!(settled(&asked).await, (20, 0, 20));
     assert_eq!(asked.why().as_deref(), Some("it is overloaded"));
     engine.shutdown().await;
+}
+
+/// One that is due again before each probe is no more than one of those that the sink is tried with.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_over_which_a_receiver_falls_is_not_every_probe() {
+    let millis = |millis| Span(Duration::from_millis(millis));
+    for order in [Order::None, Order::Lead] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].order = order;
+        bench.sinks[0].breaker = crate::config::Breaker {
+            failures: 2,
+            refusals: 1000,
+            probe: millis(100),
+        };
+        bench.sinks[0].retry.initial = millis(1);
+        bench.sinks[0].retry.max_delay = millis(1);
+        receiver.says(|delivery| {
+            if delivery.event.seq == Seq(1) {
+                return Ok(Outcome::Retry {
+                    reason: "it fell over".into(),
+                    after: None,
+                });
+            }
+            Ok(Outcome::Delivered)
+        });
+        bench.store(1..=1).await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("the sink fails", async || status(&engine).breaker == "open").await;
+        bench.store(2..=4).await;
+        until("all others are there", async || status(&engine).delivered == 3).await;
+        assert_eq!((status(&engine).dead, status(&engine).lag_events), (0, 1), "{order:?}");
+        engine.shutdown().await;
+    }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::hanging::Call;
 use super::lanes::Lane;
 use super::{Done, GRACE, Worker, apart_of, instant};
+use crate::deliver::feed::Feed;
 use crate::deliver::finished;
 use crate::deliver::mark::Record;
 use crate::deliver::rendering::Rendering;
@@ -208,10 +209,18 @@ impl Worker<'_> {
         let Some(feed) = self.lanes.feed(lane) else {
             return Vec::new();
         };
+        let is_probe = !self.breaker.is_closed();
+        let ready = |feed: &mut Feed, most| {
+            if is_probe {
+                feed.least_tried(now, most)
+            } else {
+                feed.deliverable(now, most)
+            }
+        };
         let seqs = if *lane == Lane::Main {
-            self.suspects.deliverable(feed, now, most)
+            self.suspects.deliverable(feed, most, ready)
         } else {
-            feed.deliverable(now, most)
+            ready(feed, most)
         };
         let seqs = if *lane == Lane::Main {
             self.only_looked_up(seqs)

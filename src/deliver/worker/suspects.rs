@@ -59,17 +59,22 @@ impl Suspects {
         again.collect()
     }
 
-    /// What may go now: the others first.
-    pub(super) fn deliverable(&mut self, feed: &mut Feed, now: Timestamp, most: usize) -> Vec<Seq> {
+    /// What may go now, as a feed gives it: the others first.
+    pub(super) fn deliverable(
+        &mut self,
+        feed: &mut Feed,
+        most: usize,
+        take: impl Fn(&mut Feed, usize) -> Vec<Seq>,
+    ) -> Vec<Seq> {
         if self.found.is_empty() {
-            return feed.deliverable(now, most);
+            return take(feed, most);
         }
-        let mut others = feed.deliverable(now, most.saturating_add(self.found.len()));
+        let mut others = take(feed, most.saturating_add(self.found.len()));
         others.retain(|seq| !self.found.contains_key(seq));
         others.truncate(most);
         if others.is_empty() {
             self.found.clear();
-            return feed.deliverable(now, most);
+            return take(feed, most);
         }
         others
     }

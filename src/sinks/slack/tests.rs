@@ -154,30 +154,31 @@ fn keys_that_do_not_go_together_are_faults() {
     }
 }
 
+/// What Slack's answer comes to.
+fn says(status: u16, body: &str, sent: Sent) -> Result<Outcome, Unavailable> {
+    let headers = [(reqwest::header::RETRY_AFTER, HeaderValue::from_static("7"))];
+    let reply = Reply {
+        status: reqwest::StatusCode::from_u16(status).unwrap(),
+        headers: headers.into_iter().collect(),
+        body: body.as_bytes().to_vec(),
+        end: crate::net::reply::End::Whole,
+    };
+    answer::outcome(&reply, sent, &Secrets::default())
+}
+
+/// Of a method of Slack's API, to a channel that is always the same.
+const METHOD: Sent = Sent {
+    by_method: true,
+    channel_varies: false,
+};
+
 #[test]
 fn answers_are_about_the_message_the_channel_or_the_sender() {
-    use reqwest::StatusCode;
-    let secrets = Secrets::default();
-    let says = |status: u16, body: &str, sent: Sent| {
-        let headers = [(reqwest::header::RETRY_AFTER, HeaderValue::from_static("7"))]
-            .into_iter()
-            .collect();
-        let reply = Reply {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers,
-            body: body.as_bytes().to_vec(),
-            end: crate::net::reply::End::Whole,
-        };
-        answer::outcome(&reply, sent, &secrets)
-    };
     let webhook = Sent {
         by_method: false,
         channel_varies: false,
     };
-    let method = Sent {
-        by_method: true,
-        channel_varies: false,
-    };
+    let method = METHOD;
     let varies = Sent {
         by_method: true,
         channel_varies: true,
@@ -246,7 +247,12 @@ fn answers_are_about_the_message_the_channel_or_the_sender() {
             "{word}"
         );
     }
-    let new = says(200, &error("brand_new_error"), method);
+}
+
+#[test]
+fn what_slack_does_not_document_is_tried_again_and_its_word_is_told() {
+    let error = |word: &str| format!(r#"{{"ok":false,"error":"{word}"}}"#);
+    let new = says(200, &error("brand_new_error"), METHOD);
     assert!(
         matches!(&new, Ok(Outcome::Retry { reason, .. }) if reason.text.contains("brand_new_error")),
         "{new:?}"
@@ -257,6 +263,6 @@ fn answers_are_about_the_message_the_channel_or_the_sender() {
         "{}".into(),
         r#"{"ok":1}"#.into(),
     ] {
-        assert!(matches!(says(200, &body, method), Ok(Outcome::Retry { .. })), "{body}");
+        assert!(matches!(says(200, &body, METHOD), Ok(Outcome::Retry { .. })), "{body}");
     }
 }
