@@ -150,7 +150,7 @@ mod tests {
             stream.shutdown().await.unwrap();
         };
         let mut said = String::new();
-        let (_, read) = tokio::join!(writing, far.read_to_string(&mut said));
+        let ((), read) = tokio::join!(writing, far.read_to_string(&mut said));
         read.unwrap();
         said
     }

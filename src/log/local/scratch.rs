@@ -526,7 +526,7 @@ mod tests {
             assert_eq!((made.uid(), made.gid()), (1, 1));
             assert!(!dir.join(UNNAMED).exists());
         } else {
-            std::fs::set_permissions(&copies, Permissions::from_mode(0)).unwrap();
+            std::fs::set_permissions(&copies, Permissions::from_mode(0o0)).unwrap();
             assert_eq!(prepare(dir), [""; 0]);
             assert_eq!(clear_own(dir), [""; 0]);
         }
