@@ -180,9 +180,8 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
             format!(": {what_to_do}")
         };
         Unavailable {
-            said: String::new(),
-            reason: format!("{answered}{end}"),
             after,
+            ..Unavailable::new(format!("{answered}{end}"))
         }
     };
     let reason = Reason {
