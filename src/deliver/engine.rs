@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::comparing::Comparing;
 use super::driving::{ANSWER_WITHIN, Referral};
 use super::floor;
 use super::judges;
@@ -21,7 +22,6 @@ use super::mark::{RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
 use super::outset::Outset;
 use super::reading::aside;
-use super::removed::Comparing;
 use super::replay::Jobs;
 use super::stopping::LeftBehind;
 use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};

@@ -156,6 +156,11 @@ impl Fates {
         self.outdated.len() > OUTDATED_MAX / 2
     }
 
+    /// Whether any is noted.
+    pub fn has_outdated(&self) -> bool {
+        !self.outdated.is_empty()
+    }
+
     /// What is before this place is not read any more: what was noted of it, and no rule wanted, or was gone, is of no use.
     pub fn none_outdated_before(&mut self, next: Seq) {
         if self.outdated.first_key_value().is_some_and(|(seq, _)| *seq < next) {

@@ -14,6 +14,7 @@
 mod arrivals;
 mod begun;
 mod carry;
+mod comparing;
 mod dead;
 mod driving;
 mod engine;

@@ -1,71 +1,14 @@
 //! The dead letters of sinks that are not configured: they have no worker that notes damage to them, and nobody who is shown how they do.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
 
+use super::comparing::{Compared, Turn, compare};
 use super::engine::Engine;
 use super::letters::Letters;
 use super::mark::{RECORDS, Record};
-use super::reading::aside;
 use super::types::EngineError;
-use crate::framefile::FrameError;
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
-
-/// Removed sinks whose letters are being looked at.
-pub(super) type Comparing = Arc<Mutex<BTreeSet<String>>>;
-
-/// One of them, until whoever looks has ended: a disk that hangs is not asked again and again.
-struct Turn {
-    comparing: Comparing,
-    sink: String,
-}
-
-impl Turn {
-    /// `None`: somebody is at it.
-    fn take(comparing: &Comparing, sink: &str) -> Option<Turn> {
-        lock(comparing).insert(sink.to_owned()).then(|| Turn {
-            comparing: comparing.clone(),
-            sink: sink.to_owned(),
-        })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        lock(&self.comparing).remove(&self.sink);
-    }
-}
-
-/// What looking at the letters of a removed sink came to.
-enum Compared {
-    /// Its record with what damage may have taken of them, and whether that is news, which has to be saved.
-    Done(Box<Record>, bool),
-    /// They can't be read now: this has to be tried again.
-    NotNow,
-    /// They can't be read by this closehook.
-    Never,
-}
-
-/// Compares the letters of a removed sink with what was noted of them.
-async fn compare(mut record: Record, letters: &Letters, turn: Turn) -> Compared {
-    let letters = letters.clone();
-    let compare = move || {
-        let _turn = turn;
-        letters.read()?;
-        let is_news = record.compare_letters(&letters);
-        if is_news {
-            // Else the next start would miss the same again.
-            record.letters = letters.extent();
-        }
-        Ok::<_, FrameError>((record, is_news))
-    };
-    match aside(compare).await {
-        Ok(Ok((record, is_news))) => Compared::Done(Box::new(record), is_news),
-        Ok(Err(FrameError::Newer { .. })) => Compared::Never,
-        Ok(Err(_)) | Err(_) => Compared::NotNow,
-    }
-}
 
 impl Engine {
     /// The letters of a sink that are on this machine, as far as there are any, or were when that was noted.
@@ -160,20 +103,5 @@ impl Engine {
             }
         }
         Ok(found)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn letters_that_somebody_is_looking_at_are_not_looked_at_again() {
-        let comparing = Comparing::default();
-        let turn = Turn::take(&comparing, "a");
-        assert!(turn.is_some() && Turn::take(&comparing, "a").is_none());
-        assert!(Turn::take(&comparing, "b").is_some(), "another sink's are");
-        drop(turn);
-        assert!(Turn::take(&comparing, "a").is_some());
     }
 }

@@ -131,12 +131,16 @@ impl Feed {
             Some((Some(*seq), item.changed()?))
         });
         let heir = self.heirs.get(&object).map(|changed| (None, *changed));
-        let before = match open.or(heir) {
-            Some((_, changed)) if changed.meets(event, span) == Next::Older => {
+        let met = open
+            .or(heir)
+            .map(|(seq, changed)| (seq, changed, changed.meets(event, span)));
+        let before = match met {
+            Some((_, _, Next::Older)) => {
                 self.passed_over(event.seq);
                 return Some(event.seq);
             }
-            before => before.filter(|(_, changed)| changed.meets(event, span) == Next::Newer),
+            Some((seq, changed, Next::Newer)) => Some((seq, changed)),
+            Some((_, _, Next::Later)) | None => None,
         };
         self.heirs.remove(&object);
         let first = before.map_or(received_at, |(_, changed)| changed.first);

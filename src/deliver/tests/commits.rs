@@ -6,10 +6,7 @@ use super::*;
 async fn every_kind_of_sink_has_every_event_once() {
     for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
         let receiver = Receiver::new();
-        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
-        bench.store(1..=100).await;
-        let engine = bench.engine(Mode::Follow).await;
-        caught_up(&engine, 100).await;
+        let (bench, engine) = Bench::caught_up(&receiver, commit, 100).await;
         engine.shutdown().await;
         bench.store(101..=150).await;
         let engine = bench.engine(Mode::Follow).await;

@@ -48,9 +48,8 @@ async fn a_replay_says_what_it_waits_for() {
     assert_eq!(waits, "it is paused: `closehook sinks resume a`");
     receiver.says(|_| {
         Err(Unavailable {
-            said: String::new(),
-            reason: "429".into(),
             after: Some(Duration::from_secs(3600)),
+            ..Unavailable::new("429")
         })
     });
     engine.pause("a", false).await.unwrap();

@@ -238,10 +238,7 @@ async fn what_is_stored_without_a_daemon_behind_a_lost_end_is_delivered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_sink_has_seen_of_a_journal_that_is_gone_is_lost_for_certain() {
     let receiver = Receiver::new();
-    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
-    bench.store(1..=5).await;
-    let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 5).await;
+    let (mut bench, engine) = Bench::caught_up(&receiver, Commit::Acknowledge, 5).await;
     durable(&engine, 5).await;
     engine.shutdown().await;
     Log::close(&bench.log).await;

@@ -182,10 +182,7 @@ async fn what_comes_to_more_than_is_made_at_a_time_is_delivered_all_the_same_and
 async fn what_a_replay_skips_was_delivered_before_and_is_counted() {
     for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
         let receiver = Receiver::new();
-        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
-        bench.store(1..=6).await;
-        let engine = bench.engine(Mode::Follow).await;
-        caught_up(&engine, 6).await;
+        let (mut bench, engine) = Bench::caught_up(&receiver, commit, 6).await;
         durable(&engine, 6).await;
         engine.shutdown().await;
         bench.sinks[0].program = Some(transform(

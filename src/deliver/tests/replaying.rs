@@ -141,10 +141,7 @@ async fn replays_go_where_they_are_meant_and_come_to_their_end() {
 async fn a_replay_outlives_a_failed_checkpoint_and_a_lost_answer() {
     for commit in [Commit::Checkpoint, Commit::Transaction] {
         let receiver = Receiver::new();
-        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
-        bench.store(1..=25).await;
-        let engine = bench.engine(Mode::Follow).await;
-        caught_up(&engine, 25).await;
+        let (bench, engine) = Bench::caught_up(&receiver, commit, 25).await;
         *lock(&receiver.fail_checkpoint) = Some("the disk failed".into());
         receiver.lose_answer.store(true, Ordering::SeqCst);
         let spec = ReplaySpec {

@@ -164,9 +164,8 @@ async fn a_retry_is_tried_at_once_and_says_why_nothing_works() {
     bench.store(1..=20).await;
     until("all are dead", async || status(&engine).dead == 20).await;
     let gone = Unavailable {
-        said: String::new(),
-        reason: "the token has expired".into(),
         after: Some(Duration::from_secs(3600)),
+        ..Unavailable::new("the token has expired")
     };
     receiver.says(move |_| Err(gone.clone()));
     let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();

@@ -14,9 +14,8 @@ async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
     receiver.says(move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
         Err(Unavailable {
-            said: String::new(),
-            reason: "429".into(),
             after: Some(Duration::from_secs(3600)),
+            ..Unavailable::new("429")
         })
     });
     let engine = bench.engine(Mode::Follow).await;

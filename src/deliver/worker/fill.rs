@@ -114,8 +114,10 @@ impl Worker<'_> {
         }
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
-        // After a restart it is gone on there.
-        self.record.fates.none_outdated_before(main.next_saved());
+        if self.record.fates.has_outdated() {
+            // After a restart it is gone on there.
+            self.record.fates.none_outdated_before(main.next_saved());
+        }
         self.progress.dirty = true;
         Some(batch.next > from)
     }

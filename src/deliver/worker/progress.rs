@@ -301,8 +301,6 @@ impl Worker<'_> {
         if let Some((record, revision)) = secured.saved {
             if secured.taken {
                 self.record.position.clone_from(&record.position);
-                self.record.saved_at = record.saved_at;
-                self.record.saved_by.clone_from(&record.saved_by);
                 self.progress.saving_deliveries = Seqs::default();
                 let secured = self.progress.secures();
                 self.count_delivered(secured);

@@ -147,9 +147,9 @@ pub(super) fn outcome(step: Step, said: &Said, to_varies: bool, secrets: &Secret
         (500.., _) => reject(),
         (421, _) | (_, Step::Sender) => unavailable(""),
         (400..=499, _) if said.enhanced.is_some_and(|(subject, _)| subject == 3) => unavailable(""),
-        // Filters put a mail off for what is in it with 450 and 451: that is no reason to hold the others.
         // A full disk, a full mailbox or too many recipients: where each mail has other ones, those go on.
         (452, Step::Recipient) if !to_varies && said.enhanced.is_none() => unavailable(""),
+        // Filters put a mail off for what is in it with 450 and 451: that is no reason to hold the others.
         (452, Step::Data | Step::Mail) | (450 | 451, Step::Data) => unavailable(""),
         _ => retry(),
     }

@@ -59,9 +59,8 @@ impl Email {
                     let times = self.put_off.fetch_add(1, Ordering::Relaxed).min(16);
                     let longer = (times > 0).then(|| DOUBT_MAX.min(Duration::from_secs(1) * 2u32.pow(times)));
                     return Err(Unavailable {
-                        said: String::new(),
-                        reason: reason.text,
                         after: after.max(longer),
+                        ..Unavailable::new(reason.text)
                     });
                 }
                 Outcome::Reject { reason } if part.len() == 1 => {

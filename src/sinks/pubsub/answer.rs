@@ -83,9 +83,8 @@ pub(super) fn published(reply: &Reply, topic_varies: bool, secrets: &Secrets) ->
         format!(", it said \"{said}\"")
     };
     let unavailable = Unavailable {
-        said: String::new(),
-        reason: format!("Pub/Sub answered {status}{said}{what_to_do}"),
         after: reply.after(),
+        ..Unavailable::new(format!("Pub/Sub answered {status}{said}{what_to_do}"))
     };
     if status == StatusCode::UNAUTHORIZED {
         return Ok(Published::NotKnown(unavailable));

@@ -149,11 +149,10 @@ fn refused(reply: &Reply, secrets: &Secrets) -> Unavailable {
         ""
     };
     Unavailable {
-        said: String::new(),
-        reason: format!(
+        after: reply.after(),
+        ..Unavailable::new(format!(
             "Google answered {} to the service account{said}{what_to_do}",
             reply.status
-        ),
-        after: reply.after(),
+        ))
     }
 }

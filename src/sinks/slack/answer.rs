@@ -156,7 +156,7 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
     }
     let word = match said {
         Some(said) if sent.by_method => said.error,
-        _ => String::from_utf8_lossy(&reply.body[..reply.body.len().min(64)])
+        _ => String::from_utf8_lossy(&reply.body[..reply.body.len().min(WORD_LEN_MAX)])
             .trim()
             .to_owned(),
     };
@@ -180,9 +180,8 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
             format!(": {what_to_do}")
         };
         Unavailable {
-            said: String::new(),
-            reason: format!("{answered}{end}"),
             after,
+            ..Unavailable::new(format!("{answered}{end}"))
         }
     };
     let reason = Reason {

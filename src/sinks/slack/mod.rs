@@ -505,9 +505,8 @@ impl Slack {
         let outcome = answer::outcome(&reply, self.sent(), &self.secrets)?;
         if let Outcome::Retry { reason, after } = outcome {
             return Err(Unavailable {
-                said: String::new(),
-                reason: reason.text,
                 after,
+                ..Unavailable::new(reason.text)
             });
         }
         let is_webhook = self.form.channel.is_none();

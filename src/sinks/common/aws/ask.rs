@@ -242,9 +242,8 @@ impl Account {
         };
         let said = format!("{status} {code}");
         Failed::Sink(Unavailable {
-            said: String::new(),
-            reason: format!("the service answered {}{advice}{short}", said.trim_end()),
             after: reply.after(),
+            ..Unavailable::new(format!("the service answered {}{advice}{short}", said.trim_end()))
         })
     }
 

@@ -287,9 +287,8 @@ fn all_or_some(outcomes: Vec<Outcome>, is_the_sinks: bool) -> Result<Vec<Outcome
     let is_late = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. } | Outcome::Untried { .. });
     let why = outcomes.iter().find_map(|outcome| match outcome {
         Outcome::Retry { reason, after } => Some(Unavailable {
-            said: String::new(),
-            reason: reason.text.clone(),
             after: *after,
+            ..Unavailable::new(reason.text.clone())
         }),
         _ => None,
     });
