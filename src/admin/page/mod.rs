@@ -31,6 +31,7 @@ pub(crate) mod text;
 mod tile;
 mod tries;
 mod view;
+mod went;
 
 use axum::Router;
 use axum::http::request::Parts;
