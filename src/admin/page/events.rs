@@ -40,8 +40,6 @@ struct Piece {
     connect: String,
     /// What older events are asked for with, as the start of a URL's query: for a tail that lets go of its last rows.
     older: String,
-    /// How many columns there are.
-    columns: u8,
     losses: Vec<Lost>,
     uncertain: Vec<String>,
     /// Where it goes on, as the end of a URL.
@@ -218,9 +216,8 @@ impl Piece {
             Ended::Beginning if found == 0 => "Nothing in the log is like that.".to_owned(),
             Ended::Beginning => format!("{}: that is all", text::counted(&found, "event")),
         };
-        let went = went::of(page);
         Piece {
-            rows: tail::rows(&page.events, went.as_deref()),
+            rows: tail::rows(&page.events, &went::of(page)),
             connect: if place.is_live {
                 tail::connect(query, page.head)
             } else {
@@ -230,7 +227,6 @@ impl Piece {
                 url if url.is_empty() => url,
                 url => format!("{url}&"),
             },
-            columns: if went.is_some() { 6 } else { 5 },
             losses: page.lost.clone(),
             uncertain: page.uncertain.clone(),
             has_more: next.is_some(),

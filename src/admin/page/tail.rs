@@ -36,8 +36,8 @@ struct Rows<'a> {
 
 struct Row<'a> {
     line: &'a Line,
-    /// Where it went; `None`: that is not shown.
-    went: Option<&'a [WentCell]>,
+    /// Where it went.
+    went: &'a [WentCell],
 }
 
 /// The table of the newest.
@@ -63,12 +63,11 @@ pub fn word(line: &Line) -> Option<&'static str> {
     (line.kind != Kind::Event).then(|| text::kind(&line.kind))
 }
 
-/// Rows as text; with where each went, where that is said of each.
-pub fn rows(lines: &[Line], went: Option<&[Vec<WentCell>]>) -> String {
-    let went_of = |index: usize| went.map(|went| went.get(index).map_or(&[][..], Vec::as_slice));
+/// Rows as text, with where each went.
+pub fn rows(lines: &[Line], went: &[Vec<WentCell>]) -> String {
     let rows = lines.iter().enumerate().map(|(index, line)| Row {
         line,
-        went: went_of(index),
+        went: went.get(index).map_or(&[], Vec::as_slice),
     });
     let rows = Rows { rows: rows.collect() };
     rows.render().unwrap_or_default()
@@ -87,7 +86,7 @@ pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     Ok(TailTable {
         is_live,
         connect: connect(&Query::default(), page.head),
-        rows: rows(&page.events, went::of(&page).as_deref()),
+        rows: rows(&page.events, &went::of(&page)),
     })
 }
 
@@ -214,7 +213,7 @@ fn gone(last: Seq, oldest: Seq) -> Option<String> {
 
 /// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
 fn news(page: &Page, last: Seq, query: &str) -> Option<String> {
-    let mut text = rows(&page.events, Some(went::just_came(page.events.len()).as_slice()));
+    let mut text = rows(&page.events, &went::just_came(page.events.len()));
     let skipped = page.looked.to.0.saturating_sub(last.0 + 1);
     if page.ended != Ended::Beginning && skipped > 0 {
         let count = text::counted(&skipped, "more event");

@@ -15,10 +15,9 @@ pub struct WentCell {
     pub tone: &'static str,
 }
 
-/// Where each event of a page went, where that was asked for.
-pub fn of(page: &Page) -> Option<Vec<Vec<WentCell>>> {
-    let went = page.went.as_ref()?;
-    Some(went.iter().map(cells).collect())
+/// Where each event of a page went that was asked for with that.
+pub fn of(page: &Page) -> Vec<Vec<WentCell>> {
+    page.went.iter().flatten().map(cells).collect()
 }
 
 /// So many sinks are named where an event went; more are counted, and named on demand.
