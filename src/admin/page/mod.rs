@@ -30,6 +30,7 @@ mod tail;
 pub(crate) mod text;
 mod tile;
 mod tries;
+mod trouble;
 mod view;
 mod went;
 
