@@ -58,7 +58,6 @@ impl Fields {
         Fields::new(form(request, most).await?)
     }
 
-    /// A name that comes twice could mean either.
     fn new(pairs: Vec<(String, String)>) -> Result<Fields, Refused> {
         let mut left = BTreeMap::new();
         for (name, value) in pairs {
@@ -102,7 +101,8 @@ impl Fields {
     }
 }
 
-fn twice(name: &str) -> Refused {
+/// A name that comes twice could mean either.
+pub fn twice(name: &str) -> Refused {
     Refused::bad(format!("{name} is given more than once")).at(name)
 }
 
