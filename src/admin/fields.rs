@@ -58,7 +58,6 @@ impl Fields {
         Fields::new(form(request, most).await?)
     }
 
-    /// A name that comes twice could mean either.
     fn new(pairs: Vec<(String, String)>) -> Result<Fields, Refused> {
         let mut left = BTreeMap::new();
         for (name, value) in pairs {
@@ -85,6 +84,12 @@ impl Fields {
         })
     }
 
+    /// The parts that are taken, which have to be all of them.
+    pub fn all<T>(mut self, take: impl FnOnce(&mut Fields) -> Result<T, Refused>) -> Result<T, Refused> {
+        let said = take(&mut self)?;
+        self.all_taken().map(|()| said)
+    }
+
     /// There is nothing left that nobody knows.
     pub fn all_taken(self) -> Result<(), Refused> {
         let Some(name) = self.left.keys().next() else {
@@ -96,7 +101,8 @@ impl Fields {
     }
 }
 
-fn twice(name: &str) -> Refused {
+/// A name that comes twice could mean either.
+pub fn twice(name: &str) -> Refused {
     Refused::bad(format!("{name} is given more than once")).at(name)
 }
 
@@ -272,9 +278,8 @@ mod tests {
     #[test]
     fn each_part_takes_its_own_and_what_none_takes_is_refused() {
         let read = |target: &str| {
-            let mut fields = Fields::of_query(&parts(target))?;
-            let read = (fields.take::<Two>()?, fields.take::<Third>()?);
-            fields.all_taken().map(|()| read)
+            let fields = Fields::of_query(&parts(target))?;
+            fields.all(|fields| Ok((fields.take::<Two>()?, fields.take::<Third>()?)))
         };
         let (two, third) = read("/x?one=a&type=b").unwrap();
         assert_eq!((two.one.as_str(), third.types.as_str()), ("a", "b"));

@@ -171,15 +171,6 @@ pub struct Which {
 }
 
 impl Which {
-    /// Of these types and this lead.
-    pub(super) fn of(types: Vec<String>, lead: Option<String>) -> Which {
-        Which {
-            types,
-            lead,
-            ..Which::default()
-        }
-    }
-
     /// The same, checked.
     pub(super) fn pick(self) -> Result<Pick, Refused> {
         let pick = Pick {

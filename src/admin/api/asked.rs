@@ -55,7 +55,7 @@ impl Asked {
         let mut values = self.every(name).into_iter();
         let (value, second) = (values.next(), values.next());
         if second.is_some() {
-            return Err(Refused::bad(format!("{name} is given more than once")).at(name));
+            return Err(fields::twice(name));
         }
         Ok(value.filter(|value| !value.is_empty()))
     }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::acting::Which;
 use super::asked::{self, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
 use crate::admin::refused::Refused;
@@ -19,7 +18,7 @@ use crate::close;
 use crate::config::{Fault, time};
 use crate::control::close::{Begin, Plan, Rehearse, Resume, Set, Subscription, Subscriptions};
 use crate::control::reload::{Outcome, Reload};
-use crate::control::{configured, status};
+use crate::control::{Pick, configured, status};
 
 /// Who looks.
 #[derive(Debug, Serialize)]
@@ -159,7 +158,12 @@ pub struct Wanted {
 impl Wanted {
     /// The same, checked.
     fn ask(self) -> Result<Box<close::Ask>, Refused> {
-        let pick = Which::of(self.types, self.lead).pick()?;
+        let pick = Pick {
+            types: self.types,
+            lead: self.lead,
+            ..Pick::default()
+        };
+        asked::check(&pick)?;
         Ok(Box::new(close::Ask {
             since: self.since,
             until: self.until,

@@ -1,6 +1,5 @@
 //! Events, newest first: what the search means, and on by a cursor. A search that has to read much says how far it is, and goes on.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use askama::Template;
@@ -9,14 +8,12 @@ use serde::Deserialize;
 
 use super::query::Query;
 use super::said::Urls;
-use super::tail::WentCell;
 use super::view::{Failed, Frame, Shown, View, html};
-use super::{event, tail, text};
+use super::{tail, text, went};
 use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::control::browse::{Browse, Browsed, Ended, Lost, Page, Work};
 use crate::event::Seq;
-use crate::sorted;
 
 #[derive(Template)]
 #[template(path = "events.html")]
@@ -43,8 +40,6 @@ struct Piece {
     connect: String,
     /// What older events are asked for with, as the start of a URL's query: for a tail that lets go of its last rows.
     older: String,
-    /// How many columns there are.
-    columns: u8,
     losses: Vec<Lost>,
     uncertain: Vec<String>,
     /// Where it goes on, as the end of a URL.
@@ -221,9 +216,8 @@ impl Piece {
             Ended::Beginning if found == 0 => "Nothing in the log is like that.".to_owned(),
             Ended::Beginning => format!("{}: that is all", text::counted(&found, "event")),
         };
-        let went = went(page);
         Piece {
-            rows: tail::rows(&page.events, went.as_deref()),
+            rows: tail::rows(&page.events, &went::of(page)),
             connect: if place.is_live {
                 tail::connect(query, page.head)
             } else {
@@ -233,7 +227,6 @@ impl Piece {
                 url if url.is_empty() => url,
                 url => format!("{url}&"),
             },
-            columns: if went.is_some() { 6 } else { 5 },
             losses: page.lost.clone(),
             uncertain: page.uncertain.clone(),
             has_more: next.is_some(),
@@ -247,41 +240,6 @@ impl Piece {
             },
         }
     }
-}
-
-/// Where each event of a page went, where that was asked for.
-pub fn went(page: &Page) -> Option<Vec<Vec<WentCell>>> {
-    let went = page.went.as_ref()?;
-    Some(went.iter().map(cells).collect())
-}
-
-/// So many sinks are named where an event went; more are counted, and named on demand.
-const NAMES_MAX: usize = 3;
-
-/// Where an event went, what needs somebody first: the sinks by what became of it there.
-fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
-    let mut by_state: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (sink, state) in went {
-        by_state.entry(state).or_default().push(sink);
-    }
-    let cell = |(state, sinks): (&str, Vec<&str>)| WentCell {
-        tone: event::tone(state),
-        state: state.replace('-', " "),
-        names: (sinks.len() > NAMES_MAX).then(|| sinks.join(", ")),
-        sinks: if sinks.len() > NAMES_MAX {
-            text::many(&sinks, "sink")
-        } else {
-            sinks.join(", ")
-        },
-    };
-    let mut cells: Vec<WentCell> = by_state.into_iter().map(cell).collect();
-    let rank = |cell: &WentCell| {
-        ["bad", "warn", "accent", "", "ok"]
-            .iter()
-            .position(|tone| *tone == cell.tone)
-    };
-    sorted::sort_by_key(&mut cells, rank);
-    cells
 }
 
 #[cfg(test)]
@@ -306,27 +264,6 @@ mod tests {
             lost: Vec::new(),
             uncertain: Vec::new(),
         }
-    }
-
-    #[test]
-    fn where_an_event_went_is_said_by_what_became_of_it_the_worst_first() {
-        let went = [
-            ("a", "delivered"),
-            ("b", "dead"),
-            ("c", "delivered"),
-            ("d", "in-flight"),
-        ];
-        let went = went.map(|(sink, state)| (sink.to_owned(), state.to_owned()));
-        let cells = cells(&BTreeMap::from(went));
-        let said: Vec<String> = cells
-            .iter()
-            .map(|cell| format!("{}: {}", cell.state, cell.sinks))
-            .collect();
-        assert_eq!(said, ["dead: b", "in flight: d", "delivered: a, c"]);
-        let many = (0..16).map(|sink| (format!("s{sink:02}"), "delivered".to_owned()));
-        let cells = super::cells(&many.collect());
-        assert_eq!((cells.len(), cells[0].sinks.as_str()), (1, "16 sinks"));
-        assert!(cells[0].names.as_ref().unwrap().starts_with("s00, s01, "));
     }
 
     #[test]

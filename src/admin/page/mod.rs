@@ -30,7 +30,9 @@ mod tail;
 pub(crate) mod text;
 mod tile;
 mod tries;
+mod trouble;
 mod view;
+mod went;
 
 use axum::Router;
 use axum::http::request::Parts;

@@ -48,10 +48,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AdminState> for Url<T> {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &AdminState) -> Result<Url<T>, Response> {
-        match of_query(parts, Fields::take) {
-            Ok(said) => Ok(Url(said)),
-            Err(refused) => Err(page(parts, state, refused).await),
-        }
+        of_query(parts, state, |fields| fields.take().map(Url)).await
     }
 }
 
@@ -59,17 +56,19 @@ impl<A: DeserializeOwned + Send, B: DeserializeOwned + Send> FromRequestParts<Ad
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &AdminState) -> Result<Urls<A, B>, Response> {
-        match of_query(parts, |fields| Ok(Urls(fields.take()?, fields.take()?))) {
-            Ok(said) => Ok(said),
-            Err(refused) => Err(page(parts, state, refused).await),
-        }
+        of_query(parts, state, |fields| Ok(Urls(fields.take()?, fields.take()?))).await
     }
 }
 
-fn of_query<T>(parts: &Parts, take: impl FnOnce(&mut Fields) -> Result<T, Refused>) -> Result<T, Refused> {
-    let mut fields = Fields::of_query(parts)?;
-    let said = take(&mut fields)?;
-    fields.all_taken().map(|()| said)
+async fn of_query<T>(
+    parts: &mut Parts,
+    state: &AdminState,
+    take: impl FnOnce(&mut Fields) -> Result<T, Refused>,
+) -> Result<T, Response> {
+    match Fields::of_query(parts).and_then(|fields| fields.all(take)) {
+        Ok(said) => Ok(said),
+        Err(refused) => Err(page(parts, state, refused).await),
+    }
 }
 
 impl FromRequestParts<AdminState> for Named {
@@ -115,10 +114,8 @@ async fn of_form<T>(
     let (mut parts, body) = request.into_parts();
     let mut form = Request::new(body);
     form.headers_mut().clone_from(&parts.headers);
-    let read = match Fields::of_form(form, BODY_MAX).await {
-        Ok(mut fields) => take(&mut fields).and_then(|said| fields.all_taken().map(|()| said)),
-        Err(refused) => Err(refused),
-    };
+    let form = Fields::of_form(form, BODY_MAX).await;
+    let read = form.and_then(|fields| fields.all(take));
     // What a form says is in its body.
     match read.and_then(|said| Fields::of_query(&parts)?.all_taken().map(|()| said)) {
         Ok(said) => Ok(said),

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use super::acting::{self, May};
 use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::letters::GroupCell;
-use super::overview::TroubleCell;
 use super::query::Query;
 use super::removed::{self, removed};
 use super::said::{Form, Named, Urls};
 use super::text::{self, in_url};
 use super::tile::Tile;
 use super::tries::{self, DeployedCell};
+use super::trouble::{TroubleCell, is_about};
 use super::view::{Failed, Frame, Shown, View, html, to};
 use crate::admin::fields;
 use crate::control::dead;
@@ -289,16 +289,6 @@ async fn letters(view: &View, name: &str, query: &Query) -> Result<Vec<GroupCell
     };
     let groups = view.all(groups, GROUPS_MAX).await?;
     Ok(groups.into_iter().map(GroupCell::of).collect())
-}
-
-/// Whether it is a sink's trouble: its sentence begins with the sink, or names it in quotes.
-pub fn is_about(trouble: &Trouble, sink: &str) -> bool {
-    let rest = trouble
-        .what
-        .strip_prefix("sink ")
-        .and_then(|rest| rest.strip_prefix(sink));
-    rest.is_some_and(|rest| rest.starts_with([' ', ':', ',', '\'']) || rest.is_empty())
-        || trouble.what.contains(&format!("\"{sink}\""))
 }
 
 async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Failed> {

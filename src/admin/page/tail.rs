@@ -10,11 +10,11 @@ use axum::response::Response;
 use axum::response::sse::Event;
 use serde::Deserialize;
 
-use super::events::went;
 use super::query::Query;
 use super::said::Urls;
 use super::text;
 use super::view::View;
+use super::went::{self, WentCell};
 use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::admin::streams::{Source, streamed};
@@ -36,17 +36,8 @@ struct Rows<'a> {
 
 struct Row<'a> {
     line: &'a Line,
-    /// Where it went; `None`: that is not shown.
-    went: Option<&'a [WentCell]>,
-}
-
-/// What became of an event at some sinks.
-pub struct WentCell {
-    pub state: String,
-    pub sinks: String,
-    /// Each by name, where `sinks` only counts them.
-    pub names: Option<String>,
-    pub tone: &'static str,
+    /// Where it went.
+    went: &'a [WentCell],
 }
 
 /// The table of the newest.
@@ -72,28 +63,14 @@ pub fn word(line: &Line) -> Option<&'static str> {
     (line.kind != Kind::Event).then(|| text::kind(&line.kind))
 }
 
-/// Rows as text; with where each went, where that is said of each.
-pub fn rows(lines: &[Line], went: Option<&[Vec<WentCell>]>) -> String {
-    let went_of = |index: usize| went.map(|went| went.get(index).map_or(&[][..], Vec::as_slice));
+/// Rows as text, with where each went.
+pub fn rows(lines: &[Line], went: &[Vec<WentCell>]) -> String {
     let rows = lines.iter().enumerate().map(|(index, line)| Row {
         line,
-        went: went_of(index),
+        went: went.get(index).map_or(&[], Vec::as_slice),
     });
     let rows = Rows { rows: rows.collect() };
     rows.render().unwrap_or_default()
-}
-
-/// Where events went that came just now: nobody looks again for them.
-fn just_came(count: usize) -> Vec<Vec<WentCell>> {
-    let cell = |_| {
-        vec![WentCell {
-            state: "just came".to_owned(),
-            sinks: String::new(),
-            names: None,
-            tone: "",
-        }]
-    };
-    (0..count).map(cell).collect()
 }
 
 /// The newest events, with what goes on behind the last of them without a hole.
@@ -109,7 +86,7 @@ pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     Ok(TailTable {
         is_live,
         connect: connect(&Query::default(), page.head),
-        rows: rows(&page.events, went(&page).as_deref()),
+        rows: rows(&page.events, &went::of(&page)),
     })
 }
 
@@ -236,7 +213,7 @@ fn gone(last: Seq, oldest: Seq) -> Option<String> {
 
 /// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
 fn news(page: &Page, last: Seq, query: &str) -> Option<String> {
-    let mut text = rows(&page.events, Some(just_came(page.events.len()).as_slice()));
+    let mut text = rows(&page.events, &went::just_came(page.events.len()));
     let skipped = page.looked.to.0.saturating_sub(last.0 + 1);
     if page.ended != Ended::Beginning && skipped > 0 {
         let count = text::counted(&skipped, "more event");

@@ -120,12 +120,15 @@ pub fn when(at: &Timestamp) -> String {
 
 fn seen_from(at: Timestamp, now: Timestamp) -> String {
     let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
-    let format = if day(at) == day(now) {
-        "%H:%M:%S"
+    if day(at) == day(now) {
+        at.strftime("%H:%M:%S").to_string()
     } else {
-        "%Y-%m-%d %H:%M:%S"
-    };
-    at.strftime(format).to_string()
+        dated(at)
+    }
+}
+
+fn dated(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Two times of which the date is said of both or, where both are of today, of neither.
@@ -135,11 +138,12 @@ pub fn both(from: &Timestamp, to: &Timestamp) -> (String, String) {
 
 fn both_seen_from(from: Timestamp, to: Timestamp, now: Timestamp) -> (String, String) {
     let texts = (seen_from(from, now), seen_from(to, now));
+    // One of today is shorter.
     if texts.0.len() == texts.1.len() {
-        return texts;
+        texts
+    } else {
+        (dated(from), dated(to))
     }
-    let whole = |at: Timestamp| at.strftime("%Y-%m-%d %H:%M:%S").to_string();
-    (whole(from), whole(to))
 }
 
 /// `2026-10-29 02:10:07 to 2026-11-28 02:11:07`
