@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::load::{Listed, placed};
+use super::listed::{Listed, placed};
 use super::{Config, Fault};
 
 /// What closehook keeps in its data directory, but for what it sets aside beside it. Anything else may be there as well: a sink's
