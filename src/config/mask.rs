@@ -15,12 +15,9 @@ const MASKED: &str = "(secret)";
 
 /// Whether a key holds a secret, or what may be one: `headers` and `env` of a sink are often made of them.
 fn is_secret(path: &str) -> bool {
-    let plain = |name: &str| {
-        let name = name.trim_matches(['"', '\'', ' ']);
-        name.split('[').next().unwrap_or_default().to_owned()
-    };
-    let names: Vec<String> = path.split('.').map(plain).filter(|name| !name.is_empty()).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names = path.split('.').map(|name| name.trim_matches(['"', '\'', ' ']));
+    let names = names.filter_map(|name| name.split('[').next());
+    let names: Vec<&str> = names.filter(|name| !name.is_empty()).collect();
     // Who has a token of the page and what they may do is no secret, although their table is called so.
     if matches!(names[..], ["admin", "tokens", "name" | "may"]) {
         return false;
