@@ -49,6 +49,12 @@ pub fn read_text_argument(path: &Path) -> io::Result<String> {
     text(read_argument(path)?)
 }
 
+/// What tells a file or directory from all others, whatever name or link leads to it; `None`: there is none, or it can't be looked at.
+pub fn id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
 /// What to do about an error of writing, as the end of a sentence, where there is no room for what is written; else nothing.
 pub fn room_advice(error: &(dyn std::error::Error + 'static)) -> &'static str {
     if is_full(error) {

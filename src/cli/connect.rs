@@ -364,7 +364,7 @@ pub(super) fn need_credentials(global: &Global) -> Outcome {
 }
 
 /// Whether a data directory is yet to be made. One with something in it that is not closehook's is a mistake, and not missing.
-fn is_missing(dir: &Path) -> bool {
+pub(super) fn is_missing(dir: &Path) -> bool {
     match std::fs::read_dir(dir) {
         Ok(mut listing) => listing.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,

@@ -1,15 +1,14 @@
 //! `closehook dead`
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-use super::connect::{Access, Answers, Connection, with};
+use super::connect::{Access, Connection, with};
+use super::listing::Listing;
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::term::confirm;
 use super::when::{when, when_known};
-use super::{Failure, Global, Outcome, json_line, print_line, table};
+use super::{Failure, Global, Outcome};
 use crate::control::groups::{Count, Counted, Group, Groups};
 use crate::control::{self, dead as asked};
 use crate::deliver::DeadLetter;
@@ -138,14 +137,13 @@ impl List {
             group: self.reason.clone(),
             limit: self.limit,
         };
-        let answers = connection.ask(question).await?;
-        list(
-            global,
-            answers,
-            &["sink", "seq", "type", "id", "attempts", "died at", "reason"],
-            row,
-        )
-        .await
+        let mut answers = connection.ask(question).await?;
+        let mut letters = Listing::begin(global, row);
+        while let Some(letter) = answers.next().await? {
+            letters.add(&letter)?;
+        }
+        let header = ["sink", "seq", "type", "id", "attempts", "died at", "reason"];
+        letters.end(&header, "dead letters")
     }
 }
 
@@ -155,39 +153,12 @@ impl Reasons {
             sink: self.sink.clone(),
             pick: self.pick.query()?,
         };
-        let answers = connection.ask(question).await?;
-        list(
-            global,
-            answers,
-            &["sink", "letters", "first", "last", "reason"],
-            group_row,
-        )
-        .await
-    }
-}
-
-/// Shows what comes: a row for each, or a line of JSON.
-async fn list<T: Serialize + DeserializeOwned>(
-    global: &Global,
-    mut answers: Answers<'_, T>,
-    header: &[&str],
-    row: fn(&T) -> Vec<String>,
-) -> Outcome {
-    let mut rows = Vec::new();
-    while let Some(answer) = answers.next().await? {
-        if global.json {
-            print_line(&json_line(&answer)?)?;
-        } else {
-            rows.push(row(&answer));
+        let mut answers = connection.ask(question).await?;
+        let mut groups = Listing::begin(global, group_row);
+        while let Some(group) = answers.next().await? {
+            groups.add(&group)?;
         }
-    }
-    match (global.json, rows.is_empty()) {
-        (true, _) => Ok(()),
-        (false, true) => {
-            super::report::say("closehook: no dead letters\n");
-            Ok(())
-        }
-        (false, false) => print_line(&table(header, rows)),
+        groups.end(&["sink", "letters", "first", "last", "reason"], "dead letters")
     }
 }
 

@@ -5,10 +5,11 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 
 use super::connect::{Access, Connection, with};
+use super::listing::Listing;
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::when::when;
-use super::{Failure, Global, Outcome, json_line, log, print_line, table, unwritten, word};
+use super::{Failure, Global, Outcome, log, unwritten, word};
 use crate::control;
 use crate::control::events::{self as asked, Checked, Line, Listed, Shown, Verified};
 use crate::control::transfer::{self, Unread};
@@ -120,29 +121,14 @@ impl List {
             from: None,
         };
         let mut answers = connection.ask(question).await?;
-        let mut rows = Vec::new();
+        let mut events = Listing::begin(global, row);
         while let Some(listed) = answers.next().await? {
-            let line = match listed {
-                Listed::Event(line) => line,
-                Listed::Unread(unread) => {
-                    say_unread(global, &unread);
-                    continue;
-                }
-            };
-            if global.json {
-                print_line(&json_line(&line)?)?;
-            } else {
-                rows.push(row(&line));
+            match listed {
+                Listed::Event(line) => events.add(&line)?,
+                Listed::Unread(unread) => say_unread(global, &unread),
             }
         }
-        match (global.json, rows.is_empty()) {
-            (true, _) => Ok(()),
-            (false, true) => {
-                super::report::say("closehook: no events\n");
-                Ok(())
-            }
-            (false, false) => print_line(&table(&["seq", "received at", "type", "id", "lead"], rows)),
-        }
+        events.end(&["seq", "received at", "type", "id", "lead"], "events")
     }
 }
 

@@ -1,11 +1,10 @@
 //! `closehook filter`
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use clap::Args;
 
-use super::pick::text_or_file;
+use super::pick::{cant_read, open, text_or_file};
 use super::{Failure, Global, Outcome, print_line, report};
 use crate::json::stream::{self, Found};
 use crate::json::{self, Doc, Kind, Node};
@@ -56,7 +55,7 @@ impl Filter {
             sources.push(if name == "-" {
                 standard_input()
             } else {
-                (name.clone(), Box::new(BufReader::new(open(name)?)))
+                (name.clone(), Box::new(BufReader::new(open(name.as_ref())?)))
             });
         }
         if sources.is_empty() {
@@ -72,7 +71,7 @@ impl Filter {
         };
         for (name, source) in sources {
             stream::read(source, |found| sieve.take(&name, found).map_err(Cut::Ended)).map_err(|cut| match cut {
-                Cut::Unreadable(error) => Failure::Usage(format!("{name} can't be read: {error}")),
+                Cut::Unreadable(error) => cant_read(&name, &error),
                 Cut::Ended(failure) => failure,
             })?;
         }
@@ -111,16 +110,6 @@ impl From<io::Error> for Cut {
 
 fn standard_input() -> (String, Box<dyn BufRead>) {
     ("standard input".to_owned(), Box::new(BufReader::new(io::stdin())))
-}
-
-/// Opens what can be read as a file: a directory opens as well, and then can't be.
-fn open(name: &str) -> Result<File, Failure> {
-    let cant = |error: io::Error| Failure::Usage(format!("{name} can't be read: {error}"));
-    let file = File::open(name).map_err(cant)?;
-    if file.metadata().map_err(cant)?.is_dir() {
-        return Err(cant(io::ErrorKind::IsADirectory.into()));
-    }
-    Ok(file)
 }
 
 /// What lets matching events through.

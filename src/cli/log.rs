@@ -12,6 +12,7 @@ use super::connect::{Access, Connection, with};
 use super::copy;
 use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_in_data_dir, refuse_to_overwrite};
+use super::pick::{cant_read, open};
 use super::term::confirm;
 use super::{Failure, Global, Outcome, json_line, unwritten};
 use crate::config::{Config, Engine, Size, Span};
@@ -259,24 +260,11 @@ impl Source {
                 file: None,
             });
         }
-        let source = Source {
+        Ok(Source {
             name: file.display().to_string(),
-            file: Some(File::open(file).map_err(|error| unreadable_file(&file.display().to_string(), &error))?),
-        };
-        // It opens as well, and then can't be read.
-        if source
-            .file
-            .as_ref()
-            .is_some_and(|file| file.metadata().is_ok_and(|found| found.is_dir()))
-        {
-            return Err(unreadable_file(&source.name, &std::io::ErrorKind::IsADirectory.into()));
-        }
-        Ok(source)
+            file: Some(open(file)?),
+        })
     }
-}
-
-fn unreadable_file(name: &str, error: &std::io::Error) -> Failure {
-    Failure::Usage(format!("{name} can't be read: {error}"))
 }
 
 /// `kept`: what is older is refused.
@@ -302,7 +290,7 @@ async fn import(
                         "nothing was imported: {older} of the {all} events in {name} were"
                     ));
                 }
-                opened.rewind().map_err(|error| unreadable_file(name, &error))?;
+                opened.rewind().map_err(|error| cant_read(name, &error))?;
             }
             Box::new(BufReader::new(opened))
         }

@@ -22,6 +22,7 @@ mod introduced;
 mod kinds;
 mod left;
 mod listen;
+mod listing;
 mod log;
 mod output;
 mod packaging;

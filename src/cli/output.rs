@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -168,12 +168,11 @@ fn parent_of(name: &Path) -> &Path {
 
 /// Whether a directory is another one, or anywhere below it. What is not there is in none.
 fn is_below(place: &Path, dir: &Path) -> bool {
-    let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let Ok(place) = std::fs::canonicalize(place) else {
         return false;
     };
-    let of_dir = id(dir);
-    of_dir.is_some() && place.ancestors().any(|above| id(above) == of_dir)
+    let of_dir = files::id(dir);
+    of_dir.is_some() && place.ancestors().any(|above| files::id(above) == of_dir)
 }
 
 fn exists(name: &Path) -> Failure {

@@ -1,4 +1,8 @@
-//! Arguments that several commands share: which events are meant, text from files, secrets.
+//! Arguments that several commands share: which events are meant, files and text from them, secrets.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use clap::Args;
 use jiff::Timestamp;
@@ -59,12 +63,26 @@ impl Pick {
     }
 }
 
+/// What is said of a file or stream that can't be read.
+pub(super) fn cant_read(name: &str, error: &io::Error) -> Failure {
+    Failure::Usage(format!("{name} can't be read: {error}"))
+}
+
+/// Opens what can be read as a file: a directory opens as well, and then can't be.
+pub(super) fn open(path: &Path) -> Result<File, Failure> {
+    let cant = |error: io::Error| cant_read(&path.display().to_string(), &error);
+    let file = File::open(path).map_err(cant)?;
+    if file.metadata().map_err(cant)?.is_dir() {
+        return Err(cant(io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(file)
+}
+
 /// The text itself, or the content of `@FILE`.
 pub(super) fn text_or_file(text: &str) -> Result<String, Failure> {
     match text.strip_prefix('@') {
         None => Ok(text.to_owned()),
-        Some(path) => files::read_text_argument(path.as_ref())
-            .map_err(|error| Failure::Usage(format!("{path} can't be read: {error}"))),
+        Some(path) => files::read_text_argument(path.as_ref()).map_err(|error| cant_read(path, &error)),
     }
 }
 

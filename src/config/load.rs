@@ -11,14 +11,13 @@ use super::admin::read_admin;
 use super::close::read_close;
 use super::definition::SinkType;
 use super::jetstream::read_engine;
+use super::listed::{self, Listed};
 use super::node::{self, read_node};
 use super::own;
 use super::server::read_server;
-use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
 use super::{Config, Engine, Fault, Log, Role, RuleConfig, SinkConfig, Size, Span};
-use crate::names;
 use crate::sorted;
 
 /// Every fault of rules, given the names of the sinks there are. Filters are a language of their own, which the configuration
@@ -153,7 +152,7 @@ impl ReadConfig {
 
     /// The sinks that could be read, each with its place.
     pub fn sinks(&self) -> impl Iterator<Item = (&str, &SinkConfig)> {
-        placed(&self.listed, &self.config)
+        listed::placed(&self.listed, &self.config)
     }
 
     fn of_text(layers: &Layers, text: &str) -> Result<ReadConfig, Vec<Fault>> {
@@ -188,44 +187,9 @@ impl ReadConfig {
     }
 }
 
-/// One of `[[sinks]]`, whether or not it could be read: the faults of one say nothing of where the others are, and it is there for whatever
-/// names it.
-#[derive(Debug)]
-pub(super) struct Listed {
-    place: String,
-    name: Option<String>,
-    dead_to: Option<String>,
-    /// Which of the configuration's sinks it is; `None`: it could not be read.
-    index: Option<usize>,
-}
-
-/// The sinks that could be read, each with its place.
-pub(super) fn placed<'c>(listed: &'c [Listed], config: &'c Config) -> impl Iterator<Item = (&'c str, &'c SinkConfig)> {
-    listed
-        .iter()
-        .filter_map(move |one| Some((one.place.as_str(), config.sinks.get(one.index?)?)))
-}
-
-fn read_sinks(root: &mut Table<'_>, types: &[&SinkType]) -> (Vec<SinkConfig>, Vec<Listed>) {
-    let (mut sinks, mut listed) = (Vec::new(), Vec::new());
-    for (place, value) in root.list("sinks") {
-        let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-        let (name, dead_to) = (text("name"), text("dead_to"));
-        let sink = read_sink(&place, value, types, root.faults());
-        listed.push(Listed {
-            place,
-            name,
-            dead_to,
-            index: sink.is_some().then_some(sinks.len()),
-        });
-        sinks.extend(sink);
-    }
-    (sinks, listed)
-}
-
 fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> (Config, Vec<Listed>) {
     let mut root = Table::new("", tree, faults);
-    let (sinks, listed) = read_sinks(&mut root, types);
+    let (sinks, listed) = listed::read(&mut root, types);
     let config = Config {
         server: root.table("server", read_server),
         admin: root.table("admin", read_admin),
@@ -299,31 +263,10 @@ pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
 }
 
 impl Config {
-    /// What only the whole shows: names that stand twice, rules that name no sink, files two sinks would write.
+    /// What only the whole shows: sinks that do not go together, rules that name no sink.
     fn check(&self, listed: &[Listed], judge_rules: JudgeRules, faults: &mut Vec<Fault>) {
+        listed::faults(self, listed, faults);
         let mut fault = |place: String, message: String| faults.push(Fault { place, message });
-        for (index, one) in listed.iter().enumerate() {
-            let Some(name) = &one.name else { continue };
-            if listed[..index].iter().any(|other| other.name.as_ref() == Some(name)) {
-                fault(
-                    format!("{}.name", one.place),
-                    format!("two sinks are called \"{name}\""),
-                );
-            }
-        }
-        let mut earlier: Vec<&SinkConfig> = Vec::new();
-        for (place, sink) in placed(listed, self) {
-            let message = earlier.iter().find_map(|other| fault_of_both(other, sink));
-            if let Some(message) = message {
-                fault(place.to_owned(), message);
-            }
-            earlier.push(sink);
-        }
-        for one in listed {
-            if let Some(message) = fault_of_dead_to(one, listed) {
-                fault(format!("{}.dead_to", one.place), message);
-            }
-        }
         if self.node.roles.contains(&Role::Ingress) && self.server.listen.overlaps(self.admin.listen) {
             let message = format!(
                 "{} and server.listen ({}) are one port of one address: give one of them another port",
@@ -348,7 +291,7 @@ impl Config {
                 ),
             );
         }
-        let names: Vec<&str> = listed.iter().filter_map(|one| one.name.as_deref()).collect();
+        let names: Vec<&str> = listed::names(listed).collect();
         // A name that is missing was reported when the rule was read.
         faults.extend(
             judge_rules(&self.rules, &names)
@@ -360,51 +303,5 @@ impl Config {
     /// The sinks that get what others would make dead letters of, and else only what a rule sends them.
     pub fn dead_to(&self) -> impl Iterator<Item = &str> {
         self.sinks.iter().filter_map(|sink| sink.dead_to.as_deref())
-    }
-}
-
-/// Two sinks that would write one thing.
-fn fault_of_both(one: &SinkConfig, other: &SinkConfig) -> Option<String> {
-    let exclusive = one.options.exclusive()?;
-    if other.options.exclusive().as_ref() != Some(&exclusive) {
-        return None;
-    }
-    let both = format!("\"{}\" and \"{}\" would both write", one.name, other.name);
-    Some(match (one.options.writes(), other.options.writes()) {
-        (Some(path), Some(second)) if path != second => format!(
-            "{both} one file: {} and {} are two names of it",
-            path.display(),
-            second.display()
-        ),
-        // What tells a file of several names from others says nothing to people.
-        (Some(path), _) if !exclusive.contains(&path.display().to_string()) => format!("{both} {}", path.display()),
-        _ => format!("{both} {exclusive}"),
-    })
-}
-
-/// A dead letter has to come to its end somewhere.
-fn fault_of_dead_to(sink: &Listed, listed: &[Listed]) -> Option<String> {
-    let mut next = sink.dead_to.as_deref()?;
-    // That it has none is a fault of its own.
-    let name = sink.name.as_deref().unwrap_or_default();
-    if next == name {
-        return Some(format!("\"{next}\" can't get its own dead letters"));
-    }
-    let names = || listed.iter().filter_map(|one| one.name.as_deref());
-    if !names().any(|name| name == next) {
-        return Some(names::unknown(format!("there is no sink \"{next}\""), next, names()));
-    }
-    let mut way = vec![name];
-    // Whoever only leads into a circle is not to blame for it.
-    loop {
-        way.push(next);
-        if next == name {
-            return Some(format!("dead letters would go round in a circle: {}", way.join(", ")));
-        }
-        let found = listed.iter().find(|other| other.name.as_deref() == Some(next));
-        next = found.and_then(|other| other.dead_to.as_deref())?;
-        if way[1..].contains(&next) {
-            return None;
-        }
     }
 }

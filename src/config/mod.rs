@@ -6,6 +6,7 @@ mod definition;
 pub mod draft;
 mod jetstream;
 pub mod listen;
+mod listed;
 mod load;
 pub mod mask;
 mod node;

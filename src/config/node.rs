@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::load::{Listed, placed};
+use super::listed::{Listed, placed};
 use super::table::{FromValue, Table};
 use super::{Config, Fault, Node, Role};
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::load::{Listed, placed};
+use super::listed::{Listed, placed};
 use super::{Config, Fault};
+use crate::files;
 
 /// What closehook keeps in its data directory, but for what it sets aside beside it. Anything else may be there as well: a sink's
 /// file is at home in a directory that the daemon may write to.
@@ -82,10 +83,9 @@ fn files_named_in(value: &Value, place: &str, found: &mut Vec<(PathBuf, String)>
 
 /// What of a data directory a path is; `None`: nothing.
 fn part_of(dir: &Path, target: &Path) -> Option<String> {
-    let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let real = as_it_is(dir);
-    let dir_id = id(&real);
-    let is_dir = |path: &Path| path == real || dir_id.is_some() && id(path) == dir_id;
+    let dir_id = files::id(&real);
+    let is_dir = |path: &Path| path == real || dir_id.is_some() && files::id(path) == dir_id;
     let mut below = target;
     while let Some(parent) = below.parent() {
         if is_dir(parent) {
@@ -124,8 +124,7 @@ fn holds(dir: &Path, id: (u64, u64)) -> bool {
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-    as_it_is(one) == as_it_is(other) || id(one).is_some() && id(one) == id(other)
+    as_it_is(one) == as_it_is(other) || files::id(one).is_some_and(|id| files::id(other) == Some(id))
 }
 
 /// The path with every link in it followed, as far as it exists.

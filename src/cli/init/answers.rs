@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use reqwest::Url;
 
 use super::Flags;
+use crate::cli::connect::is_missing;
 use crate::cli::{Failure, term};
 use crate::config::{self, Acme, Config, Listen, Networks, Tls};
 use crate::listener::tls;
@@ -242,7 +243,7 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
         (data, _) => data,
     };
     let is_elsewhere = flags.data.is_some() && data.as_ref() != Some(&known.config.log.dir);
-    if is_elsewhere && !known.is_new && is_used(&known.config.log.dir) {
+    if is_elsewhere && !known.is_new && !is_missing(&known.config.log.dir) {
         return Err(Failure::Usage(format!(
             "--data is for a new configuration: events are kept in {} already (README.md says how to move them)",
             known.config.log.dir.display()
@@ -254,14 +255,6 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
         listen,
         data,
     }))
-}
-
-/// Whether there is something in a data directory, as far as can be seen.
-fn is_used(dir: &Path) -> bool {
-    match std::fs::read_dir(dir) {
-        Ok(mut listing) => listing.next().is_some(),
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-    }
 }
 
 /// Where the daemon listens: as it does, unless the way asks for another place or nobody has chosen one.
