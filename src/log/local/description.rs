@@ -51,8 +51,12 @@ const NAME: &str = "closehook.json";
 const DIRECTORY_FORMAT: u32 = 3;
 
 /// Whether there is a log in a directory, whatever says so of it.
-fn is_log_in(dir: &Path) -> bool {
-    dir.join("log").is_dir()
+fn has_log(dir: &Path) -> io::Result<bool> {
+    match std::fs::metadata(dir.join("log")) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether this is a data directory, as far as can be seen.
@@ -102,24 +106,26 @@ impl Description {
             },
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
-            Err(error) if create && is_log_in(dir) => {
-                let aside = aside(&path);
-                tracing::error!(
-                    %error,
-                    aside = %aside.display(),
-                    "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
-                     appended to this time"
-                );
-                Description::anew(dir).map_err(fail)?.put_or_owe(dir)
-            }
-            Err(error) if is_log_in(dir) => Err(OpenError::DescriptionDamaged {
-                path,
-                why: error.to_string(),
-            }),
-            Err(error) => Err(OpenError::Alien {
-                path,
-                why: error.to_string(),
-            }),
+            Err(error) => match (has_log(dir).map_err(fail)?, create) {
+                (true, true) => {
+                    let aside = aside(&path);
+                    tracing::error!(
+                        %error,
+                        aside = %aside.display(),
+                        "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
+                         appended to this time"
+                    );
+                    Description::anew(dir).map_err(fail)?.put_or_owe(dir)
+                }
+                (true, false) => Err(OpenError::DescriptionDamaged {
+                    path,
+                    why: error.to_string(),
+                }),
+                (false, _) => Err(OpenError::Alien {
+                    path,
+                    why: error.to_string(),
+                }),
+            },
         }
     }
 
@@ -202,7 +208,7 @@ impl Description {
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
         match self.put(dir) {
             Ok(()) => {}
-            Err(error) if files::is_full(&error) && is_log_in(dir) => {
+            Err(error) if files::is_full(&error) && matches!(has_log(dir), Ok(true)) => {
                 tracing::warn!(%error, "there is no room for the data directory's description; it is written when there is");
                 self.is_owed = true;
             }
@@ -303,15 +309,6 @@ fn note(dir: &Path, what: impl Fn(&mut Description) -> &mut bool) -> io::Result<
         return Ok(());
     }
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
-}
-
-/// Whether there is a log beside a description.
-fn has_log(dir: &Path) -> io::Result<bool> {
-    match std::fs::metadata(dir.join("log")) {
-        Ok(found) => Ok(found.is_dir()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// What stands in a description.
