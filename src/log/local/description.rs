@@ -101,7 +101,7 @@ impl Description {
                     Description::anew(dir).map_err(fail)?.put_or_owe(dir)
                 }
                 (true, false) => Err(OpenError::DescriptionMissing { path }),
-                (false, true) => Description::fresh(None, None).map_err(fail)?.put_or_owe(dir),
+                (false, true) => Description::fresh(None).map_err(fail)?.put_or_owe(dir),
                 (false, false) => Err(OpenError::Missing(dir.to_owned())),
             },
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
@@ -133,7 +133,7 @@ impl Description {
     pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
         let describe = || -> io::Result<Description> {
-            let mut made = Description::fresh(id, None)?;
+            let mut made = Description::fresh(id)?;
             made.state_begun = is_state_beside(dir)?;
             Ok(made)
         };
@@ -147,21 +147,26 @@ impl Description {
     /// Makes one of the same log, in another life, which has what the one before had.
     pub fn make_another(dir: &Path, before: Description) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let (state_begun, gaps_begun) = (before.state_begun, before.gaps_begun);
-        let mut made = Description::fresh(Some(before.id), before.shared_upto).map_err(|source| OpenError::Io {
+        let fresh = Description::fresh(None).map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
-        (made.state_begun, made.gaps_begun) = (state_begun, gaps_begun);
+        let made = Description {
+            format: fresh.format,
+            epoch: fresh.epoch,
+            created_at: fresh.created_at,
+            is_owed: false,
+            ..before
+        };
         made.store(&path)
     }
 
     /// One with an epoch of its own, in memory.
-    fn fresh(id: Option<String>, shared_upto: Option<Seq>) -> io::Result<Description> {
+    fn fresh(id: Option<String>) -> io::Result<Description> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let epoch = hex::encode(random);
-        Ok(Description::of(epoch, id, shared_upto))
+        Ok(Description::of(epoch, id, None))
     }
 
     /// In place of one that is damaged or gone, in memory. Every start makes the same until it is written: sinks know by its epoch
@@ -228,17 +233,7 @@ impl Description {
 
     /// Makes one for a log that was another engine's, in the same life, up to a Seq.
     pub fn make_as(dir: &Path, id: &str, epoch: &str, upto: Seq) -> Result<Description, OpenError> {
-        let description = Description {
-            format: DIRECTORY_FORMAT,
-            id: id.to_owned(),
-            epoch: epoch.to_owned(),
-            created_at: Timestamp::now(),
-            shared_upto: Some(upto),
-            state_begun: false,
-            gaps_begun: false,
-            is_owed: false,
-        };
-        description.store(&dir.join(NAME))
+        Description::of(epoch.to_owned(), Some(id.to_owned()), Some(upto)).store(&dir.join(NAME))
     }
 
     fn store(self, path: &Path) -> Result<Description, OpenError> {
