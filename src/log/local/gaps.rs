@@ -198,11 +198,9 @@ impl Gaps {
         known(Seq(self.begins.load(Ordering::Relaxed)))
     }
 
-    /// The same as it is on disk now. Whoever only looks has to ask when it has seen which segments there are: what is dropped is before it by then.
+    /// The same as it is on disk now, for whoever only looks, which has to ask when it has seen which segments there are: what is dropped is before
+    /// it by then.
     pub fn begins_now(&self) -> Result<Option<Seq>, OpenError> {
-        if self.is_owner {
-            return Ok(self.begins());
-        }
         match record::read(&self.dir)? {
             Found::Whole(record) => Ok(record.begins),
             Found::Nothing | Found::Damaged { .. } => Ok(None),
