@@ -35,6 +35,9 @@ pub use types::{
 
 use crate::event::{Event, EventKey, Seq};
 
+/// [`Log::leap_max`] where a leap costs nothing.
+const LEAP_MAX: u64 = 1 << 32;
+
 /// A log of events. All handles of one are the same log.
 #[async_trait]
 pub trait Log: std::fmt::Debug + Send + Sync + 'static {
@@ -132,7 +135,7 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// No more Seqs than so many are lost at the end of a log: what claims to know of one that is further behind is damaged, or of another log. To
     /// go on behind that would use up what there is of Seqs, or never come to an end.
     fn leap_max(&self) -> u64 {
-        1 << 32
+        LEAP_MAX
     }
 
     /// A sink has seen what stood up to `seen`, before anybody has passed what was lost since: that may be more than the log knows of it.

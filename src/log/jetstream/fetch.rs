@@ -23,7 +23,7 @@ use crate::log::ReadError;
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two questions to a replica that does not have everything yet.
-pub(super) const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(20);
 
 /// One question; there are others as long as there is time.
 const TRY: Duration = Duration::from_secs(5);
@@ -51,15 +51,29 @@ pub(super) async fn raw(shared: &Shared, from: Seq) -> Result<(Vec<Stored>, Seq)
     if from > *shared.head.borrow() {
         return Ok((Vec::new(), from));
     }
+    let (found, next) = some_or_none_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await?;
+    let found = without_holes(shared, from.max(shared.first()), found, until).await?;
+    let next = found.last().map_or(next, |last| Seq(last.seq).next());
+    Ok((found, next))
+}
+
+/// Messages from a Seq on, or for certain none, and where to read on: what the leader has is waited for.
+pub(super) async fn some_or_none_from(
+    shared: &Shared,
+    from: Seq,
+    events: usize,
+    bytes: usize,
+    until: Instant,
+) -> Result<(Vec<Stored>, Seq), ReadError> {
     loop {
-        let found = some_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await?;
-        let found = without_holes(shared, from.max(shared.first()), found, until).await?;
+        let found = some_from(shared, from, events, bytes, until).await?;
         if let Some(last) = found.last().map(|last| Seq(last.seq)) {
             return Ok((found, last.next()));
         }
         if let Some(last) = nothing_from(shared, from, until).await? {
             return Ok((Vec::new(), last.next()));
         }
+        // The leader has something, the replica will.
         if Instant::now() + REST >= until {
             return Err(ReadError(
                 "a server of the stream is behind the others and does not catch up".into(),
@@ -292,7 +306,7 @@ async fn from_leader(shared: &Shared, begin: u64, end: u64, until: Instant) -> R
 }
 
 /// Asks the leader whether there is anything from a Seq on; if not, the last Seq that was given out.
-pub(super) async fn nothing_from(shared: &Shared, from: Seq, until: Instant) -> Result<Option<Seq>, ReadError> {
+async fn nothing_from(shared: &Shared, from: Seq, until: Instant) -> Result<Option<Seq>, ReadError> {
     // Asked first: what comes later is behind it.
     let info = api::info(&shared.link, shared.stream(), None, until)
         .await

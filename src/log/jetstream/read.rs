@@ -7,9 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::api;
-use super::fetch::{
-    BYTES_MAX, EVENTS_MAX, PATIENCE, REST, direct, event_of, failed, nothing_from, some_from, without_holes,
-};
+use super::fetch::{BYTES_MAX, EVENTS_MAX, PATIENCE, direct, event_of, failed, some_or_none_from, without_holes};
 use super::key;
 use super::known::revisions;
 use super::message::Stored;
@@ -31,29 +29,15 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
         return read_ids(shared, from, take, narrow, until).await;
     }
     let (events, bytes) = (take.events.clamp(1, EVENTS_MAX), take.bytes.clamp(1, BYTES_MAX));
-    let found = loop {
-        let found = some_from(shared, from, events, bytes, until).await?;
-        if !found.is_empty() {
-            break found;
-        }
-        let Some(last) = nothing_from(shared, from, until).await? else {
-            // The leader has something, the replica will.
-            if Instant::now() + REST >= until {
-                return Err(ReadError(
-                    "a server of the stream is behind the others and does not catch up".into(),
-                ));
-            }
-            tokio::time::sleep(REST).await;
-            continue;
-        };
+    let (found, next) = some_or_none_from(shared, from, events, bytes, until).await?;
+    let Some(first) = found.first().map(|first| Seq(first.seq)) else {
         return Ok(Batch {
-            lost: expired(shared, from, last.next(), until).await?,
-            next: last.next(),
+            lost: expired(shared, from, next, until).await?,
+            next,
             events: Vec::new(),
         });
     };
     let mut batch = Batch::default();
-    let first = Seq(found[0].seq);
     if first > from {
         let info = api::info(&shared.link, shared.stream(), None, until)
             .await

@@ -51,8 +51,12 @@ const NAME: &str = "closehook.json";
 const DIRECTORY_FORMAT: u32 = 3;
 
 /// Whether there is a log in a directory, whatever says so of it.
-fn is_log_in(dir: &Path) -> bool {
-    dir.join("log").is_dir()
+fn has_log(dir: &Path) -> io::Result<bool> {
+    match std::fs::metadata(dir.join("log")) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether this is a data directory, as far as can be seen.
@@ -97,29 +101,31 @@ impl Description {
                     Description::anew(dir).map_err(fail)?.put_or_owe(dir)
                 }
                 (true, false) => Err(OpenError::DescriptionMissing { path }),
-                (false, true) => Description::fresh(None, None).map_err(fail)?.put_or_owe(dir),
+                (false, true) => Description::fresh(None).map_err(fail)?.put_or_owe(dir),
                 (false, false) => Err(OpenError::Missing(dir.to_owned())),
             },
             Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
-            Err(error) if create && is_log_in(dir) => {
-                let aside = aside(&path);
-                tracing::error!(
-                    %error,
-                    aside = %aside.display(),
-                    "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
-                     appended to this time"
-                );
-                Description::anew(dir).map_err(fail)?.put_or_owe(dir)
-            }
-            Err(error) if is_log_in(dir) => Err(OpenError::DescriptionDamaged {
-                path,
-                why: error.to_string(),
-            }),
-            Err(error) => Err(OpenError::Alien {
-                path,
-                why: error.to_string(),
-            }),
+            Err(error) => match (has_log(dir).map_err(fail)?, create) {
+                (true, true) => {
+                    let aside = aside(&path);
+                    tracing::error!(
+                        %error,
+                        aside = %aside.display(),
+                        "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
+                         appended to this time"
+                    );
+                    Description::anew(dir).map_err(fail)?.put_or_owe(dir)
+                }
+                (true, false) => Err(OpenError::DescriptionDamaged {
+                    path,
+                    why: error.to_string(),
+                }),
+                (false, _) => Err(OpenError::Alien {
+                    path,
+                    why: error.to_string(),
+                }),
+            },
         }
     }
 
@@ -127,7 +133,7 @@ impl Description {
     pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
         let describe = || -> io::Result<Description> {
-            let mut made = Description::fresh(id, None)?;
+            let mut made = Description::fresh(id)?;
             made.state_begun = is_state_beside(dir)?;
             Ok(made)
         };
@@ -141,21 +147,26 @@ impl Description {
     /// Makes one of the same log, in another life, which has what the one before had.
     pub fn make_another(dir: &Path, before: Description) -> Result<Description, OpenError> {
         let path = dir.join(NAME);
-        let (state_begun, gaps_begun) = (before.state_begun, before.gaps_begun);
-        let mut made = Description::fresh(Some(before.id), before.shared_upto).map_err(|source| OpenError::Io {
+        let fresh = Description::fresh(None).map_err(|source| OpenError::Io {
             path: path.clone(),
             source,
         })?;
-        (made.state_begun, made.gaps_begun) = (state_begun, gaps_begun);
+        let made = Description {
+            format: fresh.format,
+            epoch: fresh.epoch,
+            created_at: fresh.created_at,
+            is_owed: false,
+            ..before
+        };
         made.store(&path)
     }
 
     /// One with an epoch of its own, in memory.
-    fn fresh(id: Option<String>, shared_upto: Option<Seq>) -> io::Result<Description> {
+    fn fresh(id: Option<String>) -> io::Result<Description> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let epoch = hex::encode(random);
-        Ok(Description::of(epoch, id, shared_upto))
+        Ok(Description::of(epoch, id, None))
     }
 
     /// In place of one that is damaged or gone, in memory. Every start makes the same until it is written: sinks know by its epoch
@@ -202,7 +213,7 @@ impl Description {
     fn put_or_owe(mut self, dir: &Path) -> Result<Description, OpenError> {
         match self.put(dir) {
             Ok(()) => {}
-            Err(error) if files::is_full(&error) && is_log_in(dir) => {
+            Err(error) if files::is_full(&error) && matches!(has_log(dir), Ok(true)) => {
                 tracing::warn!(%error, "there is no room for the data directory's description; it is written when there is");
                 self.is_owed = true;
             }
@@ -222,17 +233,7 @@ impl Description {
 
     /// Makes one for a log that was another engine's, in the same life, up to a Seq.
     pub fn make_as(dir: &Path, id: &str, epoch: &str, upto: Seq) -> Result<Description, OpenError> {
-        let description = Description {
-            format: DIRECTORY_FORMAT,
-            id: id.to_owned(),
-            epoch: epoch.to_owned(),
-            created_at: Timestamp::now(),
-            shared_upto: Some(upto),
-            state_begun: false,
-            gaps_begun: false,
-            is_owed: false,
-        };
-        description.store(&dir.join(NAME))
+        Description::of(epoch.to_owned(), Some(id.to_owned()), Some(upto)).store(&dir.join(NAME))
     }
 
     fn store(self, path: &Path) -> Result<Description, OpenError> {
@@ -303,15 +304,6 @@ fn note(dir: &Path, what: impl Fn(&mut Description) -> &mut bool) -> io::Result<
         return Ok(());
     }
     framefile::replace_file(&path, &serde_json::to_vec_pretty(&description)?)
-}
-
-/// Whether there is a log beside a description.
-fn has_log(dir: &Path) -> io::Result<bool> {
-    match std::fs::metadata(dir.join("log")) {
-        Ok(found) => Ok(found.is_dir()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// What stands in a description.

@@ -27,11 +27,11 @@ impl SegmentError {
 }
 
 /// Whether long work is still wanted; an error that is worth another try if not.
-pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SegmentError> {
+pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> io::Result<()> {
     if progress() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
+    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more"))
 }
 
 #[cfg(test)]
@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn work_that_is_not_wanted_any_more_gives_way_and_has_not_failed() {
-        assert!(go_on(&mut || false).unwrap_err().is_giving_way());
+        let error = go_on(&mut || false).unwrap_err();
+        assert!(SegmentError::Io(error).is_giving_way());
         assert!(!SegmentError::Io(io::Error::other("no room")).is_giving_way());
         go_on(&mut || true).unwrap();
     }

@@ -171,8 +171,7 @@ impl Gaps {
 
     /// The parts of a range of which nothing is on record.
     pub fn unrecorded(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
-        let list = self.list();
-        outside(from, to, list.iter().map(|gap| (gap.from, gap.to)).collect())
+        unrecorded(&self.list(), from, to)
     }
 
     /// Whether the whole range is on record, be it in parts.
@@ -199,11 +198,9 @@ impl Gaps {
         known(Seq(self.begins.load(Ordering::Relaxed)))
     }
 
-    /// The same as it is on disk now. Whoever only looks has to ask when it has seen which segments there are: what is dropped is before it by then.
+    /// The same as it is on disk now, for whoever only looks, which has to ask when it has seen which segments there are: what is dropped is before
+    /// it by then.
     pub fn begins_now(&self) -> Result<Option<Seq>, OpenError> {
-        if self.is_owner {
-            return Ok(self.begins());
-        }
         match record::read(&self.dir)? {
             Found::Whole(record) => Ok(record.begins),
             Found::Nothing | Found::Damaged { .. } => Ok(None),
@@ -434,8 +431,13 @@ fn set_aside(path: &Path) {
     }
 }
 
+/// The parts of a range of which nothing is on a list.
+pub(super) fn unrecorded(list: &[Gap], from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
+    outside(from, to, list.iter().map(|gap| (gap.from, gap.to)).collect())
+}
+
 /// The parts of a range that are in none of these others, in order.
-pub(super) fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
+fn outside(from: Seq, to: Seq, mut others: Vec<(Seq, Seq)>) -> Vec<(Seq, Seq)> {
     // A list is in the order in which it was found.
     others.sort_unstable();
     let mut parts = Vec::new();

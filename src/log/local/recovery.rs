@@ -88,9 +88,13 @@ pub(super) fn take_inventory(
         dropped = swap::recover(&log_dir, gaps.is_owed()).map_err(fail)?;
     }
     let dirs = swap::visible(&log_dir).map_err(fail)?;
-    // In this order: what somebody drops meanwhile shows by its name until it is on record.
-    let behind = swap::behind_dropped(&log_dir).map_err(fail)?.unwrap_or_default();
-    let begins = gaps.begins_now()?.map(|begins| begins.max(behind));
+    let begins = if repair {
+        gaps.begins()
+    } else {
+        // In this order: what somebody drops meanwhile shows by its name until it is on record.
+        let behind = swap::behind_dropped(&log_dir).map_err(fail)?.unwrap_or_default();
+        gaps.begins_now()?.map(|begins| begins.max(behind))
+    };
     let mut inventory = take_listed(&log_dir, &dirs, begins, known, gaps, repair)?;
     inventory.owed.dropped = dropped;
     // What its place says from now on is all that was found.

@@ -421,8 +421,7 @@ impl Restorer {
         let expired = ("they were dropped while the backup was made", true);
         for (ranges, (reason, skipped)) in [(&self.taken.damaged, damaged), (&self.taken.expired, expired)] {
             for (from, to) in ranges {
-                let recorded = gaps.iter().map(|gap| (gap.from, gap.to)).collect();
-                for (from, to) in gaps::outside(*from, *to, recorded) {
+                for (from, to) in gaps::unrecorded(gaps, *from, *to) {
                     gaps.push(Gap {
                         from,
                         to,

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::super::api::{self, Info};
@@ -38,7 +37,7 @@ impl Origin {
 
 /// Whether the stream holds all of a log, and is served; an error says why the log can't be copied into it.
 pub async fn holds(options: &Options, origin: &Origin) -> Result<bool, String> {
-    let link = Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0);
+    let link = check::link(options);
     let info = api::info(&link, &options.stream, None, Instant::now() + PATIENCE).await;
     link.close().await;
     match info {
@@ -64,7 +63,7 @@ pub async fn holds_letters(options: &Options) -> Result<bool, String> {
 
 /// Has a stream served again whose log was copied to somewhere else: as another life of it.
 pub async fn reopen(options: &Options) -> Result<(), String> {
-    let link = Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0);
+    let link = check::link(options);
     let until = Instant::now() + PATIENCE;
     let reopened = async {
         let info = api::info(&link, &options.stream, None, until).await.map_err(text)?;

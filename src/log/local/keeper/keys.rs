@@ -73,12 +73,7 @@ impl Keeper {
         order.have_room(&dir)?;
         let is_urgent = order.saves() || sets > KEY_SETS_MAX;
         let staged = self.at_leisure("merge", None, is_urgent, |go_on| {
-            let mut go_on = || match fault::go_on(go_on) {
-                // That it gives way is told from a failure by its kind.
-                Err(SegmentError::Io(error)) => Err(error),
-                other => other.map_err(io::Error::other),
-            };
-            Ok(order.stage(&dir, &mut go_on)?)
+            Ok(order.stage(&dir, &mut || fault::go_on(go_on))?)
         });
         if staged.is_err() {
             known::abandon(&dir)?;

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 
@@ -149,7 +149,7 @@ impl KnownKeys {
         if !self.doubted.is_empty() {
             return Some(READ_AGAIN);
         }
-        let is_damaged = self.units.iter().any(|unit| unit.damaged.load(Ordering::Relaxed));
+        let is_damaged = self.units.iter().any(|unit| unit.is_damaged());
         is_damaged.then_some("known keys are damaged, and what can be read of them has still to be saved")
     }
 
@@ -233,9 +233,8 @@ impl KnownKeys {
     /// The first segment of which any key may be known.
     pub fn oldest_segment(&self) -> Option<Seq> {
         let of_unit = |unit: &Arc<Unit>| {
-            let named = unit.segments().iter().chain(unit.partly());
             // One that names none may hold any.
-            named.min().copied().unwrap_or(Seq::ZERO)
+            unit.named().min().copied().unwrap_or(Seq::ZERO)
         };
         let units = self.units.iter().map(of_unit);
         units.chain(self.tables.keys().copied()).min()
@@ -243,31 +242,23 @@ impl KnownKeys {
 
     /// The last Seq between these of which a key of the segment that begins with the first is on disk, as far as that can be read.
     pub fn last_in(&self, first: Seq, last: Seq) -> Option<Seq> {
-        let mut found = None;
-        let has_some = |unit: &&Arc<Unit>| unit.segments().contains(&first) || unit.partly().contains(&first);
-        for unit in self.units.iter().filter(has_some) {
-            for number in 0..unit.known().pages() {
-                // What can't be read tells nothing; it is named when somebody asks for it.
-                let _ = unit.known().page(number, &mut |_, seq| {
-                    if first <= seq && seq <= last {
-                        found = found.max(Some(seq));
-                    }
-                });
-            }
-        }
-        found
+        self.last_of(|unit| unit.names(first), first..=last)
     }
 
     /// The last Seq from `from` on of which a key is on disk in a set that names a segment from there on, as far as that can be read. Sets that
     /// name none are not read.
     pub fn last_behind(&self, from: Seq) -> Option<Seq> {
-        let is_behind = |unit: &&Arc<Unit>| unit.segments().iter().chain(unit.partly()).any(|first| *first >= from);
+        self.last_of(|unit| unit.named().any(|first| *first >= from), from..)
+    }
+
+    /// The last Seq within a range of which a key is on disk in one of the sets that `has_some`, as far as that can be read.
+    fn last_of(&self, has_some: impl Fn(&Unit) -> bool, range: impl RangeBounds<Seq>) -> Option<Seq> {
         let mut found = None;
-        for unit in self.units.iter().filter(is_behind) {
+        for unit in self.units.iter().filter(|unit| has_some(unit)) {
             for number in 0..unit.known().pages() {
-                // What can't be read tells nothing.
+                // What can't be read tells nothing; it is named when somebody asks for it.
                 let _ = unit.known().page(number, &mut |_, seq| {
-                    if from <= seq {
+                    if range.contains(&seq) {
                         found = found.max(Some(seq));
                     }
                 });
@@ -279,7 +270,7 @@ impl KnownKeys {
     /// The first segment that the newest set on disk names; `None`: it names none.
     pub fn newest_begins(&self) -> Option<Seq> {
         let newest = self.units.iter().max_by_key(|unit| unit.newest_us())?;
-        newest.segments().iter().chain(newest.partly()).min().copied()
+        newest.named().min().copied()
     }
 
     /// When the newest event was received whose key is on disk, in microseconds.

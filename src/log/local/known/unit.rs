@@ -157,6 +157,11 @@ impl Unit {
         }
     }
 
+    /// All segments that it names: those of which it has all keys, and the others.
+    pub(super) fn named(&self) -> impl Iterator<Item = &Seq> {
+        self.segments().iter().chain(self.partly())
+    }
+
     pub(super) fn generation(&self) -> u32 {
         match &self.content {
             Content::File(_) => 0,
@@ -166,8 +171,7 @@ impl Unit {
 
     /// Whether its keys were all received before `cutoff`, and none of its segments is kept any more.
     pub fn is_over(&self, cutoff: Timestamp, is_kept: &dyn Fn(&Seq) -> bool) -> bool {
-        let mut segments = self.segments().iter().chain(self.partly());
-        self.newest_us() < cutoff.as_microsecond() && !segments.any(is_kept)
+        self.newest_us() < cutoff.as_microsecond() && !self.named().any(is_kept)
     }
 
     /// Where what can be saved is read from, if not from itself.

@@ -4,11 +4,9 @@ use std::io;
 
 use super::{Finder, Inventory, MISSING};
 use crate::event::Seq;
+use crate::log::LEAP_MAX;
 use crate::log::local::refused::OpenError;
 use crate::log::local::sealed::swap;
-
-/// Keys of events that are further behind the end of the log are another log's ([`crate::log::Log::leap_max`]).
-const LEAP_MAX: u64 = 1 << 32;
 
 impl Finder<'_> {
     /// What is missing at the end of the log is told by what is on record, whose Seqs must not be given out again, by the keys of its events, and

@@ -49,6 +49,11 @@ fn named(log_dir: &Path, prefix: &str, first: Seq) -> PathBuf {
     log_dir.join(format!("{prefix}{:020}", first.0))
 }
 
+/// Which segment's directory has this name.
+fn first_in(name: &str, prefix: &str) -> Option<Seq> {
+    name.strip_prefix(prefix)?.parse().ok().map(Seq)
+}
+
 /// Gives a segment of the log its name back, where it has lost it to a swap that could neither be finished nor undone.
 pub(in crate::log::local) fn put_back(log_dir: &Path, first: Seq) -> io::Result<()> {
     let place = journal::segment_dir(log_dir, first);
@@ -150,7 +155,7 @@ pub(in crate::log::local) fn recover(log_dir: &Path, keep_names: bool) -> io::Re
     names.sort();
     for prefix in [NEW, REMOVED, DAMAGED] {
         for name in &names {
-            let Some(first) = name.strip_prefix(prefix).and_then(|first| first.parse().ok().map(Seq)) else {
+            let Some(first) = first_in(name, prefix) else {
                 continue;
             };
             match prefix {
@@ -195,7 +200,7 @@ pub(in crate::log::local) fn visible(log_dir: &Path) -> io::Result<Vec<(Seq, Pat
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Ok(first) = name.parse::<u64>() {
             found.insert(Seq(first), entry.path());
-        } else if let Some(first) = name.strip_prefix(NEW).and_then(|first| first.parse().ok().map(Seq))
+        } else if let Some(first) = first_in(&name, NEW)
             && (has(&named(log_dir, REMOVED, first))? || has(&named(log_dir, DAMAGED, first))?)
         {
             found.entry(first).or_insert(entry.path());
@@ -214,7 +219,7 @@ pub(in crate::log::local) fn behind_dropped(log_dir: &Path) -> io::Result<Option
     let mut dropped = None;
     for entry in std::fs::read_dir(log_dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let Some(first) = name.strip_prefix(REMOVED).and_then(|first| first.parse().ok().map(Seq)) else {
+        let Some(first) = first_in(&name, REMOVED) else {
             continue;
         };
         // Else something has taken its place, or is about to.
