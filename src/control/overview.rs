@@ -1,19 +1,18 @@
 //! Finding out how everything does, for [`Show`].
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use futures::future::join5;
+use futures::future::join4;
 use jiff::Timestamp;
-use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
 use super::walk::look_back;
 use super::{Facade, sinks, troubles};
 use crate::close::{CloseStatus, DamagedFile};
-use crate::deliver::EngineError;
 use crate::event::{Event, Seq};
 use crate::log::{Stats, space};
 use crate::node;
@@ -35,10 +34,9 @@ impl Show {
             Err("no daemon is running".to_owned())
         };
         // What is not said in time is left out: the rest of the picture is worth having at once.
-        let (last_delivery_at, removed_sinks, removed_sinks_damaged, disk, damaged) = join5(
+        let (last_delivery_at, (removed_sinks, removed_sinks_damaged, unread), disk, damaged) = join4(
             timeout(ANSWERS_WITHIN, last_delivery(on)),
-            timeout(ANSWERS_WITHIN, on.engine.detached()),
-            timeout(ANSWERS_WITHIN, on.engine.damaged_removed()),
+            removed(on),
             timeout(ANSWERS_WITHIN, disk(on)),
             timeout(ANSWERS_WITHIN, on.account.damaged()),
         )
@@ -47,8 +45,6 @@ impl Show {
             let why = format!("it was not read within {} s", ANSWERS_WITHIN.as_secs());
             vec![DamagedFile::unread(&why)]
         });
-        let (removed_sinks, unread) = in_time(removed_sinks);
-        let (removed_sinks_damaged, letters_unread) = in_time(removed_sinks_damaged);
         let mut status = Status {
             well: false,
             troubles: Vec::new(),
@@ -67,7 +63,7 @@ impl Show {
             sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
             removed_sinks,
-            removed_sinks_unread: unread.or(letters_unread),
+            removed_sinks_unread: unread,
             removed_sinks_damaged,
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
@@ -86,15 +82,19 @@ impl Show {
     }
 }
 
-/// What was read of removed sinks, or nothing, and why.
-fn in_time<T: Default>(read: Result<Result<T, EngineError>, Elapsed>) -> (T, Option<Refusal>) {
-    match read {
-        Ok(Ok(found)) => (found, None),
-        Ok(Err(why)) => (T::default(), Some(text(why))),
-        Err(_) => {
-            let why = format!("they were not read within {} s", ANSWERS_WITHIN.as_secs());
-            (T::default(), Some(why))
-        }
+/// The removed sinks, what is wrong with the dead letters of which, and why that is not all. Positions are listed once for both.
+async fn removed(on: &Facade) -> (Vec<String>, BTreeMap<String, String>, Option<Refusal>) {
+    let until = Instant::now() + ANSWERS_WITHIN;
+    let late = |_| format!("they were not read within {} s", ANSWERS_WITHIN.as_secs());
+    let kept = timeout_at(until, on.engine.kept()).await.map_err(late);
+    let kept = match kept.and_then(|kept| kept.map_err(text)) {
+        Ok(kept) => kept,
+        Err(why) => return (Vec::new(), BTreeMap::new(), Some(why)),
+    };
+    let names = on.engine.detached(&kept).into_iter().cloned().collect();
+    match timeout_at(until, on.engine.damaged_removed(&kept)).await.map_err(late) {
+        Ok(damaged) => (names, damaged, None),
+        Err(why) => (names, BTreeMap::new(), Some(why)),
     }
 }
 

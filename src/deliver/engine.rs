@@ -407,14 +407,18 @@ impl Engine {
         self.workers().by_sink.values().map(status).collect()
     }
 
-    /// Names of removed sinks whose position is still kept.
-    pub async fn detached(&self) -> Result<Vec<String>, EngineError> {
+    /// Names of the sinks, removed ones too, whose position is kept.
+    pub async fn kept(&self) -> Result<Vec<String>, EngineError> {
         let keys = self.record_keys().await?;
+        let names = keys.iter().filter_map(|key| key.strip_prefix(RECORDS));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Those of these sinks that were removed.
+    pub fn detached<'a>(&self, kept: &'a [String]) -> Vec<&'a String> {
         let workers = self.workers();
         let workers = &workers.by_sink;
-        let names = keys.iter().filter_map(|key| key.strip_prefix(RECORDS));
-        let detached = names.filter(|name| !workers.contains_key(*name));
-        Ok(detached.map(str::to_owned).collect())
+        kept.iter().filter(|name| !workers.contains_key(*name)).collect()
     }
 
     /// Stops a sink's deliveries, or lets them go on; durable.
@@ -456,7 +460,7 @@ impl Engine {
             )));
         }
         // Its letters stay when its position is gone after a week.
-        if !self.detached().await?.iter().any(|name| name == sink) && !self.has_letters(sink) {
+        if !self.detached(&self.kept().await?).iter().any(|name| *name == sink) && !self.has_letters(sink) {
             return Err(EngineError(format!("there is no removed sink \"{sink}\"")));
         }
         let dropped = self.forget_letters(sink).await?;

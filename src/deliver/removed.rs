@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use super::comparing::{Compared, Turn, compare};
 use super::engine::Engine;
 use super::letters::Letters;
-use super::mark::{RECORDS, Record};
-use super::types::EngineError;
+use super::mark::{RECORDS, Record, record_key};
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
 
@@ -72,16 +71,12 @@ impl Engine {
         true
     }
 
-    /// What is wrong with the dead letters of sinks that are not configured: a sentence by sink.
-    pub async fn damaged_removed(&self) -> Result<BTreeMap<String, String>, EngineError> {
+    /// What is wrong with the dead letters of those of these sinks that are not configured, and of sinks without a position: a sentence by sink.
+    pub async fn damaged_removed(&self, kept: &[String]) -> BTreeMap<String, String> {
         let letters = lock(&self.inner.letters).clone();
         let mut found = BTreeMap::new();
-        for key in self.record_keys().await? {
-            let sink = key.trim_start_matches(RECORDS);
-            if self.is_configured(sink) {
-                continue;
-            }
-            let trouble = match self.record(&key).await {
+        for sink in kept.iter().filter(|sink| !self.is_configured(sink)) {
+            let trouble = match self.record(&record_key(sink)).await {
                 Ok(None) => None,
                 Ok(Some((record, _))) => {
                     if let Some(letters) = letters.get(sink) {
@@ -92,7 +87,7 @@ impl Engine {
                 }
                 Err(error) => Some(format!("whether some were lost can't be read: {error}")),
             };
-            found.extend(trouble.map(|trouble| (sink.to_owned(), trouble)));
+            found.extend(trouble.map(|trouble| (sink.clone(), trouble)));
         }
         for (sink, letters) in letters {
             if !self.is_configured(&sink)
@@ -102,6 +97,6 @@ impl Engine {
                 found.insert(sink, trouble);
             }
         }
-        Ok(found)
+        found
     }
 }

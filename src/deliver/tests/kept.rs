@@ -163,7 +163,7 @@ async fn a_sink_that_was_removed_a_week_ago_is_forgotten_while_the_process_runs(
     engine.reload(bench.rules.clone(), &bench.sinks[..1]).await.unwrap();
     let days = |days: i64| Timestamp::now() + SignedDuration::from_hours(days * 24);
     engine.forget_what_is_old(days(6)).await;
-    assert_eq!(engine.detached().await.unwrap(), ["b"]);
+    assert_eq!(engine.detached(&engine.kept().await.unwrap()), ["b"]);
     let because = || engine.replays().remove(0).because.unwrap_or_default();
     assert!(
         because().contains("goes on where the sink is put back"),
@@ -171,7 +171,7 @@ async fn a_sink_that_was_removed_a_week_ago_is_forgotten_while_the_process_runs(
         because()
     );
     engine.forget_detached(days(8), &BTreeSet::new()).await;
-    assert!(engine.detached().await.unwrap().is_empty());
+    assert!(engine.detached(&engine.kept().await.unwrap()).is_empty());
     assert!(because().contains("was forgotten"), "{}", because());
     // Nothing goes on of it any more.
     engine.forget_what_is_old(days(8)).await;
@@ -197,14 +197,14 @@ async fn a_clock_that_nobody_vouches_for_forgets_no_sink_and_no_replay() {
     let age = Arc::new(Age::with_clocks(move || Timestamp::now() + year, || Duration::ZERO));
     bench.clock = Clock::of(age.clone());
     let engine = bench.engine(Mode::Follow).await;
-    assert_eq!(engine.detached().await.unwrap(), ["b"]);
+    assert_eq!(engine.detached(&engine.kept().await.unwrap()), ["b"]);
     assert!(engine.replays().iter().any(|replay| replay.id == done));
     // A delivery tells what time it is.
     age.told(Timestamp::now());
     bench.store(4..=4).await;
     caught_up(&engine, 4).await;
     engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
-    assert_eq!(engine.detached().await.unwrap(), ["b"]);
+    assert_eq!(engine.detached(&engine.kept().await.unwrap()), ["b"]);
     bench.sinks.push(other);
     engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
     both_have(&engine, 4).await;

@@ -290,16 +290,16 @@ async fn letters_of_a_sink_that_is_not_configured_which_are_gone_are_noted_and_s
     engine.shutdown().await;
     bench.sinks.clear();
     let engine = bench.engine(Mode::Follow).await;
-    assert!(engine.damaged_removed().await.unwrap().is_empty());
+    assert!(engine.damaged_removed(&engine.kept().await.unwrap()).await.is_empty());
     until("they are compared", async || engine.compare_removed().await).await;
-    assert!(engine.damaged_removed().await.unwrap().is_empty());
+    assert!(engine.damaged_removed(&engine.kept().await.unwrap()).await.is_empty());
     engine.shutdown().await;
     std::fs::remove_file(bench.dir.path().join("dead/a")).unwrap();
     for words in ["is gone, with the letters", "lost to damage", "lost to damage"] {
         let engine = bench.engine(Mode::Follow).await;
         until("it is noted", async || has_lost_letters(&engine).await).await;
         until("it is said", async || {
-            let damaged = engine.damaged_removed().await.unwrap();
+            let damaged = engine.damaged_removed(&engine.kept().await.unwrap()).await;
             damaged.get("a").is_some_and(|why| why.contains(words))
         })
         .await;
